@@ -1,0 +1,142 @@
+//! CPU masks: which CPUs can exist, are plugged, run, take threads, or are on their way out.
+//!
+//! possible ⊇ present ⊇ online ⊇ active; a dying CPU has left online or is about to. The possible
+//! mask is frozen when per-CPU areas are set up, the others change under hotplug.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::id::{CpuId, NR_CPUS};
+
+const WORDS: usize = NR_CPUS / 64;
+
+/// A set of CPUs that any CPU may read at any time. Each bit is atomic, the set as a whole is not:
+/// hold the hotplug read guard to see it stand still.
+#[repr(transparent)]
+pub struct CpuMask {
+    words: [AtomicU64; WORDS],
+}
+
+impl CpuMask {
+    /// The empty set.
+    pub const fn new() -> Self {
+        Self { words: [const { AtomicU64::new(0) }; WORDS] }
+    }
+
+    /// Whether `cpu` is in the set.
+    #[inline]
+    pub fn contains(&self, cpu: CpuId) -> bool {
+        self.contains_index(cpu.index())
+    }
+
+    /// As [`contains`](Self::contains), for a number that need not be a possible CPU.
+    #[inline]
+    pub(crate) fn contains_index(&self, n: usize) -> bool {
+        self.words[n / 64].load(Ordering::Acquire) & (1 << (n % 64)) != 0
+    }
+
+    /// The number of CPUs in the set.
+    pub fn count(&self) -> usize {
+        self.live_words().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// Whether the set has no CPU.
+    pub fn is_empty(&self) -> bool {
+        self.live_words().all(|w| w == 0)
+    }
+
+    /// The CPUs of the set in ascending order, each word read once.
+    pub fn iter(&self) -> impl Iterator<Item = CpuId> + '_ {
+        bits(self.live_words())
+    }
+
+    /// The CPUs that are in this set or in `other`, in ascending order. Linux: `for_each_cpu_or`.
+    pub fn union<'a>(&'a self, other: &'a CpuMask) -> impl Iterator<Item = CpuId> + 'a {
+        bits(self.live_words().zip(other.live_words()).map(|(a, b)| a | b))
+    }
+
+    /// Adds or removes a CPU.
+    pub(crate) fn set(&self, cpu: CpuId, member: bool) {
+        self.set_index(cpu.index(), member);
+    }
+
+    /// As [`set`](Self::set), for set-up, when the possible mask is still being made.
+    pub(crate) fn set_index(&self, n: usize, member: bool) {
+        let bit = 1 << (n % 64);
+        if member {
+            self.words[n / 64].fetch_or(bit, Ordering::AcqRel);
+        } else {
+            self.words[n / 64].fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    fn live_words(&self) -> impl Iterator<Item = u64> + '_ {
+        let n = super::nr_cpu_ids().div_ceil(64);
+        self.words[..n].iter().map(|w| w.load(Ordering::Acquire))
+    }
+}
+
+impl Default for CpuMask {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn bits(words: impl Iterator<Item = u64>) -> impl Iterator<Item = CpuId> {
+    words.enumerate().flat_map(|(i, mut w)| {
+        core::iter::from_fn(move || {
+            let bit = w.trailing_zeros() as usize;
+            // A zero word ends here; otherwise the lowest bit goes.
+            (w != 0).then(|| w &= w - 1)?;
+            // SAFETY: masks hold possible CPUs only, by construction of `set`.
+            Some(unsafe { CpuId::new_unchecked(i * 64 + bit) })
+        })
+    })
+}
+
+/// The five masks, in one place so that a view from outside finds them by one address.
+#[repr(C)]
+pub(crate) struct Masks {
+    pub(crate) possible: CpuMask,
+    pub(crate) present: CpuMask,
+    pub(crate) online: CpuMask,
+    pub(crate) active: CpuMask,
+    pub(crate) dying: CpuMask,
+}
+
+pub(crate) static MASKS: Masks = Masks {
+    possible: CpuMask::new(),
+    present: CpuMask::new(),
+    online: CpuMask::new(),
+    active: CpuMask::new(),
+    dying: CpuMask::new(),
+};
+
+/// CPUs that can ever be brought up; frozen at set-up. Linux: `cpu_possible_mask`.
+#[inline]
+pub fn possible() -> &'static CpuMask {
+    &MASKS.possible
+}
+
+/// CPUs that are plugged in. Linux: `cpu_present_mask`.
+#[inline]
+pub fn present() -> &'static CpuMask {
+    &MASKS.present
+}
+
+/// CPUs that run. Linux: `cpu_online_mask`.
+#[inline]
+pub fn online() -> &'static CpuMask {
+    &MASKS.online
+}
+
+/// CPUs that take new threads. Linux: `cpu_active_mask`.
+#[inline]
+pub fn active() -> &'static CpuMask {
+    &MASKS.active
+}
+
+/// CPUs that are going down and whose per-CPU counts are not folded yet. Linux: `cpu_dying_mask`.
+#[inline]
+pub fn dying() -> &'static CpuMask {
+    &MASKS.dying
+}

@@ -1,0 +1,268 @@
+//! What the crate needs from the kernel it lives in.
+//!
+//! A kernel implements [`Platform`] once and names that type with
+//! [`set_platform!`](crate::set_platform). Everything that is one per system (the current CPU's
+//! variables, the masks, the counters, hotplug) then reaches it through [`Global`]. Structures of
+//! which a test wants several, such as the allocator, are generic over the platform.
+//!
+//! # Implementation
+//!
+//! `Global` calls `extern "Rust"` functions that `set_platform!` defines, in the manner of the
+//! `critical-section` crate: the core needs no generic parameter at each `this_cpu` operation, and
+//! a kernel that links with LTO pays nothing for the indirection.
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::NonNull;
+
+/// The interrupt state that [`Platform::irq_save`] found, to be given back to
+/// [`Platform::irq_restore`]. Its meaning is the platform's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqState(pub usize);
+
+/// No memory could be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+impl fmt::Display for NoMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the platform has no memory left")
+    }
+}
+
+impl core::error::Error for NoMemory {}
+
+/// The services of a kernel.
+///
+/// Addresses are plain numbers with exposed provenance: whoever hands one out has called
+/// `expose_provenance` (or made it out of nothing, as a kernel's page tables do), whoever uses one
+/// calls `with_exposed_provenance_mut`.
+///
+/// # Safety
+///
+/// The implementor guarantees that
+/// 1. between `irq_save` and the matching `irq_restore` no interrupt handler and no other thread
+///    runs on this CPU, and the calling thread stays on it; pairs nest;
+/// 2. memory from `alloc_meta` is zeroed, aligned, unaliased and stays until `free_meta`;
+/// 3. a range from `reserve` overlaps no other use of the address space until `release`, and a
+///    page of it that `populate` accepted is readable and writable memory from every CPU until
+///    `unmap`;
+/// 4. a page given to `free_pages` is reused only after that call, not at `unmap`.
+pub unsafe trait Platform: Sized + 'static {
+    /// Masks interrupts on this CPU and returns the state before.
+    fn irq_save() -> IrqState;
+
+    /// Returns to the state that the matching [`irq_save`](Self::irq_save) found.
+    ///
+    /// # Safety
+    ///
+    /// `state` comes from the latest not yet restored `irq_save` of this thread.
+    unsafe fn irq_restore(state: IrqState);
+
+    /// Gives the CPU to another thread, because a reschedule was asked for while preemption was
+    /// off and the last guard has just been dropped. Linux: `preempt_schedule`.
+    fn preempt_schedule();
+
+    /// Waits a moment in a spin loop that has gone round `spins` times. Linux: `cpu_relax`; a guest
+    /// may give its host CPU away when `spins` grows.
+    fn relax(spins: u32);
+
+    /// Lets other threads of this CPU run; called with preemption on, in loops that sleep.
+    fn yield_now();
+
+    /// Nanoseconds on a clock that all CPUs share and that never goes back.
+    fn clock_ns() -> u64;
+
+    /// Allocates zeroed memory for the crate's own tables. May be called with a sleeping lock
+    /// held, never with interrupts masked.
+    fn alloc_meta(layout: Layout) -> Option<NonNull<u8>>;
+
+    /// Gives back memory of [`alloc_meta`](Self::alloc_meta).
+    ///
+    /// # Safety
+    ///
+    /// `ptr` came from `alloc_meta` with this `layout` and is not used again.
+    unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout);
+
+    /// Reserves `size` bytes of address space, aligned to `align`, with nothing behind them.
+    /// Both are multiples of the page size.
+    fn reserve(size: usize, align: usize) -> Option<usize>;
+
+    /// Gives an address range back.
+    ///
+    /// # Safety
+    ///
+    /// `addr` and `size` are of one `reserve`, and none of its pages is populated.
+    unsafe fn release(addr: usize, size: usize);
+
+    /// Puts memory behind `pages` pages from `addr`, near `cpu` where the machine has a near and a
+    /// far. Contents are arbitrary. All or nothing.
+    ///
+    /// # Safety
+    ///
+    /// The pages lie in a reserved range and have nothing behind them.
+    unsafe fn populate(addr: usize, pages: usize, cpu: u32) -> Result<(), NoMemory>;
+
+    /// Takes the translation of `pages` pages from `addr` away; the memory itself stays until
+    /// [`free_pages`](Self::free_pages). No CPU's TLB is flushed yet.
+    ///
+    /// # Safety
+    ///
+    /// The pages are populated and no one uses them.
+    unsafe fn unmap(addr: usize, pages: usize);
+
+    /// Makes every online CPU forget translations of `addr..addr + size`.
+    fn flush_tlb(addr: usize, size: usize);
+
+    /// Gives the memory of pages back that were unmapped and flushed.
+    ///
+    /// # Safety
+    ///
+    /// The pages went through `unmap` and `flush_tlb`, in this order.
+    unsafe fn free_pages(addr: usize, pages: usize);
+
+    /// Prints one line of the crate's log.
+    fn log(args: fmt::Arguments<'_>);
+}
+
+/// A platform's functions as a table, through which [`Global`] reaches them.
+#[doc(hidden)]
+pub struct Table {
+    irq_save: fn() -> IrqState,
+    irq_restore: unsafe fn(IrqState),
+    preempt_schedule: fn(),
+    relax: fn(u32),
+    yield_now: fn(),
+    clock_ns: fn() -> u64,
+    alloc_meta: fn(Layout) -> Option<NonNull<u8>>,
+    free_meta: unsafe fn(NonNull<u8>, Layout),
+    reserve: fn(usize, usize) -> Option<usize>,
+    release: unsafe fn(usize, usize),
+    populate: unsafe fn(usize, usize, u32) -> Result<(), NoMemory>,
+    unmap: unsafe fn(usize, usize),
+    flush_tlb: fn(usize, usize),
+    free_pages: unsafe fn(usize, usize),
+    log: fn(fmt::Arguments<'_>),
+}
+
+impl Table {
+    /// The functions of `P`.
+    pub const fn of<P: Platform>() -> Self {
+        Self {
+            irq_save: P::irq_save,
+            irq_restore: P::irq_restore,
+            preempt_schedule: P::preempt_schedule,
+            relax: P::relax,
+            yield_now: P::yield_now,
+            clock_ns: P::clock_ns,
+            alloc_meta: P::alloc_meta,
+            free_meta: P::free_meta,
+            reserve: P::reserve,
+            release: P::release,
+            populate: P::populate,
+            unmap: P::unmap,
+            flush_tlb: P::flush_tlb,
+            free_pages: P::free_pages,
+            log: P::log,
+        }
+    }
+}
+
+/// Names the type whose [`Platform`](crate::platform::Platform) serves the whole program. To be
+/// used exactly once; the linker reports both a missing and a second one.
+#[macro_export]
+macro_rules! set_platform {
+    ($platform:ty) => {
+        const _: () = {
+            // SAFETY: the name is this crate's own, and the linker sees to it that it is unique.
+            #[unsafe(no_mangle)]
+            static PERCPU_CORE_PLATFORM: $crate::platform::Table =
+                $crate::platform::Table::of::<$platform>();
+        };
+    };
+}
+
+unsafe extern "Rust" {
+    /// Defined by [`set_platform!`](crate::set_platform).
+    safe static PERCPU_CORE_PLATFORM: Table;
+}
+
+/// The platform that [`set_platform!`](crate::set_platform) named.
+#[derive(Clone, Copy, Debug)]
+pub struct Global;
+
+// SAFETY: each call goes to the type that `set_platform!` was given, whose `unsafe impl Platform`
+// made the promises.
+unsafe impl Platform for Global {
+    #[inline]
+    fn irq_save() -> IrqState {
+        (PERCPU_CORE_PLATFORM.irq_save)()
+    }
+
+    #[inline]
+    unsafe fn irq_restore(state: IrqState) {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.irq_restore)(state) }
+    }
+
+    #[inline]
+    fn preempt_schedule() {
+        (PERCPU_CORE_PLATFORM.preempt_schedule)()
+    }
+
+    #[inline]
+    fn relax(spins: u32) {
+        (PERCPU_CORE_PLATFORM.relax)(spins)
+    }
+
+    #[inline]
+    fn yield_now() {
+        (PERCPU_CORE_PLATFORM.yield_now)()
+    }
+
+    #[inline]
+    fn clock_ns() -> u64 {
+        (PERCPU_CORE_PLATFORM.clock_ns)()
+    }
+
+    fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
+        (PERCPU_CORE_PLATFORM.alloc_meta)(layout)
+    }
+
+    unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.free_meta)(ptr, layout) }
+    }
+
+    fn reserve(size: usize, align: usize) -> Option<usize> {
+        (PERCPU_CORE_PLATFORM.reserve)(size, align)
+    }
+
+    unsafe fn release(addr: usize, size: usize) {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.release)(addr, size) }
+    }
+
+    unsafe fn populate(addr: usize, pages: usize, cpu: u32) -> Result<(), NoMemory> {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.populate)(addr, pages, cpu) }
+    }
+
+    unsafe fn unmap(addr: usize, pages: usize) {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.unmap)(addr, pages) }
+    }
+
+    fn flush_tlb(addr: usize, size: usize) {
+        (PERCPU_CORE_PLATFORM.flush_tlb)(addr, size)
+    }
+
+    unsafe fn free_pages(addr: usize, pages: usize) {
+        // SAFETY: the caller keeps the trait's contract, passed on as it is.
+        unsafe { (PERCPU_CORE_PLATFORM.free_pages)(addr, pages) }
+    }
+
+    fn log(args: fmt::Arguments<'_>) {
+        (PERCPU_CORE_PLATFORM.log)(args)
+    }
+}

@@ -1,0 +1,214 @@
+//! The layouts through which another address space reads this crate's structures.
+//!
+//! A debugger, a crash-dump reader or a hypervisor that judges a guest finds everything from
+//! [`Roots`]: the masks, the per-CPU offsets, the allocator's chunks with their bitmaps and block
+//! metadata, and the list of counters. All fields are plain integers; a field that holds an
+//! address is a `u64` in the address space of the kernel.
+//!
+//! The structures themselves assert at compile time that their `repr(C)` layout equals the view of
+//! the same name, so a view never goes stale.
+
+/// Types of which any bytes make a valid value: integers and `repr(C)` structures of integers.
+///
+/// # Safety
+///
+/// Every bit pattern of `size_of::<Self>()` bytes is a valid `Self`, and it has no interior
+/// mutability and no pointers.
+pub unsafe trait View: Copy + 'static {}
+
+macro_rules! view {
+    ($($(#[$m:meta])* pub struct $name:ident { $($(#[$fm:meta])* pub $field:ident: $ty:ty,)* })*) => {$(
+        $(#[$m])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$fm])* pub $field: $ty,)* }
+        // SAFETY: `repr(C)` of integers and of other views only.
+        unsafe impl View for $name {}
+    )*};
+}
+
+// SAFETY: integers take any bits.
+unsafe impl View for u8 {}
+// SAFETY: integers take any bits.
+unsafe impl View for u16 {}
+// SAFETY: integers take any bits.
+unsafe impl View for u32 {}
+// SAFETY: integers take any bits.
+unsafe impl View for u64 {}
+// SAFETY: integers take any bits.
+unsafe impl View for i32 {}
+// SAFETY: integers take any bits.
+unsafe impl View for i64 {}
+// SAFETY: an array of views is their bytes one after the other.
+unsafe impl<T: View, const N: usize> View for [T; N] {}
+
+/// Changes whenever a view changes its layout or its meaning.
+pub const VIEW_VERSION: u32 = 1;
+
+/// Granule of the allocation map, in bytes. Linux: `PCPU_MIN_ALLOC_SIZE`.
+pub const GRANULE: u32 = 4;
+/// Bytes of a page, and of a bitmap block's share of a unit. Linux: `PCPU_BITMAP_BLOCK_SIZE`.
+pub const PAGE: u32 = 4096;
+/// Granules of a block. Linux: `PCPU_BITMAP_BLOCK_BITS`.
+pub const BLOCK_GRANULES: u32 = PAGE / GRANULE;
+
+/// The chunk's static part is its own affair and its map is immutable (the first chunk and the
+/// reserved chunk are never given back nor depopulated).
+pub const CHUNK_IMMUTABLE: u32 = 1 << 0;
+/// The chunk is taken out of the slots' order for depopulation. Linux: `isolated`.
+pub const CHUNK_ISOLATED: u32 = 1 << 1;
+/// The chunk serves reserved allocations only and is on no slot list.
+pub const CHUNK_RESERVED: u32 = 1 << 2;
+/// The chunk failed a fit and was moved to slot 0 although its hint demands another.
+pub const CHUNK_DEMOTED: u32 = 1 << 3;
+
+view! {
+    /// A node of a circular doubly linked list: addresses of other nodes. An empty list's head
+    /// points at itself.
+    pub struct ListView {
+        /// Address of the next node.
+        pub next: u64,
+        /// Address of the node before.
+        pub prev: u64,
+    }
+
+    /// Metadata of a block, or of a whole chunk; all in granules. Linux: `struct pcpu_block_md`.
+    pub struct BlockView {
+        /// Size of a free run that is known to come before `contig_hint` and to be smaller; 0 if none.
+        pub scan_hint: u32,
+        /// Start of that run, relative to the block (to the chunk).
+        pub scan_hint_start: u32,
+        /// Size of the longest free run.
+        pub contig_hint: u32,
+        /// Its start.
+        pub contig_hint_start: u32,
+        /// Size of the free run at the left edge.
+        pub left_free: u32,
+        /// Size of the free run at the right edge.
+        pub right_free: u32,
+        /// Position of the first free granule; `nr_bits` if there is none.
+        pub first_free: u32,
+        /// Number of granules.
+        pub nr_bits: u32,
+    }
+
+    /// A chunk. Linux: `struct pcpu_chunk`.
+    pub struct ChunkView {
+        /// Node in the list of the chunk's slot; first, so a node's address is its chunk's.
+        pub link: ListView,
+        /// Address of offset 0 of the chunk in unit space: CPU c's copy of offset `o` lies at
+        /// `base + unit_offset[c] + o`.
+        pub base: u64,
+        /// Address of the allocation map: 64-bit words, bit = granule, set = taken.
+        pub alloc_map: u64,
+        /// Address of the boundary map: one bit more than `alloc_map`; set where an area starts or
+        /// the one before it ends.
+        pub bound_map: u64,
+        /// Address of the blocks' metadata: `nr_pages` times [`BlockView`].
+        pub blocks: u64,
+        /// Address of the populated map: 64-bit words, bit = page.
+        pub populated: u64,
+        /// Metadata of the chunk as a whole.
+        pub md: BlockView,
+        /// Free bytes.
+        pub free_bytes: u32,
+        /// Bytes hidden at the start, not managed by this chunk.
+        pub start_offset: u32,
+        /// Bytes hidden at the end.
+        pub end_offset: u32,
+        /// Pages that the maps cover, hidden ones included.
+        pub nr_pages: u32,
+        /// Pages that are populated.
+        pub nr_populated: u32,
+        /// Populated pages whose block is wholly free.
+        pub nr_empty_pop_pages: u32,
+        /// The slot whose list the chunk is on.
+        pub slot: u32,
+        /// `CHUNK_*` bits.
+        pub flags: u32,
+    }
+
+    /// The allocator.
+    pub struct AllocatorView {
+        /// Address of the list heads, one [`ListView`] a slot.
+        pub slots: u64,
+        /// Number of slots, the three tail slots included.
+        pub nr_slots: u32,
+        /// Index of the slot of sidelined chunks.
+        pub sidelined_slot: u32,
+        /// Index of the slot of wholly free chunks.
+        pub free_slot: u32,
+        /// Index of the slot of chunks to depopulate.
+        pub to_depopulate_slot: u32,
+        /// Address of the first chunk ([`ChunkView`]) that serves dynamic allocations.
+        pub first_chunk: u64,
+        /// Address of the reserved chunk, 0 if there is none.
+        pub reserved_chunk: u64,
+        /// Bytes of a unit.
+        pub unit_size: u64,
+        /// Address of `unit_offset[nr_cpu_ids]`, 64 bits each: where a CPU's unit lies in a chunk.
+        pub unit_offset: u64,
+        /// What is subtracted from an address of CPU-offset 0 to make a per-CPU pointer:
+        /// `pointer = chunk.base + offset - delta`, `address in CPU c = pointer + offset[c]`.
+        pub delta: u64,
+        /// Populated empty pages in all chunks that are neither reserved nor isolated.
+        pub nr_empty_pop_pages: u32,
+        /// Number of chunks, the reserved one not counted.
+        pub nr_chunks: u32,
+        /// The word of the short lock: not 0 while somebody holds it.
+        pub lock: u64,
+    }
+
+    /// The static areas.
+    pub struct AreasView {
+        /// Address of the template: first byte of the linker's section.
+        pub template: u64,
+        /// Bytes of the template.
+        pub static_size: u64,
+        /// Bytes of the first chunk's reserved part.
+        pub reserved_size: u64,
+        /// Bytes of the first chunk's dynamic part.
+        pub dynamic_size: u64,
+        /// Bytes of a unit.
+        pub unit_size: u64,
+        /// Address of the lowest unit.
+        pub base: u64,
+        /// Address of `per_cpu_offset[nr_cpu_ids]`, 64 bits each.
+        pub offset: u64,
+    }
+
+    /// A `percpu_counter`.
+    pub struct CounterView {
+        /// Node in the list of counters; first, so a node's address is its counter's.
+        pub link: ListView,
+        /// The shared part.
+        pub count: i64,
+        /// Per-CPU pointer to the `i32` locals.
+        pub locals: u64,
+        /// Not 0 while somebody folds or sums.
+        pub lock: u32,
+        /// Not used; keeps the size a multiple of eight.
+        pub reserved: u32,
+    }
+
+    /// Where everything is.
+    pub struct Roots {
+        /// [`VIEW_VERSION`] of the writer.
+        pub version: u32,
+        /// One more than the highest possible CPU.
+        pub nr_cpu_ids: u32,
+        /// Address of the masks: possible, present, online, active, dying, each `NR_CPUS / 64`
+        /// 64-bit words.
+        pub masks: u64,
+        /// Bytes of one mask.
+        pub mask_size: u64,
+        /// Address of [`AreasView`].
+        pub areas: u64,
+        /// Address of [`AllocatorView`].
+        pub allocator: u64,
+        /// Address of the head ([`ListView`]) of the list of counters.
+        pub counters: u64,
+        /// Address of the counters' batch, an `i32`.
+        pub counter_batch: u64,
+    }
+}

@@ -1,0 +1,1 @@
+//! A small VMM that runs the percpu guest and judges it.
