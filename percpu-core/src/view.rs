@@ -130,6 +130,11 @@ view! {
 
     /// The allocator.
     pub struct AllocatorView {
+        /// The word of the short lock: not 0 while somebody holds it. First, because the lock
+        /// owns all the rest.
+        pub lock: u32,
+        /// Not used, not even initialised.
+        pub reserved: u32,
         /// Address of the list heads, one [`ListView`] a slot.
         pub slots: u64,
         /// Number of slots, the three tail slots included.
@@ -155,8 +160,6 @@ view! {
         pub nr_empty_pop_pages: u32,
         /// Number of chunks, the reserved one not counted.
         pub nr_chunks: u32,
-        /// The word of the short lock: not 0 while somebody holds it.
-        pub lock: u64,
     }
 
     /// The static areas.
