@@ -2,7 +2,12 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![warn(missing_docs)]
 
+pub mod arch;
+pub mod area;
 pub mod cpu;
+pub mod irq;
 pub mod platform;
+pub mod preempt;
 pub mod sync;
+pub mod var;
 pub mod view;

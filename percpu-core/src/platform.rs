@@ -42,7 +42,9 @@ impl core::error::Error for NoMemory {}
 ///
 /// The implementor guarantees that
 /// 1. between `irq_save` and the matching `irq_restore` no interrupt handler and no other thread
-///    runs on this CPU, and the calling thread stays on it; pairs nest;
+///    runs on this CPU, and the calling thread stays on it; pairs nest, and since guards may be
+///    dropped in any order, interrupts stay masked until every `irq_save` was matched, whichever
+///    comes last (a count does it);
 /// 2. memory from `alloc_meta` is zeroed, aligned, unaliased and stays until `free_meta`;
 /// 3. a range from `reserve` overlaps no other use of the address space until `release`, and a
 ///    page of it that `populate` accepted is readable and writable memory from every CPU until
@@ -56,7 +58,7 @@ pub unsafe trait Platform: Sized + 'static {
     ///
     /// # Safety
     ///
-    /// `state` comes from the latest not yet restored `irq_save` of this thread.
+    /// `state` comes from an `irq_save` of this thread that was not restored yet.
     unsafe fn irq_restore(state: IrqState);
 
     /// Gives the CPU to another thread, because a reschedule was asked for while preemption was

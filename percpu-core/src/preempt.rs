@@ -1,0 +1,118 @@
+//! Preemption: a guard that keeps the thread on its CPU, and the wish for a reschedule.
+//!
+//! Both live in one per-CPU word, so that dropping the last guard and noticing that a reschedule is
+//! wanted is one instruction and one branch.
+//!
+//! # Implementation
+//!
+//! The word counts the guards in its low 31 bits. The top bit is set while *no* reschedule is wanted
+//! (Linux: `PREEMPT_NEED_RESCHED`, inverted likewise), so the decrement gives zero exactly when the
+//! last guard goes and a reschedule waits.
+
+use core::marker::PhantomData;
+
+use crate::arch;
+use crate::cpu::{self, CpuId};
+use crate::percpu;
+use crate::platform::{Global, Platform};
+
+/// Set while no reschedule is wanted.
+const NO_RESCHED: u32 = 1 << 31;
+
+percpu! {
+    /// Linux: `__preempt_count`. In the template: no guard, no reschedule wanted.
+    static PREEMPT_COUNT: PerCpu<u32> = NO_RESCHED;
+}
+
+/// Keeps the thread on its CPU until the guard is dropped. Linux: `preempt_disable`, `get_cpu`.
+///
+/// Guards nest. Interrupts still come in. One instruction.
+#[inline]
+pub fn disable() -> PreemptGuard {
+    PREEMPT_COUNT.inc();
+    PreemptGuard { not_send: PhantomData }
+}
+
+/// Proof that preemption is off on this CPU. Linux: the stretch between `get_cpu` and `put_cpu`.
+///
+/// Dropping it turns preemption on again; if it was the last and a reschedule is wanted, that
+/// happens there and then.
+#[must_use = "preemption is on again as soon as the guard is dropped"]
+#[derive(Debug)]
+pub struct PreemptGuard {
+    /// Neither to be sent to nor to be seen from another thread, which may run elsewhere.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl PreemptGuard {
+    /// The CPU on which preemption is off. Linux: `smp_processor_id`.
+    ///
+    /// # Panics
+    ///
+    /// Before the per-CPU areas are set up.
+    #[inline]
+    pub fn cpu(&self) -> CpuId {
+        cpu::current()
+    }
+
+    /// Turns preemption on again without looking whether a reschedule is wanted, for a scheduler
+    /// that is about to do one. Linux: `preempt_enable_no_resched`.
+    #[inline]
+    pub fn release_no_resched(self) {
+        core::mem::forget(self);
+        PREEMPT_COUNT.dec();
+    }
+
+    /// Takes over a guard that another context of this CPU has forgotten: a thread that runs for
+    /// the first time answers for the count under which the scheduler switched to it.
+    ///
+    /// # Safety
+    ///
+    /// A guard of this CPU was given to `core::mem::forget`, and nobody else takes it over.
+    #[inline]
+    pub unsafe fn adopt() -> Self {
+        Self { not_send: PhantomData }
+    }
+}
+
+impl Drop for PreemptGuard {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: a live static of type `u32`.
+        unsafe { arch::dec_and_branch_if_zero(PREEMPT_COUNT.ptr().raw(), schedule) };
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn schedule() {
+    Global::preempt_schedule();
+}
+
+/// Number of guards on this CPU. Linux: `preempt_count`.
+#[inline]
+pub fn count() -> u32 {
+    PREEMPT_COUNT.read() & !NO_RESCHED
+}
+
+/// Asks for a reschedule of this CPU as soon as its last guard is dropped. Linux:
+/// `set_preempt_need_resched`.
+///
+/// With no guard there is nothing to be dropped: a caller outside of one, such as an interrupt
+/// handler at its end, looks at [`need_resched`] and [`count`] itself.
+#[inline]
+pub fn set_need_resched() {
+    PREEMPT_COUNT.and(!NO_RESCHED);
+}
+
+/// Takes the wish back: the scheduler has run. Linux: `clear_preempt_need_resched`.
+#[inline]
+pub fn clear_need_resched() {
+    PREEMPT_COUNT.or(NO_RESCHED);
+}
+
+/// Whether a reschedule of this CPU is wanted. Linux: `tif_need_resched`.
+#[inline]
+pub fn need_resched() -> bool {
+    PREEMPT_COUNT.read() & NO_RESCHED == 0
+}

@@ -1,0 +1,264 @@
+//! Per-CPU pointers: numbers that mean one address on each CPU.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::with_exposed_provenance_mut;
+
+use super::{Integer, Scalar};
+use crate::cpu::{self, CpuId};
+
+/// The name of a per-CPU variable, static or dynamic: its template address. Linux: `T __percpu *`.
+///
+/// Like a raw pointer it says nothing about whether the variable still exists: to make and to
+/// print one is safe, to access memory through it is not.
+#[repr(transparent)]
+pub struct PerCpuPtr<T> {
+    raw: usize,
+    target: PhantomData<*mut T>,
+}
+
+// SAFETY: a number; whoever accesses memory through it answers for that.
+unsafe impl<T> Send for PerCpuPtr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for PerCpuPtr<T> {}
+
+impl<T> PerCpuPtr<T> {
+    /// The pointer with this number.
+    #[inline]
+    pub const fn from_raw(raw: usize) -> Self {
+        Self { raw, target: PhantomData }
+    }
+
+    /// The number: CPU c's copy lies at `raw + per_cpu_offset[c]`.
+    #[inline]
+    pub const fn raw(self) -> usize {
+        self.raw
+    }
+
+    /// The same number for another type.
+    #[inline]
+    pub const fn cast<U>(self) -> PerCpuPtr<U> {
+        PerCpuPtr::from_raw(self.raw)
+    }
+
+    /// Address of `cpu`'s copy. Linux: `per_cpu_ptr`.
+    #[inline]
+    pub fn on(self, cpu: CpuId) -> *mut T {
+        with_exposed_provenance_mut(self.raw.wrapping_add(crate::area::offset(cpu)))
+    }
+
+    /// Address of the copy of the CPU that runs this; stale as soon as the thread is moved. Linux:
+    /// `this_cpu_ptr`.
+    ///
+    /// # Panics
+    ///
+    /// Before the per-CPU areas are set up.
+    #[inline]
+    pub fn here(self) -> *mut T {
+        with_exposed_provenance_mut(self.raw.wrapping_add(cpu::this_cpu_offset()))
+    }
+
+    /// Reads `cpu`'s copy with one relaxed load.
+    ///
+    /// # Safety
+    ///
+    /// The variable exists, and its copies are changed by `this_cpu` operations and by atomic
+    /// accesses only.
+    #[inline]
+    pub unsafe fn read_on(self, cpu: CpuId) -> T
+    where
+        T: Scalar,
+    {
+        // SAFETY: passed on to the caller.
+        unsafe { T::load(self.on(cpu)) }
+    }
+
+    /// Writes `cpu`'s copy with one relaxed store. An operation that `cpu` is in the middle of may
+    /// undo it.
+    ///
+    /// # Safety
+    ///
+    /// As [`read_on`](Self::read_on).
+    #[inline]
+    pub unsafe fn write_on(self, cpu: CpuId, value: T)
+    where
+        T: Scalar,
+    {
+        // SAFETY: passed on to the caller.
+        unsafe { T::store(self.on(cpu), value) }
+    }
+}
+
+/// The `this_cpu` operations; [`PerCpu`](super::PerCpu) has them as safe methods, documented there.
+impl<T: Scalar> PerCpuPtr<T> {
+    /// Reads this CPU's copy.
+    ///
+    /// # Safety
+    ///
+    /// For all operations: the variable exists, and its copies are changed by `this_cpu` operations
+    /// and by atomic accesses only.
+    #[inline(always)]
+    pub unsafe fn read(self) -> T {
+        // SAFETY: passed on to the caller.
+        unsafe { T::read(self.raw) }
+    }
+
+    /// Writes this CPU's copy.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn write(self, value: T) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::write(self.raw, value) }
+    }
+
+    /// Writes this CPU's copy and returns the value before.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn xchg(self, value: T) -> T {
+        // SAFETY: passed on to the caller.
+        let mut old = unsafe { T::read(self.raw) };
+        loop {
+            // SAFETY: passed on to the caller.
+            match unsafe { T::cmpxchg(self.raw, old, value) } {
+                Ok(old) => return old,
+                Err(seen) => old = seen,
+            }
+        }
+    }
+
+    /// Writes this CPU's copy if it equals `old`; returns the value before, in `Ok` if it was
+    /// written.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn cmpxchg(self, old: T, new: T) -> Result<T, T> {
+        // SAFETY: passed on to the caller.
+        unsafe { T::cmpxchg(self.raw, old, new) }
+    }
+
+    /// Writes this CPU's copy if it equals `old`, else puts the value it has into `old`.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn try_cmpxchg(self, old: &mut T, new: T) -> bool {
+        // SAFETY: passed on to the caller.
+        match unsafe { T::cmpxchg(self.raw, *old, new) } {
+            Ok(_) => true,
+            Err(seen) => {
+                *old = seen;
+                false
+            }
+        }
+    }
+}
+
+impl<T: Integer> PerCpuPtr<T> {
+    /// Adds to this CPU's copy; wraps.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn add(self, value: T) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::add(self.raw, value) }
+    }
+
+    /// Subtracts from this CPU's copy; wraps.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn sub(self, value: T) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::sub(self.raw, value) }
+    }
+
+    /// Adds one to this CPU's copy; wraps.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn inc(self) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::inc(self.raw) }
+    }
+
+    /// Subtracts one from this CPU's copy; wraps.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn dec(self) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::dec(self.raw) }
+    }
+
+    /// Keeps the bits of this CPU's copy that are set in `value`.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn and(self, value: T) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::and(self.raw, value) }
+    }
+
+    /// Sets the bits of this CPU's copy that are set in `value`.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn or(self, value: T) {
+        // SAFETY: passed on to the caller.
+        unsafe { T::or(self.raw, value) }
+    }
+
+    /// Adds to this CPU's copy and returns the sum; wraps.
+    ///
+    /// # Safety
+    ///
+    /// As [`read`](Self::read).
+    #[inline(always)]
+    pub unsafe fn add_return(self, value: T) -> T {
+        // SAFETY: passed on to the caller.
+        unsafe { T::add_return(self.raw, value) }
+    }
+}
+
+impl<T> Clone for PerCpuPtr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for PerCpuPtr<T> {}
+
+impl<T> PartialEq for PerCpuPtr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+}
+
+impl<T> Eq for PerCpuPtr<T> {}
+
+impl<T> fmt::Debug for PerCpuPtr<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "percpu:{:#x}", self.raw)
+    }
+}
