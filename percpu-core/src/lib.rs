@@ -2,6 +2,7 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![warn(missing_docs)]
 
+pub mod alloc;
 pub mod arch;
 pub mod area;
 pub mod cpu;

@@ -25,6 +25,9 @@ unsafe impl<T: Send, P: Platform> Sync for SpinLock<T, P> {}
 unsafe impl<T: Send, P: Platform> Send for SpinLock<T, P> {}
 
 impl<T, P: Platform> SpinLock<T, P> {
+    /// Where the value lies, for views of a lock together with what it owns.
+    pub(crate) const VALUE_OFFSET: usize = core::mem::offset_of!(Self, value);
+
     /// An open lock around `value`.
     pub const fn new(value: T) -> Self {
         Self { locked: AtomicU32::new(0), value: UnsafeCell::new(value), platform: PhantomData }
