@@ -1,0 +1,270 @@
+//! Everything that ends a run early, one sentence each that says what to do, and the exit statuses.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{fmt, io};
+
+use percpu_guest::abi::{ABI_VERSION, IMAGE_HEADER_SYMBOL, SharedHeader};
+use vm_memory::guest_memory;
+
+use crate::memory::Wild;
+
+/// What the process says to its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Every invariant held.
+    Held = 0,
+    /// An invariant was broken, or a test failed.
+    Broken = 1,
+    /// The command line, a file or the image is wrong.
+    Usage = 2,
+    /// This host cannot run virtual machines.
+    Host = 3,
+    /// The guest crashed.
+    Crashed = 4,
+    /// A CPU hung.
+    Hung = 5,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        ExitCode::from(status as u8)
+    }
+}
+
+/// Why a run could not be started or finished.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no `/dev/kvm`.
+    #[error(
+        "/dev/kvm does not exist: load the kvm_intel or kvm_amd module, enable virtualisation in \
+         the firmware, or in a container pass --device /dev/kvm"
+    )]
+    NoKvm,
+    /// `/dev/kvm` may not be opened.
+    #[error(
+        "/dev/kvm may not be opened by this user: join the group that owns it \
+         (sudo usermod -aG {group} $USER, then log in again)"
+    )]
+    KvmPermission {
+        /// Group that owns the device.
+        group: String,
+    },
+    /// `/dev/kvm` could not be opened for another reason.
+    #[error("/dev/kvm could not be opened ({0}): check the host's kernel log for kvm messages")]
+    KvmOpen(io::Error),
+    /// Not the API that exists since 2007.
+    #[error(
+        "/dev/kvm speaks API version {found}, this program needs version 12: update the kernel"
+    )]
+    KvmApiVersion {
+        /// What it speaks.
+        found: i32,
+    },
+    /// A capability is missing.
+    #[error("this host's KVM has no {0}: run on a newer kernel, or outside this virtual machine")]
+    KvmCapability(&'static str),
+    /// A KVM call failed.
+    #[error("KVM refused {call} ({source}): `vmm-harness doctor` shows what this host can do")]
+    Kvm {
+        /// The ioctl.
+        call: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// More vCPUs than KVM gives.
+    #[error("{wanted} CPUs were asked for, this host's KVM gives at most {max}: lower --cpus")]
+    TooManyCpus {
+        /// What was asked for.
+        wanted: u32,
+        /// What there is.
+        max: u32,
+    },
+    /// The host has no memory for the guest.
+    #[error(
+        "the host has no {wanted_mib} MiB for the guest ({source}): free memory or lower --memory"
+    )]
+    HostMemory {
+        /// What was asked for.
+        wanted_mib: u64,
+        /// What mmap said.
+        source: io::Error,
+    },
+    /// The guest was given less memory than it needs.
+    #[error("{given_mib} MiB are too little for this guest, it needs {needed_mib}: raise --memory")]
+    GuestMemory {
+        /// What was asked for.
+        given_mib: u64,
+        /// What it takes.
+        needed_mib: u64,
+    },
+    /// A signal handler, a timer or a thread could not be had from the host.
+    #[error(
+        "the host's kernel refused {call} ({source}): check the limits of this process (ulimit -a)"
+    )]
+    Os {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The image file cannot be read.
+    #[error("the guest image {path} cannot be read ({source}): build it with `cargo xtask build`")]
+    ImageUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not an ELF file at all, or a damaged one.
+    #[error(
+        "{path} is not a usable 64-bit x86 ELF file ({why}): build the guest with `cargo xtask build`"
+    )]
+    ImageNotElf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An ELF file, but no percpu guest.
+    #[error(
+        "{path} is no percpu guest, it has no symbol {IMAGE_HEADER_SYMBOL}: give the file that \
+         `cargo xtask build` made"
+    )]
+    ImageForeign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Built from another version of the interface.
+    #[error(
+        "{path} speaks ABI version {image} with a header of {image_size} bytes, this host version \
+         {ABI_VERSION} with {}: build both from the same source (`cargo xtask build`)",
+        size_of::<SharedHeader>()
+    )]
+    AbiMismatch {
+        /// The file, or "the guest" where the running guest said it.
+        path: PathBuf,
+        /// Version of the image.
+        image: u32,
+        /// Size of its shared header.
+        image_size: u32,
+    },
+    /// An address that the image or the guest's set-up needs leads nowhere.
+    #[error(
+        "{0}: the image does not fit into the guest's memory, raise --memory or build it again"
+    )]
+    Wild(#[from] Wild),
+    /// vm-memory refused an address.
+    #[error(
+        "{0}: the image does not fit into the guest's memory, raise --memory or build it again"
+    )]
+    GuestAddress(guest_memory::Error),
+    /// A CPU beyond those that are possible.
+    #[error("CPU {cpu} cannot exist, CPUs 0 to {} are possible: raise --cpus", possible - 1)]
+    NoSuchCpu {
+        /// The CPU.
+        cpu: u32,
+        /// Number of possible CPUs.
+        possible: u32,
+    },
+    /// No such test.
+    #[error("the image has no test named {0}: --list shows them")]
+    NoSuchTest(String),
+    /// A wrong argument that the parser cannot see.
+    #[error("{0}")]
+    Usage(String),
+    /// A report cannot be written.
+    #[error(
+        "the report {path} cannot be written ({source}): check the directory and its permissions"
+    )]
+    ReportUnwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The status with which the process ends for this error.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::NoKvm
+            | Self::KvmPermission { .. }
+            | Self::KvmOpen(_)
+            | Self::KvmApiVersion { .. }
+            | Self::KvmCapability(_)
+            | Self::Kvm { .. }
+            | Self::HostMemory { .. }
+            | Self::Os { .. } => Status::Host,
+            Self::TooManyCpus { .. }
+            | Self::GuestMemory { .. }
+            | Self::ImageUnreadable { .. }
+            | Self::ImageNotElf { .. }
+            | Self::ImageForeign { .. }
+            | Self::AbiMismatch { .. }
+            | Self::Wild(_)
+            | Self::GuestAddress(_)
+            | Self::NoSuchCpu { .. }
+            | Self::NoSuchTest(_)
+            | Self::Usage(_)
+            | Self::ReportUnwritable { .. } => Status::Usage,
+        }
+    }
+
+    /// [`status`](Self::status) as a number.
+    pub fn exit_code(&self) -> u8 {
+        self.status() as u8
+    }
+
+    /// Turns the error of a KVM call into one of ours: `.map_err(Error::kvm("KVM_CREATE_VM"))`.
+    pub fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |e| Self::Kvm { call, source: io::Error::from_raw_os_error(e.errno()) }
+    }
+
+    /// A physical address outside guest memory.
+    pub fn guest_memory(error: guest_memory::Error) -> Self {
+        Self::GuestAddress(error)
+    }
+
+    /// `bytes` of guest memory could not be had.
+    pub fn memory(bytes: u64, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::HostMemory { wanted_mib: bytes >> 20, source: io::Error::other(error) }
+    }
+
+    /// A CPU beyond those that are possible.
+    pub fn no_such_cpu(cpu: u32, possible: u32) -> Self {
+        Self::NoSuchCpu { cpu, possible: possible.max(1) }
+    }
+
+    /// A thread could not be started.
+    pub fn thread(source: io::Error) -> Self {
+        Self::Os { call: "a thread", source }
+    }
+
+    /// The image file cannot be read.
+    pub fn image_unreadable(path: &Path, source: io::Error) -> Self {
+        Self::ImageUnreadable { path: path.into(), source }
+    }
+
+    /// The image file is no ELF file.
+    pub fn not_elf(path: &Path) -> Self {
+        Self::ImageNotElf { path: path.into(), why: "its header is not that of an ELF file".into() }
+    }
+
+    /// The image file is an ELF file, but cannot be loaded.
+    pub fn image_load(path: &Path, error: impl fmt::Display) -> Self {
+        Self::ImageNotElf { path: path.into(), why: error.to_string() }
+    }
+
+    /// The image file is no percpu guest.
+    pub fn foreign_elf(path: &Path) -> Self {
+        Self::ImageForeign { path: path.into() }
+    }
+
+    /// The image was built from another version of the interface.
+    pub fn abi_mismatch(path: &Path, image: u32, image_size: u32) -> Self {
+        Self::AbiMismatch { path: path.into(), image, image_size }
+    }
+}

@@ -1,0 +1,76 @@
+//! I14 and the content of areas: every byte of every CPU's copy is what its owner left there.
+
+use percpu_guest::abi::{AreaContent, pattern_word};
+
+use super::finding::{Findings, Violation};
+use super::layout::Layout;
+use super::shadow::{Area, Shadow};
+use crate::memory::{AddressSpace, Following};
+
+/// Holds every live area's bytes against what is expected there.
+pub(crate) fn check(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    shadow: &Shadow,
+    findings: &mut Findings,
+) {
+    let mut copy = Vec::new();
+    for area in shadow.areas.values() {
+        let invariant = match area.content {
+            AreaContent::Zero => "I14",
+            AreaContent::Pattern => "I1",
+            AreaContent::Any => continue,
+        };
+        for cpu in 0..layout.possible() {
+            copy.resize(area.size as usize, 0);
+            let read = space
+                .read_into(layout.address(area.ptr, cpu), &mut copy)
+                .following(|| format!("CPU {cpu}'s copy of {area}"));
+            if findings.sound(read).is_none() {
+                continue;
+            }
+            findings.checked(invariant, 1);
+            let found = match area.content {
+                AreaContent::Zero => first_non_zero(&copy),
+                _ => first_off_pattern(&copy, area.seed, cpu),
+            };
+            if let Some((at, seen, expected)) = found {
+                findings.report(violation(invariant, area, cpu, at, seen, expected));
+            }
+        }
+    }
+}
+
+/// Position and value of the first byte that is not zero.
+fn first_non_zero(copy: &[u8]) -> Option<(usize, u32, u32)> {
+    copy.iter().position(|byte| *byte != 0).map(|at| (at, copy[at].into(), 0))
+}
+
+/// Position and value of the first whole word that is not the pattern's.
+fn first_off_pattern(copy: &[u8], seed: u32, cpu: u32) -> Option<(usize, u32, u32)> {
+    let expected = pattern_word(seed, cpu);
+    copy.chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
+        .enumerate()
+        .find(|(_, word)| *word != expected)
+        .map(|(n, word)| (4 * n, word, expected))
+}
+
+fn violation(
+    invariant: &'static str,
+    area: &Area,
+    cpu: u32,
+    at: usize,
+    seen: u32,
+    expected: u32,
+) -> Violation {
+    let expected = match area.content {
+        AreaContent::Zero => "zero".to_owned(),
+        _ => format!("{expected:#x} (its owner's pattern)"),
+    };
+    let detail =
+        format!("CPU {cpu}'s copy of {area} holds {seen:#x} at byte {at}, expected {expected}");
+    Violation::new(invariant, area.to_string(), detail)
+        .on(cpu)
+        .values(format_args!("{seen:#x} at byte {at}"), expected)
+}

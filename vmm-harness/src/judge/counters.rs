@@ -1,0 +1,311 @@
+//! K1, K2, K5: the counters.
+
+use std::collections::{BTreeMap, HashSet};
+use std::mem::{offset_of, size_of};
+
+use percpu_core::view::{CounterView, ListView};
+use percpu_guest::abi::{ControlBlock, CpuState, SHARED, Shared};
+
+use super::finding::{Findings, Violation, kind};
+use super::layout::{Layout, Masks};
+use super::shadow::{Counter, Shadow};
+use super::sums::{LedgerBook, by_cpu};
+use crate::memory::{AddressSpace, Following, GuestMem, Wild};
+
+/// Counters a list may have: beyond it, the list is no list.
+const MAX_COUNTERS: usize = 1 << 16;
+
+/// The batch that belongs to a number of online CPUs.
+pub(crate) fn batch_for(online: u32) -> i64 {
+    i64::from(online).saturating_mul(2).max(32)
+}
+
+/// K2: the batch is the one that the CPUs online now ask for.
+pub(crate) fn check_batch(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    findings: &mut Findings,
+) -> Result<(), Violation> {
+    let online = layout.masks(space)?.online.count_ones();
+    let (batch, expected) = (i64::from(layout.batch(space)?), batch_for(online));
+    findings.checked("K2", 1);
+    if batch != expected {
+        let detail = format!(
+            "the counters' batch is {batch}, expected {expected} while {online} CPUs are online"
+        );
+        findings
+            .report(Violation::new("K2", "the counters' batch", detail).values(batch, expected));
+    }
+    Ok(())
+}
+
+/// The counters on the guest's list, by address. `None`: the list is broken, which was reported.
+pub(crate) type Registered = Option<BTreeMap<u64, CounterView>>;
+
+/// Walks the list of counters.
+pub(crate) fn registered(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    findings: &mut Findings,
+) -> Registered {
+    match walk(space, layout.roots.counters) {
+        Ok(counters) => Some(counters),
+        Err(violation) => {
+            findings.report(violation);
+            None
+        }
+    }
+}
+
+fn walk(space: &AddressSpace<'_>, head: u64) -> Result<BTreeMap<u64, CounterView>, Violation> {
+    let broken = |detail: String| Violation::new(kind::MEMORY, "the list of counters", detail);
+    let first: ListView = space.read(head).following(|| "the root of the counters")?;
+    let mut counters = BTreeMap::new();
+    let (mut before, mut node) = (head, first.next);
+    while node != head {
+        let counter: CounterView =
+            space.read(node).following(|| format!("the link after counter {before:#x}"))?;
+        if counter.link.prev != before {
+            return Err(broken(format!(
+                "counter {node:#x} follows {before:#x} in the list but points back at {:#x}",
+                counter.link.prev
+            )));
+        }
+        if counters.insert(node, counter).is_some() {
+            return Err(broken(format!("the list of counters runs in a circle through {node:#x}")));
+        }
+        if counters.len() > MAX_COUNTERS {
+            return Err(broken(format!("the list of counters has more than {MAX_COUNTERS} nodes")));
+        }
+        (before, node) = (node, counter.link.next);
+    }
+    Ok(counters)
+}
+
+/// Holds every live counter against K1, K2 and K5.
+pub(crate) fn check(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    shadow: &Shadow,
+    registered: &Registered,
+    max_batch: i64,
+    findings: &mut Findings,
+) {
+    if let Some(registered) = registered {
+        check_registered(shadow, registered, findings);
+    }
+    let book = LedgerBook::read(space.mem(), layout.possible());
+    let Some(book) = findings.sound(book) else { return };
+    let offline = Offline::now(space.mem(), layout, findings);
+    for counter in shadow.counters.values() {
+        let view = space
+            .read::<CounterView>(counter.address)
+            .following(|| format!("counter {:#x}", counter.address));
+        let Some(view) = findings.sound(view) else { continue };
+        let Some(locals) = findings.sound(locals(space, layout, counter, &view)) else { continue };
+        check_sum(counter, &view, &locals, &book, findings);
+        check_locals(counter, &locals, max_batch, findings);
+        for (cpu, local) in (0u32..).zip(&locals) {
+            if offline.contains(cpu) {
+                findings.checked("K5", 1);
+                if *local != 0 {
+                    let suspect = Suspect {
+                        counter: *counter,
+                        cpu,
+                        local: *local,
+                        address: layout.address(view.locals, cpu),
+                    };
+                    findings.report(suspect.violation());
+                }
+            }
+        }
+    }
+}
+
+/// K5, its other half: the counters that a dying CPU is folded into are exactly the live ones.
+fn check_registered(
+    shadow: &Shadow,
+    registered: &BTreeMap<u64, CounterView>,
+    findings: &mut Findings,
+) {
+    findings.checked("K5", shadow.counters.len() as u64);
+    let lost = shadow.counters.keys().filter(|address| !registered.contains_key(address));
+    for address in lost {
+        let detail = format!(
+            "live counter {address:#x} is not on the list: a CPU that goes down will not fold it"
+        );
+        findings.report(
+            Violation::new("K5", format!("counter {address:#x}"), detail)
+                .values("not listed", "listed"),
+        );
+    }
+    let stale = registered.keys().filter(|address| !shadow.counters.contains_key(address));
+    for address in stale {
+        let detail =
+            format!("counter {address:#x} is on the list, but it was destroyed or never made");
+        findings.report(
+            Violation::new("K5", format!("counter {address:#x}"), detail)
+                .values("listed", "not listed"),
+        );
+    }
+}
+
+/// The local of every possible CPU.
+fn locals(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    counter: &Counter,
+    view: &CounterView,
+) -> Result<Vec<i32>, Wild> {
+    (0..layout.possible())
+        .map(|cpu| {
+            space
+                .read(layout.address(view.locals, cpu))
+                .following(|| format!("CPU {cpu}'s local of counter {:#x}", counter.address))
+        })
+        .collect()
+}
+
+/// K1: count and locals together are the initial amount and all adds.
+fn check_sum(
+    counter: &Counter,
+    view: &CounterView,
+    locals: &[i32],
+    book: &LedgerBook,
+    findings: &mut Findings,
+) {
+    findings.checked("K1", 1);
+    let in_locals: i64 = locals.iter().map(|local| i64::from(*local)).sum();
+    let seen = view.count.wrapping_add(in_locals);
+    let added = book.by_threads(counter.ledger);
+    let expected = counter.initial.wrapping_add(added);
+    if seen != expected {
+        let detail = format!(
+            "counter {:#x} sums to {seen}, expected {expected} (initially {}, threads added {added}); \
+             count is {}, locals: {}",
+            counter.address,
+            counter.initial,
+            view.count,
+            by_cpu(locals.iter().map(|local| i64::from(*local))),
+        );
+        findings.report(
+            Violation::new("K1", format!("counter {:#x}", counter.address), detail)
+                .values(seen, expected),
+        );
+    }
+}
+
+/// K2: no local reaches the largest batch that was in force.
+fn check_locals(counter: &Counter, locals: &[i32], max_batch: i64, findings: &mut Findings) {
+    findings.checked("K2", locals.len() as u64);
+    for (cpu, local) in (0u32..).zip(locals) {
+        if i64::from(*local).abs() >= max_batch {
+            let detail = format!(
+                "CPU {cpu}'s local of counter {:#x} is {local}, expected less than the batch {max_batch} \
+                 on either side of zero",
+                counter.address
+            );
+            findings.report(
+                Violation::new("K2", format!("counter {:#x}", counter.address), detail)
+                    .on(cpu)
+                    .values(local, format_args!("|local| < {max_batch}")),
+            );
+        }
+    }
+}
+
+/// CPUs that are down and folded, and how often each had been up then.
+pub(crate) struct Offline {
+    cpus: BTreeMap<u32, u64>,
+}
+
+impl Offline {
+    /// Those that are down now: offline by their own account, in no mask that says otherwise.
+    pub(crate) fn now(mem: &GuestMem, layout: &Layout, findings: &mut Findings) -> Self {
+        let mut cpus = BTreeMap::new();
+        let masks = match layout.masks(&mem.address_space()) {
+            Ok(masks) => masks,
+            Err(violation) => {
+                findings.report(violation);
+                return Self { cpus };
+            }
+        };
+        for cpu in 0..layout.possible() {
+            if let Some(Ok(onlines)) = onlines_if_offline(mem, cpu, masks).transpose() {
+                cpus.insert(cpu, onlines);
+            }
+        }
+        Self { cpus }
+    }
+
+    pub(crate) fn contains(&self, cpu: u32) -> bool {
+        self.cpus.contains_key(&cpu)
+    }
+
+    /// Whether `cpu` is offline in both and was not up in between.
+    pub(crate) fn same(&self, later: &Self, cpu: u32) -> bool {
+        self.cpus.get(&cpu).is_some_and(|onlines| later.cpus.get(&cpu) == Some(onlines))
+    }
+}
+
+fn onlines_if_offline(mem: &GuestMem, cpu: u32, masks: Masks) -> Result<Option<u64>, Wild> {
+    let block = SHARED
+        + offset_of!(Shared, control) as u64
+        + u64::from(cpu) * size_of::<ControlBlock>() as u64;
+    let onlines = mem.load_u64(block + offset_of!(ControlBlock, onlines) as u64)?;
+    let state = mem.load_u32(block + offset_of!(ControlBlock, state) as u64)?;
+    let offline = state == CpuState::Offline as u32 && !masks.may_count(cpu);
+    Ok(offline.then_some(onlines))
+}
+
+/// A local of an offline CPU that is not zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspect {
+    pub(crate) counter: Counter,
+    pub(crate) cpu: u32,
+    local: i32,
+    address: u64,
+}
+
+impl Suspect {
+    /// Whether the value is there still.
+    pub(crate) fn persists(&self, space: &AddressSpace<'_>) -> bool {
+        space.read::<i32>(self.address).is_ok_and(|local| local == self.local)
+    }
+
+    pub(crate) fn violation(&self) -> Violation {
+        let address = self.counter.address;
+        let detail = format!(
+            "CPU {} is offline but its local of counter {address:#x} is {}",
+            self.cpu, self.local
+        );
+        Violation::new("K5", format!("counter {address:#x}"), detail)
+            .on(self.cpu)
+            .values(self.local, 0)
+    }
+}
+
+/// Locals of offline CPUs that are not zero, read while counters may come and go: a counter that
+/// cannot be read any more is being destroyed, which is no finding.
+pub(crate) fn offline_locals(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    shadow: &Shadow,
+    offline: &Offline,
+    findings: &mut Findings,
+) -> Vec<Suspect> {
+    let mut suspects = Vec::new();
+    let mut seen = HashSet::new();
+    for counter in shadow.counters.values() {
+        let Ok(view) = space.read::<CounterView>(counter.address) else { continue };
+        for &cpu in offline.cpus.keys() {
+            let address = layout.address(view.locals, cpu);
+            let Ok(local) = space.read::<i32>(address) else { continue };
+            findings.checked("K5", 1);
+            if local != 0 && seen.insert((counter.address, cpu)) {
+                suspects.push(Suspect { counter: *counter, cpu, local, address });
+            }
+        }
+    }
+    suspects
+}

@@ -1,0 +1,162 @@
+//! What the judge found, and how often it looked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::memory::Wild;
+
+/// Distinct violations that are kept; more are only counted.
+const KEEP: usize = 64;
+
+/// Findings that are no numbered invariant of the specification.
+pub mod kind {
+    /// A wild pointer, or a list that is no list.
+    pub const MEMORY: &str = "memory";
+    /// An event ring that is corrupted, or that lost events.
+    pub const EVENTS: &str = "events";
+    /// The host's orders in the shared header were overwritten.
+    pub const HEADER: &str = "header";
+}
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Its name in the specification (`I7`, `K1`), or one of [`kind`].
+    pub invariant: &'static str,
+    /// The CPU it concerns.
+    pub cpu: Option<u32>,
+    /// The object it concerns.
+    pub object: String,
+    /// What was seen.
+    pub seen: String,
+    /// What should have been there.
+    pub expected: String,
+    /// A sentence that says all of it.
+    pub detail: String,
+    /// The last event before it was seen.
+    pub seq: u64,
+    /// Time stamp of that event.
+    pub tsc: u64,
+    /// How often it was seen.
+    pub times: u64,
+}
+
+impl Violation {
+    /// `object` breaks `invariant`, and `detail` says how.
+    pub fn new(
+        invariant: &'static str,
+        object: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            invariant,
+            cpu: None,
+            object: object.into(),
+            seen: String::new(),
+            expected: String::new(),
+            detail: detail.into(),
+            seq: 0,
+            tsc: 0,
+            times: 1,
+        }
+    }
+
+    /// It concerns this CPU.
+    pub fn on(mut self, cpu: u32) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// What was seen against what was expected.
+    pub fn values(mut self, seen: impl fmt::Display, expected: impl fmt::Display) -> Self {
+        self.seen = seen.to_string();
+        self.expected = expected.to_string();
+        self
+    }
+
+    /// What makes two sightings the same violation.
+    pub(crate) fn key(&self) -> (&'static str, Option<u32>, &str) {
+        (self.invariant, self.cpu, &self.object)
+    }
+}
+
+impl From<Wild> for Violation {
+    fn from(wild: Wild) -> Self {
+        Self::new(kind::MEMORY, wild.what.clone(), wild.to_string())
+            .values(format_args!("{:#x}", wild.addr), "an address of guest memory")
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} broken: {}", self.invariant, self.detail)?;
+        if self.times > 1 {
+            write!(f, " (seen {} times)", self.times)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one look found. Bounded, because a corrupted guest can be wrong everywhere.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) checks: BTreeMap<&'static str, u64>,
+    pub(crate) found: Vec<Violation>,
+}
+
+impl Findings {
+    /// `n` objects were held against an invariant.
+    pub(crate) fn checked(&mut self, invariant: &'static str, n: u64) {
+        *self.checks.entry(invariant).or_default() += n;
+    }
+
+    pub(crate) fn report(&mut self, violation: Violation) {
+        // Twice what is kept, so that a confirming look can compare sets that overlap.
+        if self.found.len() < 2 * KEEP {
+            self.found.push(violation);
+        }
+    }
+
+    /// Reports a wild pointer and goes on without the value.
+    pub(crate) fn sound<T>(&mut self, value: Result<T, Wild>) -> Option<T> {
+        value.map_err(|wild| self.report(wild.into())).ok()
+    }
+
+    /// Keeps what `again` has found as well.
+    pub(crate) fn confirm(&mut self, again: &Findings) {
+        self.found.retain(|v| again.found.iter().any(|other| other.key() == v.key()));
+    }
+}
+
+/// All looks of a run together.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) checks: BTreeMap<&'static str, u64>,
+    pub(crate) violations: Vec<Violation>,
+    index: HashMap<(&'static str, Option<u32>, String), usize>,
+    pub(crate) suppressed: u64,
+}
+
+impl Tally {
+    /// Adds a look; its violations get the time of the last event. A violation that was seen
+    /// before is counted, not repeated.
+    pub(crate) fn add(&mut self, findings: Findings, (seq, tsc): (u64, u64)) {
+        for (invariant, n) in findings.checks {
+            *self.checks.entry(invariant).or_default() += n;
+        }
+        for mut violation in findings.found {
+            let key = (violation.invariant, violation.cpu, violation.object.clone());
+            if let Some(&known) = self.index.get(&key) {
+                self.violations[known].times += 1;
+            } else if self.violations.len() < KEEP {
+                (violation.seq, violation.tsc) = (seq, tsc);
+                self.index.insert(key, self.violations.len());
+                self.violations.push(violation);
+            } else {
+                self.suppressed += 1;
+            }
+        }
+    }
+}

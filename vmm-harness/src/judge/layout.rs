@@ -1,0 +1,109 @@
+//! Where the guest keeps what the judge reads: the roots and what never changes after boot.
+
+use std::mem::offset_of;
+
+use percpu_core::view::{AllocatorView, AreasView, Roots, VIEW_VERSION};
+use percpu_guest::abi::{SHARED, Shared, SharedHeader};
+
+use super::finding::{Violation, kind};
+use crate::memory::{AddressSpace, Following};
+
+/// The guest's address space as set up at boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) roots: Roots,
+    pub(crate) areas: AreasView,
+    /// `per_cpu_offset` of each possible CPU.
+    pub(crate) offsets: Vec<u64>,
+    /// Where each possible CPU's unit lies in a chunk.
+    pub(crate) unit_offsets: Vec<u64>,
+}
+
+/// The five CPU masks, of which the host needs the first 64 CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Masks {
+    pub(crate) online: u64,
+    pub(crate) dying: u64,
+}
+
+impl Masks {
+    /// Whether per-CPU values of `cpu` may be other than folded.
+    pub(crate) fn may_count(&self, cpu: u32) -> bool {
+        (self.online | self.dying) >> cpu & 1 != 0
+    }
+}
+
+impl Layout {
+    /// Address of the roots in the shared region.
+    pub(crate) fn roots_address() -> u64 {
+        SHARED + (offset_of!(Shared, header) + offset_of!(SharedHeader, roots)) as u64
+    }
+
+    /// Reads the roots and the tables that stay as they are.
+    pub(crate) fn read(space: &AddressSpace<'_>, possible: u32) -> Result<Self, Violation> {
+        let roots: Roots = space.mem().read(Self::roots_address()).following(|| "the roots")?;
+        if roots.version != VIEW_VERSION {
+            let detail = format!(
+                "the roots have version {}, this host reads version {VIEW_VERSION}",
+                roots.version
+            );
+            return Err(Violation::new(kind::MEMORY, "the roots", detail)
+                .values(roots.version, VIEW_VERSION));
+        }
+        let enough = roots.nr_cpu_ids >= possible && (8..=128).contains(&roots.mask_size);
+        if !enough {
+            let detail = format!(
+                "the roots speak of {} CPUs in masks of {} bytes, {possible} CPUs are possible",
+                roots.nr_cpu_ids, roots.mask_size
+            );
+            return Err(Violation::new(kind::MEMORY, "the roots", detail)
+                .values(roots.nr_cpu_ids, possible));
+        }
+        let areas: AreasView = space.read(roots.areas).following(|| "the root of the areas")?;
+        let allocator = read_allocator(space, &roots)?;
+        let offsets =
+            space.words(areas.offset, possible as usize).following(|| "the per-CPU offsets")?;
+        let unit_offsets = space
+            .words(allocator.unit_offset, possible as usize)
+            .following(|| "the unit offsets")?;
+        Ok(Self { roots, areas, offsets, unit_offsets })
+    }
+
+    /// Address of `ptr` in a CPU.
+    pub(crate) fn address(&self, ptr: u64, cpu: u32) -> u64 {
+        ptr.wrapping_add(self.offsets[cpu as usize])
+    }
+
+    /// Whether a per-CPU pointer is a static variable's.
+    pub(crate) fn is_static(&self, ptr: u64) -> bool {
+        ptr.wrapping_sub(self.areas.template) < self.areas.static_size
+    }
+
+    /// Number of possible CPUs.
+    pub(crate) fn possible(&self) -> u32 {
+        self.offsets.len() as u32
+    }
+
+    /// The allocator's root as it is now.
+    pub(crate) fn allocator(&self, space: &AddressSpace<'_>) -> Result<AllocatorView, Violation> {
+        read_allocator(space, &self.roots)
+    }
+
+    /// The masks as they are now.
+    pub(crate) fn masks(&self, space: &AddressSpace<'_>) -> Result<Masks, Violation> {
+        let mask = |n: u64| {
+            let address = self.roots.masks.wrapping_add(n * self.roots.mask_size);
+            space.read::<u64>(address).following(|| "the CPU masks")
+        };
+        Ok(Masks { online: mask(2)?, dying: mask(4)? })
+    }
+
+    /// The counters' batch as it is now.
+    pub(crate) fn batch(&self, space: &AddressSpace<'_>) -> Result<i32, Violation> {
+        Ok(space.read(self.roots.counter_batch).following(|| "the root of the counters' batch")?)
+    }
+}
+
+fn read_allocator(space: &AddressSpace<'_>, roots: &Roots) -> Result<AllocatorView, Violation> {
+    Ok(space.read(roots.allocator).following(|| "the root of the allocator")?)
+}

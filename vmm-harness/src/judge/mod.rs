@@ -1,0 +1,294 @@
+//! The judge: reads the guest's raw memory and decides by itself whether the invariants hold.
+//!
+//! [`Judge::drain`] follows the guest's events into a [shadow model](Shadow) of what must exist.
+//! [`Judge::check_instant`] looks while the guest runs, at what holds at any time;
+//! [`Judge::check_quiescent`] looks while all workload threads stand at an operation boundary, and
+//! compares every bitmap, hint, counter and byte with the shadow.
+//!
+//! Nothing that is read is trusted: each pointer is translated and checked, each walk is bounded,
+//! and what makes no sense is a finding like any other.
+//!
+//! # Implementation
+//!
+//! A file a family of invariants. A look collects findings of its own; those of a quiescent look
+//! are confirmed by a second look, because kernel threads of the guest (the allocator's balance
+//! work) may be about while the workload stands still.
+
+mod areas;
+mod bits;
+mod chunks;
+mod content;
+mod counters;
+mod events;
+mod finding;
+mod header;
+mod layout;
+mod maps;
+mod owners;
+mod pages;
+mod shadow;
+mod sums;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::offset_of;
+
+use percpu_guest::abi::{CpuState, Event, PlugError, SHARED, SharedHeader};
+
+pub use events::Line as EventLine;
+pub use finding::{Violation, kind};
+pub use header::{HeaderGuard, guest_speaks_our_abi, is_prepared};
+pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
+
+use crate::memory::{AddressSpace, GuestMem, Wild};
+use events::Rings;
+use finding::{Findings, Tally};
+use layout::Layout;
+
+/// Something the guest announced that the orchestrator may be waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Set-up is done.
+    Booted {
+        /// TSC ticks a millisecond as the guest measured.
+        tsc_per_ms: u64,
+    },
+    /// A plug command is done.
+    PlugDone {
+        /// The CPU, as the command named it.
+        cpu: u32,
+        /// How it went.
+        result: Result<(), PlugError>,
+        /// Sequence number of the command.
+        command: u64,
+    },
+    /// An unplug command is done.
+    UnplugDone {
+        /// The CPU, as the command named it.
+        cpu: u32,
+        /// How it went.
+        result: Result<(), PlugError>,
+        /// Sequence number of the command.
+        command: u64,
+    },
+    /// A CPU has a new state.
+    CpuChanged {
+        /// The CPU.
+        cpu: u32,
+        /// Its state.
+        state: CpuState,
+    },
+    /// A guest test ended.
+    TestDone {
+        /// Whether it passed.
+        passed: bool,
+    },
+}
+
+/// What became of a quiescent look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Quiescent {
+    /// Everything was looked at.
+    Checked,
+    /// The guest does not stand still; the text says what moves. Try again a little later.
+    NotYet(String),
+}
+
+/// The judge of one run.
+#[derive(Debug)]
+pub struct Judge {
+    mem: GuestMem,
+    possible: u32,
+    guard: HeaderGuard,
+    rings: Rings,
+    shadow: Shadow,
+    layout: Option<Layout>,
+    /// The largest counter batch that can have been in force.
+    max_batch: i64,
+    signals: VecDeque<Signal>,
+    tally: Tally,
+}
+
+impl Judge {
+    /// A judge of the guest in `mem`, to be made after the host has written the shared header and
+    /// before the guest runs.
+    pub fn new(mem: GuestMem, possible: u32) -> Result<Self, Wild> {
+        Ok(Self {
+            guard: HeaderGuard::new(&mem)?,
+            rings: Rings::new(mem.clone(), possible),
+            shadow: Shadow::new(possible),
+            layout: None,
+            max_batch: 0,
+            signals: VecDeque::new(),
+            tally: Tally::default(),
+            mem,
+            possible,
+        })
+    }
+
+    /// Empties the event rings, follows the events, and returns what they announce. To be called
+    /// often: a full ring loses events, and that ends the comparison with the shadow.
+    pub fn drain(&mut self) -> Vec<Signal> {
+        self.follow_events();
+        self.signals.drain(..).collect()
+    }
+
+    /// What must exist, by the guest's account.
+    pub fn shadow(&self) -> &Shadow {
+        &self.shadow
+    }
+
+    /// Objects held against each invariant so far.
+    pub fn checks(&self) -> &BTreeMap<&'static str, u64> {
+        &self.tally.checks
+    }
+
+    /// What was found, each once, the first 64.
+    pub fn violations(&self) -> &[Violation] {
+        &self.tally.violations
+    }
+
+    /// Violations beyond those that are kept.
+    pub fn suppressed(&self) -> u64 {
+        self.tally.suppressed
+    }
+
+    /// The last events of a CPU, oldest first.
+    pub fn history(&self, cpu: u32) -> Vec<Event> {
+        self.rings.history(cpu)
+    }
+
+    fn follow_events(&mut self) {
+        let mut findings = Findings::default();
+        for event in self.rings.collect(&mut findings) {
+            let signal = self.shadow.apply(&event, self.layout.as_ref(), &mut findings);
+            if let Some(Signal::Booted { .. }) = signal {
+                self.boot(&mut findings);
+            }
+            self.signals.extend(signal);
+        }
+        self.tally.add(findings, self.shadow.now);
+    }
+
+    /// The roots are valid from now on.
+    fn boot(&mut self, findings: &mut Findings) {
+        match Layout::read(&self.mem.address_space(), self.possible) {
+            Ok(layout) => {
+                self.guard.booted(layout.roots);
+                self.layout = Some(layout);
+            }
+            Err(violation) => findings.report(violation),
+        }
+    }
+
+    /// Checks what holds at any instant; the guest may run.
+    pub fn check_instant(&mut self) {
+        let mut findings = Findings::default();
+        self.guard.judge(&self.mem, &mut findings);
+        if let Some(layout) = self.layout.clone() {
+            let mem = self.mem.clone();
+            let space = mem.address_space();
+            self.note_batch(&space, &layout);
+            areas::check_offsets(&space, &layout, &mut findings);
+        }
+        self.tally.add(findings, self.shadow.now);
+        self.check_offline_locals();
+    }
+
+    /// K5 while the guest runs: counters come and go, so what looks wrong counts only if the
+    /// counter still lives after the look and the CPU stayed offline all the while.
+    fn check_offline_locals(&mut self) {
+        let Some(layout) = self.layout.clone() else { return };
+        let mut findings = Findings::default();
+        let offline = counters::Offline::now(&self.mem, &layout, &mut findings);
+        let suspects = {
+            let space = self.mem.address_space();
+            counters::offline_locals(&space, &layout, &self.shadow, &offline, &mut findings)
+        };
+        if suspects.is_empty() {
+            return self.tally.add(findings, self.shadow.now);
+        }
+        self.follow_events();
+        let still = counters::Offline::now(&self.mem, &layout, &mut findings);
+        // Events that wait for their turn may be the end of a suspect.
+        if self.rings.is_complete() && self.rings.waiting() == 0 {
+            let space = self.mem.address_space();
+            for suspect in suspects {
+                let lives = self
+                    .shadow
+                    .counters
+                    .get(&suspect.counter.address)
+                    .is_some_and(|counter| counter.born == suspect.counter.born);
+                if lives && offline.same(&still, suspect.cpu) && suspect.persists(&space) {
+                    findings.report(suspect.violation());
+                }
+            }
+        }
+        self.tally.add(findings, self.shadow.now);
+    }
+
+    /// Checks everything, while all workload threads stand at an operation boundary and no plug is
+    /// in flight.
+    pub fn check_quiescent(&mut self) -> Quiescent {
+        self.follow_events();
+        if let Some(reason) = self.unrest() {
+            return Quiescent::NotYet(reason);
+        }
+        let Some(layout) = self.layout.clone() else {
+            return Quiescent::NotYet("the guest has not booted".into());
+        };
+        let mut findings = self.look(&layout);
+        if !findings.found.is_empty() {
+            let again = self.look(&layout);
+            if let Some(reason) = self.unrest() {
+                return Quiescent::NotYet(reason);
+            }
+            findings.confirm(&again);
+        }
+        self.tally.add(findings, self.shadow.now);
+        Quiescent::Checked
+    }
+
+    /// What keeps the guest from being quiescent.
+    fn unrest(&self) -> Option<String> {
+        let word = |offset: usize| self.mem.load_u32(SHARED + offset as u64).unwrap_or(0);
+        let busy = word(offset_of!(SharedHeader, busy));
+        if busy != 0 {
+            return Some(format!("{busy} workload threads are inside an operation"));
+        }
+        if self.rings.is_complete() && self.rings.waiting() > 0 {
+            return Some(format!("event {} is not written yet", self.rings.next_seq()));
+        }
+        let layout = self.layout.as_ref()?;
+        let allocator = layout.allocator(&self.mem.address_space()).ok()?;
+        (allocator.lock != 0).then(|| "the allocator's lock is held".into())
+    }
+
+    /// One look at everything.
+    fn look(&mut self, layout: &Layout) -> Findings {
+        let mut findings = Findings::default();
+        self.guard.judge(&self.mem, &mut findings);
+        let mem = self.mem.clone();
+        let space = mem.address_space();
+        areas::check_offsets(&space, layout, &mut findings);
+        self.note_batch(&space, layout);
+        let batch = counters::check_batch(&space, layout, &mut findings);
+        batch.unwrap_or_else(|violation| findings.report(violation));
+        // What the guest announced is the truth only as long as nothing of it was lost.
+        let shadow = self.rings.is_complete().then_some(&self.shadow);
+        let registered = counters::registered(&space, layout, &mut findings);
+        chunks::check(&space, layout, shadow, &registered, &mut findings);
+        if let Some(shadow) = shadow {
+            content::check(&space, layout, shadow, &mut findings);
+            counters::check(&space, layout, shadow, &registered, self.max_batch, &mut findings);
+            sums::check(&space, layout, shadow, &mut findings);
+        }
+        findings
+    }
+
+    /// Remembers the largest batch: locals that were fine under it may stay when it shrinks.
+    fn note_batch(&mut self, space: &AddressSpace<'_>, layout: &Layout) {
+        let online = layout.masks(space).map_or(0, |masks| masks.online.count_ones());
+        let online = online.max(self.shadow.max_online);
+        self.max_batch = self.max_batch.max(counters::batch_for(online));
+    }
+}

@@ -1,0 +1,308 @@
+//! Guest memory as the host reads it: copies only, every address checked.
+//!
+//! The guest writes while we read, and a broken guest leaves anything behind: whatever is read
+//! here is a copy of bytes that may be torn, stale or nonsense. An address that leads nowhere is a
+//! [`Wild`], which the judge turns into a finding.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::mem::{MaybeUninit, size_of};
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use percpu_core::view::View;
+use percpu_guest::abi;
+use vm_memory::{
+    AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice,
+};
+
+use crate::error::Error;
+
+/// Bytes of a small page.
+const PAGE: u64 = 4096;
+/// Bits of a page-table entry that hold a physical address.
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Entry bits: present, and "this entry maps a large page".
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+
+/// Why an address is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The physical range has no memory behind it.
+    #[error("no guest memory there")]
+    NoMemory,
+    /// The range wraps around the end of the address space.
+    #[error("it wraps around the end of the address space")]
+    Wraps,
+    /// An atomic access to an address that is no multiple of the size.
+    #[error("it is not aligned")]
+    Unaligned,
+    /// Bits 48..64 are not copies of bit 47.
+    #[error("it is not canonical")]
+    NotCanonical,
+    /// The page tables have no entry for it.
+    #[error("the guest's page tables do not map it")]
+    NotMapped,
+    /// A page-table entry points outside guest memory.
+    #[error("a page table on the way to it lies outside guest memory")]
+    WildTable,
+}
+
+/// An address that leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} leads to {addr:#x} ({len} bytes): {why}")]
+pub struct Wild {
+    /// The address.
+    pub addr: u64,
+    /// Bytes that were wanted there.
+    pub len: u64,
+    /// What was being followed.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: Why,
+}
+
+impl Wild {
+    fn new(addr: u64, len: usize, why: Why) -> Self {
+        Self { addr, len: len as u64, what: "an address".into(), why }
+    }
+}
+
+/// Says what was being followed when an address turned out to be wild.
+pub trait Following<T> {
+    /// Names what led here; `what` is asked only in case of failure.
+    fn following<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Wild>;
+}
+
+impl<T> Following<T> for Result<T, Wild> {
+    fn following<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Wild> {
+        self.map_err(|wild| Wild { what: what().into(), ..wild })
+    }
+}
+
+/// The guest's physical memory. Cloning is cheap: all clones are the same memory.
+#[derive(Clone, Debug)]
+pub struct GuestMem {
+    regions: GuestMemoryMmap,
+}
+
+impl GuestMem {
+    /// The memory behind `regions`.
+    pub fn new(regions: GuestMemoryMmap) -> Self {
+        Self { regions }
+    }
+
+    /// The regions, for KVM and loaders.
+    pub fn regions(&self) -> &GuestMemoryMmap {
+        &self.regions
+    }
+
+    /// Copies a value out of physical memory. The copy may be torn where the guest writes at the
+    /// same time.
+    pub fn read<T: View>(&self, phys: u64) -> Result<T, Wild> {
+        read_value(|bytes| self.read_into(phys, bytes))
+    }
+
+    /// Copies bytes out of physical memory.
+    pub fn read_into(&self, phys: u64, bytes: &mut [u8]) -> Result<(), Wild> {
+        self.slice(phys, bytes.len())?.copy_to(bytes);
+        Ok(())
+    }
+
+    /// Writes bytes into physical memory.
+    pub fn write(&self, phys: u64, bytes: &[u8]) -> Result<(), Wild> {
+        self.slice(phys, bytes.len())?.copy_from(bytes);
+        Ok(())
+    }
+
+    /// Reads a word in one access, with acquire ordering: what the guest wrote before it is seen.
+    pub fn load_u64(&self, phys: u64) -> Result<u64, Wild> {
+        self.load(phys)
+    }
+
+    /// As [`load_u64`](Self::load_u64).
+    pub fn load_u32(&self, phys: u64) -> Result<u32, Wild> {
+        self.load(phys)
+    }
+
+    /// Writes a word in one access, with release ordering: who sees it sees what was written before.
+    pub fn store_u64(&self, phys: u64, value: u64) -> Result<(), Wild> {
+        self.store(phys, value)
+    }
+
+    /// As [`store_u64`](Self::store_u64).
+    pub fn store_u32(&self, phys: u64, value: u32) -> Result<(), Wild> {
+        self.store(phys, value)
+    }
+
+    /// A bounds-checked window on physical memory for volatile access.
+    pub fn slice(&self, phys: u64, len: usize) -> Result<VolatileSlice<'_>, Wild> {
+        if phys.checked_add(len as u64).is_none() {
+            return Err(Wild::new(phys, len, Why::Wraps));
+        }
+        self.regions
+            .get_slice(GuestAddress(phys), len)
+            .map_err(|_| Wild::new(phys, len, Why::NoMemory))
+    }
+
+    fn load<T: AtomicAccess>(&self, phys: u64) -> Result<T, Wild> {
+        let word = self.slice(phys, size_of::<T>())?;
+        word.load(0, Ordering::Acquire).map_err(|_| Wild::new(phys, size_of::<T>(), Why::Unaligned))
+    }
+
+    fn store<T: AtomicAccess>(&self, phys: u64, value: T) -> Result<(), Wild> {
+        let word = self.slice(phys, size_of::<T>())?;
+        word.store(value, 0, Ordering::Release)
+            .map_err(|_| Wild::new(phys, size_of::<T>(), Why::Unaligned))
+    }
+
+    /// The guest's virtual addresses, with a translation cache: make one for each look, so that a
+    /// page that was unmapped since is not found any more.
+    pub fn address_space(&self) -> AddressSpace<'_> {
+        AddressSpace { mem: self, pages: RefCell::default() }
+    }
+
+    /// Physical address of a virtual one.
+    pub fn translate(&self, virt: u64) -> Result<u64, Wild> {
+        walk(self, virt)
+    }
+
+    /// Copies a value from a virtual address.
+    pub fn read_virt<T: View>(&self, virt: u64) -> Result<T, Wild> {
+        self.address_space().read(virt)
+    }
+
+    /// Copies `len` bytes from a virtual address. The caller bounds `len`.
+    pub fn bytes_virt(&self, virt: u64, len: usize) -> Result<Vec<u8>, Wild> {
+        self.address_space().bytes(virt, len)
+    }
+}
+
+/// Virtual addresses of the guest as the page tables say, remembered page by page.
+#[derive(Debug)]
+pub struct AddressSpace<'m> {
+    mem: &'m GuestMem,
+    /// Physical page of each virtual page that was looked up.
+    pages: RefCell<HashMap<u64, u64>>,
+}
+
+impl AddressSpace<'_> {
+    /// The memory below.
+    pub fn mem(&self) -> &GuestMem {
+        self.mem
+    }
+
+    /// Physical address of a virtual one.
+    pub fn translate(&self, virt: u64) -> Result<u64, Wild> {
+        let page = virt & !(PAGE - 1);
+        if let Some(phys) = self.pages.borrow().get(&page) {
+            return Ok(phys | (virt - page));
+        }
+        let phys = walk(self.mem, page).map_err(|wild| Wild { addr: virt, ..wild })?;
+        self.pages.borrow_mut().insert(page, phys);
+        Ok(phys | (virt - page))
+    }
+
+    /// Copies a value.
+    pub fn read<T: View>(&self, virt: u64) -> Result<T, Wild> {
+        read_value(|bytes| self.read_into(virt, bytes))
+    }
+
+    /// Copies bytes, page by page.
+    pub fn read_into(&self, virt: u64, bytes: &mut [u8]) -> Result<(), Wild> {
+        let len = bytes.len();
+        if virt.checked_add(len as u64).is_none() {
+            return Err(Wild::new(virt, len, Why::Wraps));
+        }
+        let mut at = virt;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let in_page = (PAGE - at % PAGE) as usize;
+            let (part, tail) = rest.split_at_mut(in_page.min(rest.len()));
+            let phys = self.translate(at)?;
+            self.mem.read_into(phys, part).map_err(|wild| Wild { addr: at, ..wild })?;
+            at += part.len() as u64;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Copies `len` bytes. The caller bounds `len`.
+    pub fn bytes(&self, virt: u64, len: usize) -> Result<Vec<u8>, Wild> {
+        let mut bytes = vec![0; len];
+        self.read_into(virt, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies `len` 64-bit words. The caller bounds `len`.
+    pub fn words(&self, virt: u64, len: usize) -> Result<Vec<u64>, Wild> {
+        let bytes = self.bytes(virt, len * 8)?;
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")))
+            .collect())
+    }
+}
+
+/// A value out of the bytes of a file; `None` where their number is not its size.
+pub fn view_from_bytes<T: View>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() != size_of::<T>() {
+        return None;
+    }
+    read_value(|value| {
+        value.copy_from_slice(bytes);
+        Ok(())
+    })
+    .ok()
+}
+
+/// Writes a value into physical memory, before the guest runs.
+pub fn write_view<T: View>(mem: &GuestMemoryMmap, phys: u64, value: &T) -> Result<(), Error> {
+    let slice = mem
+        .get_slice(GuestAddress(phys), size_of::<T>())
+        .map_err(|_| Wild::new(phys, size_of::<T>(), Why::NoMemory))?;
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice is `size_of::<T>()` bytes of mapped memory outside Rust's own, so it does
+    // not overlap `value`; copying bytes does not mind padding.
+    unsafe {
+        ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), guard.as_ptr(), size_of::<T>())
+    };
+    Ok(())
+}
+
+/// Walks the four levels of page tables below [`abi::PAGE_TABLES`].
+fn walk(mem: &GuestMem, virt: u64) -> Result<u64, Wild> {
+    if (virt as i64) << 16 >> 16 != virt as i64 {
+        return Err(Wild::new(virt, 1, Why::NotCanonical));
+    }
+    let mut table = abi::PAGE_TABLES;
+    for level in (0..4).rev() {
+        let shift = 12 + 9 * level;
+        let index = virt >> shift & 511;
+        let entry =
+            mem.load_u64(table + index * 8).map_err(|_| Wild::new(virt, 1, Why::WildTable))?;
+        if entry & PRESENT == 0 {
+            return Err(Wild::new(virt, 1, Why::NotMapped));
+        }
+        let large = level == 0 || (level < 3 && entry & LARGE != 0);
+        if large {
+            let in_page = (1 << shift) - 1;
+            return Ok(entry & FRAME & !in_page | virt & in_page);
+        }
+        table = entry & FRAME;
+    }
+    unreachable!("level 0 maps a page or is not present")
+}
+
+/// Makes a value out of the bytes that `fill` supplies.
+fn read_value<T: View>(fill: impl FnOnce(&mut [u8]) -> Result<(), Wild>) -> Result<T, Wild> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the slice covers exactly `value`, which nothing else refers to while it lives, and
+    // whose bytes are all initialised (to zero).
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut(value.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
+    fill(bytes)?;
+    // SAFETY: all bytes are initialised, and `View` promises that any bytes make a value.
+    Ok(unsafe { value.assume_init() })
+}
