@@ -6,6 +6,7 @@ pub mod alloc;
 pub mod arch;
 pub mod area;
 pub mod cpu;
+pub mod hotplug;
 pub mod irq;
 pub mod platform;
 pub mod preempt;

@@ -116,3 +116,10 @@ pub fn clear_need_resched() {
 pub fn need_resched() -> bool {
     PREEMPT_COUNT.read() & NO_RESCHED == 0
 }
+
+/// Gives `cpu` the count of a CPU that has just been started: what ran on it last, in its life
+/// before, may have ended with preemption off.
+pub(crate) fn reset(cpu: CpuId) {
+    // SAFETY: a live static, only accessed atomically.
+    unsafe { PREEMPT_COUNT.ptr().write_on(cpu, NO_RESCHED) };
+}

@@ -22,10 +22,12 @@ use host as imp;
 use x86_64 as imp;
 
 #[cfg(all(not(target_arch = "x86_64"), not(feature = "host")))]
-compile_error!("percpu-core knows kernels on x86-64 only; on other machines enable the feature `host`");
+compile_error!(
+    "percpu-core knows kernels on x86-64 only; on other machines enable the feature `host`"
+);
 
 mod word;
 
-pub use imp::set_offset;
 pub(crate) use imp::dec_and_branch_if_zero;
+pub use imp::set_offset;
 pub(crate) use word::{Number, Word};

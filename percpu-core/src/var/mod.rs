@@ -48,9 +48,9 @@
 //! Values that are not scalars cannot be reached that early, because they would be duplicated with
 //! whatever they own.
 
+pub(crate) mod ops;
 #[cfg(miri)]
 mod placement;
-pub(crate) mod ops;
 mod pointer;
 mod section;
 mod statics;

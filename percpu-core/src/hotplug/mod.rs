@@ -1,0 +1,152 @@
+//! CPU hotplug: taking CPUs into service and out of it while the system runs. Linux:
+//! `kernel/cpu.c`.
+//!
+//! A CPU goes up, and down, through named [steps](register) in three sections:
+//!
+//! | section | runs | up | down |
+//! |---|---|---|---|
+//! | [`Prepare`](Section::Prepare) | on the thread that asked, may sleep | first | last, when the CPU is dead |
+//! | [`Starting`](Section::Starting) | on the CPU itself, interrupts masked | second | second |
+//! | [`Online`](Section::Online) | on the CPU's own hotplug thread, may sleep | last | first |
+//!
+//! Going down runs the tear-downs in exactly the reverse order of the start-ups. When a step fails,
+//! the steps done so far are undone in reverse, the failing one itself is not, and the CPU is what
+//! it was before.
+//!
+//! # What the kernel does
+//!
+//! - It sets up the per-CPU areas, then calls [`init`] with its [`CpuOps`] and [`set_present`] for
+//!   each CPU that is plugged in.
+//! - A thread that may sleep calls [`cpu_up`] and [`cpu_down`].
+//! - A CPU that was started installs its offset and calls [`arrive`] with interrupts masked. If that
+//!   succeeds it starts its scheduler; else it executes nothing more.
+//! - Each CPU has a thread bound to it that calls [`serve`] in a loop. On [`Serve::Die`] it masks
+//!   interrupts, calls [`die`], sees to it that nothing runs here any more, and as its last act
+//!   calls [`dead`].
+//!
+//! # Masks
+//!
+//! A CPU is online from the end of its last STARTING step until [`die`], and active while no step
+//! is pending. It is dying from before it leaves the online mask until its last PREPARE tear-down:
+//! a reader who goes over [`online`](crate::cpu::online) ∪ [`dying`](crate::cpu::dying) misses no
+//! CPU whose per-CPU values were not folded yet.
+
+mod control;
+mod newcomer;
+mod readers;
+mod record;
+mod steps;
+
+use core::fmt;
+
+pub use control::{cpu_down, cpu_up, init, register, set_present, unregister};
+pub use newcomer::{ArriveError, Serve, arrive, dead, die, serve};
+pub use readers::{CpusReadGuard, cpus_read_lock};
+pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, inject_failure, steps};
+
+use crate::cpu::CpuId;
+
+/// What the state machine needs from the kernel: to start a CPU, and to know that it stopped.
+pub trait CpuOps: Sync {
+    /// Makes `cpu` begin to execute, so that it will call [`arrive`]. Does not wait for that:
+    /// `arrive` goes on only after this has returned.
+    ///
+    /// After a start that timed out it may be called again; a CPU that the earlier call started
+    /// after all is then stopped first, or taken for the newly started one.
+    fn start(&self, cpu: CpuId) -> Result<(), StartError>;
+
+    /// Returns once `cpu`, which called [`dead`] or to which [`arrive`] returned an error, executes
+    /// nothing more.
+    fn reap(&self, cpu: CpuId);
+
+    /// How long a started CPU may take until it calls [`arrive`]. Linux: 10 s.
+    fn arrival_timeout_ns(&self) -> u64;
+
+    /// Tells the kernel that there is work for `cpu`'s hotplug thread. A kernel whose thread polls
+    /// [`serve`] need not do anything.
+    fn wake(&self, cpu: CpuId) {
+        let _ = cpu;
+    }
+}
+
+/// The kernel could not start a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartError(
+    /// Why.
+    pub &'static str,
+);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the CPU cannot be started: {}", self.0)
+    }
+}
+
+impl core::error::Error for StartError {}
+
+/// Why a CPU did not go up or down. It is what it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HotplugError {
+    /// The CPU is not plugged in.
+    NotPresent,
+    /// The CPU is up already.
+    AlreadyOnline,
+    /// The CPU is down already.
+    NotOnline,
+    /// It is the last one that is up. Linux: `EBUSY`.
+    LastCpu,
+    /// The CPU could not be started.
+    Start(StartError),
+    /// The CPU was started, but did not arrive in time. Should it arrive later, it is sent away.
+    TimedOut,
+    /// A step failed, and those before it were undone.
+    Step {
+        /// The step.
+        id: StepId,
+        /// Its name.
+        name: &'static str,
+        /// What it said.
+        error: StepError,
+    },
+}
+
+impl fmt::Display for HotplugError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotPresent => f.write_str("the CPU is not plugged in"),
+            Self::AlreadyOnline => f.write_str("the CPU is up already"),
+            Self::NotOnline => f.write_str("the CPU is not up"),
+            Self::LastCpu => f.write_str("the last CPU that is up cannot go down"),
+            Self::Start(error) => error.fmt(f),
+            Self::TimedOut => f.write_str("the CPU was started but did not arrive in time"),
+            Self::Step { name, error, .. } => write!(f, "step {name} failed: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for HotplugError {}
+
+/// Why a step was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterError {
+    /// There are [`MAX_STEPS`] steps already.
+    Full,
+    /// The start-up failed on a CPU that is up, and was undone on the CPUs before it.
+    Step {
+        /// The CPU.
+        cpu: CpuId,
+        /// What the start-up said.
+        error: StepError,
+    },
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => write!(f, "there are {MAX_STEPS} hotplug steps already"),
+            Self::Step { cpu, error } => write!(f, "the start-up failed on CPU {cpu}: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for RegisterError {}

@@ -1,0 +1,198 @@
+//! What the state machine knows about one CPU: where it stands, and the request in its mailbox.
+
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use super::steps::{StepError, StepId};
+use crate::cpu::CpuId;
+use crate::percpu;
+use crate::var::Structured;
+
+/// Where a CPU stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Phase {
+    /// Down: executes nothing.
+    Offline,
+    /// The kernel is about to start it; it waits if it arrives already.
+    Kicked,
+    /// It may arrive.
+    Go,
+    /// It has arrived and runs the STARTING steps.
+    Starting,
+    /// A STARTING step failed; the CPU goes away.
+    Failed,
+    /// It did not arrive in time and is to go away when it does.
+    Abandoned,
+    /// It is in the online mask.
+    Online,
+    /// It runs the STARTING tear-downs.
+    Dying,
+    /// It has said its last word.
+    Dead,
+}
+
+/// What a CPU's mailbox holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Request {
+    /// Nothing.
+    None,
+    /// Run a step's start-up.
+    StartUp,
+    /// Run a step's tear-down, which may be made to fail.
+    TearDown,
+    /// Run a step's tear-down as part of a roll-back.
+    Undo,
+    /// Go down.
+    Die,
+    /// The hotplug thread is at it.
+    Running,
+    /// The answer is there.
+    Done,
+}
+
+macro_rules! decode {
+    ($ty:ident: $($variant:ident)*) => {
+        impl $ty {
+            fn decode(code: u32) -> Self {
+                $(if code == Self::$variant as u32 { return Self::$variant; })*
+                unreachable!("only variants are stored")
+            }
+        }
+    };
+}
+
+decode!(Phase: Offline Kicked Go Starting Failed Abandoned Online Dying Dead);
+decode!(Request: None StartUp TearDown Undo Die Running Done);
+
+/// One CPU's state.
+pub(super) struct Record {
+    phase: AtomicU32,
+    request: AtomicU32,
+    /// Slot of the step that is asked for, or that failed.
+    step: AtomicU32,
+    failed: AtomicBool,
+    code: AtomicI32,
+    /// Bit = slot of a step that is to fail.
+    failures: AtomicU64,
+    /// The CPU was up before hotplug began and has no hotplug thread yet.
+    early: AtomicBool,
+}
+
+impl Structured for Record {}
+
+percpu! {
+    #[shared_aligned]
+    static RECORD: PerCpu<Record> = Record {
+        phase: AtomicU32::new(Phase::Offline as u32),
+        request: AtomicU32::new(Request::None as u32),
+        step: AtomicU32::new(0),
+        failed: AtomicBool::new(false),
+        code: AtomicI32::new(0),
+        failures: AtomicU64::new(0),
+        early: AtomicBool::new(false),
+    };
+}
+
+/// `cpu`'s record.
+pub(super) fn record(cpu: CpuId) -> &'static Record {
+    RECORD.remote(cpu)
+}
+
+impl Record {
+    pub(super) fn phase(&self) -> Phase {
+        Phase::decode(self.phase.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u32, Ordering::Release);
+    }
+
+    /// Goes from one phase to another, if nobody else has gone on from there.
+    pub(super) fn advance(&self, from: Phase, to: Phase) -> bool {
+        self.phase
+            .compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Puts a request into the mailbox.
+    pub(super) fn post(&self, request: Request, step: u32) {
+        self.step.store(step, Ordering::Relaxed);
+        self.request.store(request as u32, Ordering::Release);
+    }
+
+    /// The request in the mailbox.
+    pub(super) fn request(&self) -> Request {
+        Request::decode(self.request.load(Ordering::Acquire))
+    }
+
+    /// Takes the request out for execution; one caller gets it. The slot of the step it is about.
+    pub(super) fn claim(&self, request: Request) -> Option<u32> {
+        let taken = self.request.compare_exchange(
+            request as u32,
+            Request::Running as u32,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        taken.is_ok().then(|| self.step.load(Ordering::Relaxed))
+    }
+
+    /// Answers the claimed request.
+    pub(super) fn answer(&self, result: Result<(), StepError>) {
+        self.set_result(result);
+        self.request.store(Request::Done as u32, Ordering::Release);
+    }
+
+    /// The answer, when it is there; empties the mailbox.
+    pub(super) fn take_answer(&self) -> Option<Result<(), StepError>> {
+        (self.request() == Request::Done).then(|| {
+            let result = self.result();
+            self.clear_request();
+            result
+        })
+    }
+
+    /// Empties the mailbox.
+    pub(super) fn clear_request(&self) {
+        self.request.store(Request::None as u32, Ordering::Release);
+    }
+
+    /// Records which STARTING step failed; made visible by the phase.
+    pub(super) fn set_failed_step(&self, step: StepId, error: StepError) {
+        self.step.store(step.index() as u32, Ordering::Relaxed);
+        self.set_result(Err(error));
+    }
+
+    /// The slot of the STARTING step that failed, and its error.
+    pub(super) fn failed_step(&self) -> (u32, StepError) {
+        (self.step.load(Ordering::Relaxed), StepError(self.code.load(Ordering::Relaxed)))
+    }
+
+    fn set_result(&self, result: Result<(), StepError>) {
+        self.failed.store(result.is_err(), Ordering::Relaxed);
+        self.code.store(result.map_or_else(|e| e.0, |()| 0), Ordering::Relaxed);
+    }
+
+    fn result(&self) -> Result<(), StepError> {
+        match self.failed.load(Ordering::Relaxed) {
+            true => Err(StepError(self.code.load(Ordering::Relaxed))),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn order_failure(&self, step: usize) {
+        self.failures.fetch_or(1 << step, Ordering::Relaxed);
+    }
+
+    pub(super) fn take_failure(&self, step: usize) -> bool {
+        self.failures.fetch_and(!(1 << step), Ordering::Relaxed) & (1 << step) != 0
+    }
+
+    pub(super) fn is_early(&self) -> bool {
+        self.early.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_early(&self, early: bool) {
+        self.early.store(early, Ordering::Relaxed);
+    }
+}
