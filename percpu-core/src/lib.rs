@@ -5,6 +5,7 @@
 pub mod alloc;
 pub mod arch;
 pub mod area;
+pub mod counter;
 pub mod cpu;
 pub mod hotplug;
 pub mod irq;

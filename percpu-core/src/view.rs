@@ -190,8 +190,9 @@ view! {
         pub locals: u64,
         /// Not 0 while somebody folds or sums.
         pub lock: u32,
-        /// Not used; keeps the size a multiple of eight.
-        pub reserved: u32,
+        /// Every |local| is smaller than this `i32`, or than max(32, 2 x `nr_cpu_ids`), the largest
+        /// batch there can have been. Above that only after `add_batch` or `add_local`.
+        pub local_bound: u32,
     }
 
     /// Where everything is.
@@ -213,5 +214,21 @@ view! {
         pub counters: u64,
         /// Address of the counters' batch, an `i32`.
         pub counter_batch: u64,
+    }
+}
+
+/// Addresses of everything there is to see. Valid once the per-CPU areas are set up.
+pub fn roots() -> Roots {
+    use crate::{alloc, area, counter, cpu};
+
+    Roots {
+        version: VIEW_VERSION,
+        nr_cpu_ids: cpu::nr_cpu_ids() as u32,
+        masks: (&raw const cpu::MASKS).expose_provenance() as u64,
+        mask_size: size_of::<cpu::CpuMask>() as u64,
+        areas: area::view_address() as u64,
+        allocator: (&raw const *alloc::global()).expose_provenance() as u64,
+        counters: counter::head_address() as u64,
+        counter_batch: counter::batch_address() as u64,
     }
 }
