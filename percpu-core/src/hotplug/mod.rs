@@ -40,7 +40,7 @@ mod steps;
 use core::fmt;
 
 pub use control::{cpu_down, cpu_up, init, register, set_present, unregister};
-pub use newcomer::{ArriveError, Serve, arrive, dead, die, serve};
+pub use newcomer::{ArriveError, Serve, arrive, dead, die, has_work, serve};
 pub use readers::{CpusReadGuard, cpus_read_lock};
 pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, inject_failure, steps};
 

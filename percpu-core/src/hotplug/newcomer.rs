@@ -107,6 +107,11 @@ pub fn serve(cpu: CpuId) -> Serve {
     Serve::Worked
 }
 
+/// Whether [`serve`] would find a request: for a scheduler that wakes the hotplug thread only then.
+pub fn has_work(cpu: CpuId) -> bool {
+    !matches!(record(cpu).request(), Request::None | Request::Running | Request::Done)
+}
+
 /// Takes this CPU out of the online mask and runs the STARTING tear-downs. Linux: `take_cpu_down`.
 ///
 /// # Safety
