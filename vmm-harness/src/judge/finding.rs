@@ -20,6 +20,45 @@ pub mod kind {
     pub const HEADER: &str = "header";
 }
 
+/// What each name says, in the order of reports.
+const MEANINGS: &[(&str, &str)] = &[
+    ("I1", "live areas are disjoint, aligned, in the managed range, and keep their content"),
+    ("I2", "the allocation map is the union of live and hidden areas"),
+    ("I3", "boundary bits at both ends of an area, none between"),
+    ("I4", "free bytes are four times the zero bits"),
+    ("I5", "first_free is the lowest zero bit"),
+    ("I6", "left_free and right_free are exact"),
+    ("I7", "every contig hint equals the longest free run"),
+    ("I8", "scan hints name a smaller free run before the contig run"),
+    ("I9", "chunks are listed in the slot their hint demands"),
+    ("I10", "populated pages are counted right"),
+    ("I11", "empty populated pages of a chunk are counted right"),
+    ("I12", "the allocator's count of empty pages is the sum over its chunks"),
+    ("I13", "pages under live areas are populated and mapped on every possible CPU"),
+    ("I14", "memory handed out is zero on every possible CPU"),
+    ("I15", "the first and the reserved chunk are never depopulated"),
+    ("I18", "offsets are the same in every unit"),
+    ("K1", "a counter's quiescent sum is its initial amount and all adds"),
+    ("K2", "no local reaches the batch, and the batch fits the online CPUs"),
+    ("K5", "an offline CPU's locals are zero in every registered counter"),
+    ("S1", "per-CPU sums are conserved"),
+    ("M1", "a mount's counts are right"),
+    (kind::MEMORY, "pointers and lists lead somewhere"),
+    (kind::EVENTS, "the guest's event rings make sense and lose nothing"),
+    (kind::HEADER, "the guest leaves the host's orders alone"),
+];
+
+/// What an invariant says, in a line.
+pub fn meaning(invariant: &str) -> &'static str {
+    MEANINGS.iter().find(|(name, _)| *name == invariant).map_or("", |(_, meaning)| meaning)
+}
+
+/// Place of an invariant in a report.
+pub fn order(invariant: &str) -> usize {
+    let place = MEANINGS.iter().position(|(name, _)| *name == invariant);
+    place.unwrap_or(MEANINGS.len())
+}
+
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {

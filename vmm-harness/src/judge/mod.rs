@@ -35,7 +35,7 @@ use std::mem::offset_of;
 use percpu_guest::abi::{CpuState, Event, PlugError, SHARED, SharedHeader};
 
 pub use events::Line as EventLine;
-pub use finding::{Violation, kind};
+pub use finding::{Violation, kind, meaning, order};
 pub use header::{HeaderGuard, guest_speaks_our_abi, is_prepared};
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
 

@@ -1,0 +1,12 @@
+//! What a developer needs when the guest crashes or hangs: who stands still, where, and how it
+//! came there.
+
+mod cpu_report;
+mod stack;
+mod symbols;
+mod watchdog;
+
+pub use cpu_report::{CpuReport, Registers};
+pub use stack::{Frame, backtrace};
+pub use symbols::Symbols;
+pub use watchdog::{Limits, Sample, Stuck, Watchdog};

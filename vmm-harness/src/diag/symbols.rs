@@ -1,0 +1,176 @@
+//! Names and source lines for guest addresses, from the guest's ELF file.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use addr2line::Context;
+use gimli::{EndianArcSlice, LittleEndian};
+use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use rustc_demangle::demangle;
+
+type Reader = EndianArcSlice<LittleEndian>;
+
+/// The symbols of an image. Loading parses the symbol table only; lines are looked up on demand.
+pub struct Symbols {
+    /// Functions by address, ascending.
+    functions: Vec<Function>,
+    lines: Option<Context<Reader>>,
+}
+
+struct Function {
+    start: u64,
+    /// Bytes; 0 where the assembler did not say.
+    size: u64,
+    name: String,
+}
+
+impl Symbols {
+    /// Reads the symbols of an ELF file. A file without symbols or lines, or no ELF file at all,
+    /// gives addresses without names: a report must never fail for want of names.
+    pub fn load(elf: &[u8]) -> Self {
+        let Ok(file) = object::File::parse(elf) else {
+            return Self { functions: Vec::new(), lines: None };
+        };
+        let mut functions: Vec<_> = file
+            .symbols()
+            .filter(|symbol| {
+                matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown)
+            })
+            .filter(|symbol| symbol.address() != 0 && is_code(&file, symbol))
+            .filter_map(|symbol| {
+                let name = symbol.name().ok().filter(|name| !name.is_empty())?;
+                Some(Function {
+                    start: symbol.address(),
+                    size: symbol.size(),
+                    name: format!("{:#}", demangle(name)),
+                })
+            })
+            .collect();
+        // Of several names for one address the one with a size comes last and wins.
+        functions.sort_by_key(|function| (function.start, function.size));
+        Self { functions, lines: lines(&file) }
+    }
+
+    /// `function+0x12 (file:line)`, as much of it as is known.
+    pub fn describe(&self, address: u64) -> String {
+        // Without a function there is no line either; and addr2line overflows at the last address.
+        let Some(function) = self.function(address) else { return format!("{address:#x}") };
+        let mut text = format!("{}+{:#x}", function.name, address - function.start);
+        if let Some((inlined, place)) = self.place(address) {
+            // Writing to a string does not fail.
+            let _ = match inlined {
+                Some(name) => write!(text, " (in {name}, {place})"),
+                None => write!(text, " ({place})"),
+            };
+        }
+        text
+    }
+
+    /// Address of the function or variable called `name`, without mangling.
+    pub fn find(&self, name: &str) -> Option<u64> {
+        self.functions.iter().find(|function| function.name == name).map(|f| f.start)
+    }
+
+    /// The function that covers an address.
+    fn function(&self, address: u64) -> Option<&Function> {
+        let after = self.functions.partition_point(|function| function.start <= address);
+        let function = self.functions[..after].last()?;
+        // A symbol of unknown size covers what is up to the next one, within reason.
+        let size = if function.size == 0 { 0x1000 } else { function.size };
+        (address - function.start < size).then_some(function)
+    }
+
+    /// Source file and line of an address, and the function that was inlined there, if one was.
+    fn place(&self, address: u64) -> Option<(Option<String>, String)> {
+        let lines = self.lines.as_ref()?;
+        let mut frames = lines.find_frames(address).skip_all_loads().ok()?;
+        let innermost = frames.next().ok().flatten()?;
+        let location = innermost.location?;
+        let is_inlined = matches!(frames.next(), Ok(Some(_)));
+        let name = innermost
+            .function
+            .filter(|_| is_inlined)
+            .and_then(|function| function.raw_name().ok().map(|n| format!("{:#}", demangle(&n))));
+        let file = location.file?;
+        Some((name, format!("{}:{}", short(file), location.line?)))
+    }
+}
+
+/// Whether a symbol lies in executable code.
+fn is_code<'d>(file: &object::File<'d>, symbol: &object::Symbol<'d, '_>) -> bool {
+    symbol
+        .section_index()
+        .and_then(|index| file.section_by_index(index).ok())
+        .is_some_and(|section| section.kind() == object::SectionKind::Text)
+}
+
+/// The last components of a path, which are those that tell.
+fn short(path: &str) -> &str {
+    for root in ["percpu-guest/", "percpu-core/", "library/"] {
+        if let Some(at) = path.rfind(root) {
+            return &path[at..];
+        }
+    }
+    path
+}
+
+/// The debug sections, owned, so that they outlive the file.
+fn lines(file: &object::File<'_>) -> Option<Context<Reader>> {
+    let mut cache: HashMap<&'static str, Arc<[u8]>> = HashMap::new();
+    let dwarf = gimli::Dwarf::load(|id| {
+        let data = cache.entry(id.name()).or_insert_with(|| {
+            let section = file.section_by_name(id.name());
+            section.and_then(|s| s.uncompressed_data().ok()).unwrap_or_default().into()
+        });
+        Ok::<_, gimli::Error>(EndianArcSlice::new(data.clone(), LittleEndian))
+    });
+    Context::from_dwarf(dwarf.ok()?).ok()
+}
+
+impl std::fmt::Debug for Symbols {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Symbols").field("functions", &self.functions.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn somewhere() -> u64 {
+        (somewhere as fn() -> u64 as usize as u64) & !0
+    }
+
+    /// Where this program was loaded: the difference between a function's address and its symbol.
+    fn own_image() -> Vec<u8> {
+        std::fs::read("/proc/self/exe").expect("a program can read itself")
+    }
+
+    #[test]
+    fn function_and_line_of_an_address_are_found() {
+        let symbols = Symbols::load(&own_image());
+        let start = symbols
+            .functions
+            .iter()
+            .find(|f| f.name.ends_with("symbols::tests::somewhere"))
+            .map(|f| f.start)
+            .expect("the test program has a symbol of this function");
+        let text = symbols.describe(start + 1);
+        assert!(text.contains("tests::somewhere+0x1"), "{text}");
+        assert!(text.contains("symbols.rs:"), "{text}");
+        assert_ne!(somewhere(), 0);
+    }
+
+    #[test]
+    fn what_is_no_elf_file_gives_bare_addresses() {
+        assert_eq!(Symbols::load(b"not an ELF file").describe(0x1234), "0x1234");
+    }
+
+    #[test]
+    fn an_address_outside_all_functions_stays_bare() {
+        let symbols = Symbols::load(&own_image());
+        assert_eq!(symbols.describe(u64::MAX), format!("{:#x}", u64::MAX));
+    }
+}
