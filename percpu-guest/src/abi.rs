@@ -34,8 +34,8 @@ pub const PAGE_TABLES: u64 = 0x1_0000;
 pub const SHARED: u64 = 0x10_0000;
 /// Where the image is linked.
 pub const IMAGE: u64 = 0x200_0000;
-/// An address without memory: a 32-bit store of a [`Doorbell`] value here exits to the host, in
-/// either ring; `DOORBELL + 8` takes a 64-bit argument before it.
+/// An address without memory: a 64-bit store here exits to the host, in either ring. Bits 0..8 are
+/// a [`Doorbell`] code, bits 8..64 its argument.
 pub const DOORBELL: u64 = 0xd000_0000;
 /// Virtual addresses from which the guest maps chunk pages.
 pub const CHUNK_SPACE: u64 = 0x80_0000_0000;
@@ -80,14 +80,14 @@ macro_rules! codes {
 
 codes! {
     /// What a store to the doorbell page says.
-    pub enum Doorbell: u32 {
+    pub enum Doorbell: u8 {
         /// The guest has executed its first instructions.
         Hello = 1,
         /// There is an event the host waits for (a plug is complete, a test is over).
         Event = 2,
         /// This CPU waits for one that may not be running: let others have the host's CPU.
         Yield = 3,
-        /// Start the AP whose number is in the argument register (`direct` boot).
+        /// Start the AP whose number is the argument (`direct` boot).
         StartCpu = 4,
         /// This CPU is dead and executes nothing more: its vCPU may be parked.
         Dead = 5,
@@ -522,12 +522,8 @@ pub struct ImageHeader {
     pub tables: u64,
     /// Stack top of the boot CPU; AP c starts on the stack of [`CpuTables::start_rsp`].
     pub boot_stack: u64,
-    /// First of 256 interrupt entry stubs.
-    pub vectors: u64,
-    /// Bytes from one stub to the next.
-    pub vector_stride: u64,
-    /// A loop of instructions with which a host times ring 0; ends with a store to the doorbell.
-    pub speed_probe: u64,
+    /// Interrupt descriptor table, 256 gates, shared by all CPUs.
+    pub idt: u64,
     /// Not 0: built for a target with a red zone, can run in ring 3 only.
     pub ring3_only: u64,
 }
@@ -551,7 +547,8 @@ pub const CODE3: u16 = 0x28 | 3;
 pub const TSS: u16 = 0x38;
 
 /// A CPU's descriptor tables, where the host (`direct`, boot CPU) and the trampoline (`sipi`) find
-/// them. The guest fills all of it before a CPU is started; the boot CPU's is filled by the host.
+/// them. The guest fills a CPU's tables before it is started, the boot CPU's as its first act: an
+/// exception before that is a triple fault.
 #[repr(C, align(4096))]
 pub struct CpuTables {
     /// Global descriptor table.
@@ -564,10 +561,10 @@ pub struct CpuTables {
     /// GS base with which it starts.
     pub gs_base: AtomicU64,
     pad2: [u64; 14],
+    /// Stack of double faults, IST1 = its end.
+    pub ist1: [u8; 1024],
     /// Ring-0 stack of stubs, RSP0 = its end.
-    pub stack0: [u8; 3072],
-    /// Stack of double faults and NMIs, IST1 = its end.
-    pub ist1: [u8; 640],
+    pub stack0: [u8; 2688],
 }
 
 /// Limit of the TSS: its size less one.

@@ -1,1 +1,105 @@
-fn main() {}
+//! A small guest kernel that uses percpu-core the way a kernel does: interrupts, preemption,
+//! migration, CPUs coming and going.
+//!
+//! The boot CPU comes in at [`boot_main`], sets up memory and per-CPU areas, and becomes an idle
+//! loop with a control thread beside it. That thread brings the other CPUs up and then takes plug
+//! and unplug commands from the host, while workload threads (or one guest test) run on whatever
+//! CPUs there are.
+#![no_std]
+#![no_main]
+
+mod arch;
+mod control;
+mod cpus;
+mod events;
+mod ipi;
+mod kernel;
+mod log;
+mod mem;
+mod panic;
+mod rng;
+mod sched;
+mod shared;
+mod tests;
+mod tick;
+mod workloads;
+
+use percpu_core::cpu::CpuId;
+use percpu_core::platform::Platform;
+use percpu_core::{area, counter, hotplug, view};
+use percpu_guest::abi::{ABI_VERSION, ImageHeader, MAGIC, SharedHeader};
+
+use arch::{entry, irq, lapic, tables};
+use control::CONTROL_CPU;
+
+/// What the host must know before the first instruction.
+#[repr(transparent)]
+struct Header(ImageHeaderPointers);
+
+/// [`ImageHeader`] with pointers, which the linker fills in, in place of addresses.
+#[repr(C)]
+struct ImageHeaderPointers {
+    magic: u64,
+    version: u32,
+    header_size: u32,
+    entry: unsafe extern "C" fn() -> !,
+    ap_entry: unsafe extern "C" fn() -> !,
+    tables: *const u8,
+    boot_stack: *const u8,
+    idt: *const u8,
+    ring3_only: u64,
+}
+// SAFETY: never written; the pointers are for the host to read.
+unsafe impl Sync for Header {}
+
+const _: () = assert!(size_of::<Header>() == size_of::<ImageHeader>());
+
+#[unsafe(no_mangle)]
+#[used]
+static PERCPU_GUEST_IMAGE: Header = Header(ImageHeaderPointers {
+    magic: MAGIC,
+    version: ABI_VERSION,
+    header_size: size_of::<SharedHeader>() as u32,
+    entry: entry::_start,
+    ap_entry: entry::ap_start,
+    tables: tables::first(),
+    boot_stack: entry::boot_stack_top(),
+    idt: tables::idt(),
+    ring3_only: cfg!(not(target_os = "none")) as u64,
+});
+
+/// The first Rust function of the boot CPU: interrupts masked, its own stack, GS base 0, which
+/// makes the template its per-CPU area until there are real ones.
+extern "C" fn boot_main() -> ! {
+    // SAFETY: the first thing the boot CPU does.
+    unsafe { tables::init() };
+    shared::handshake();
+    mem::frames::init();
+
+    let possible = shared::boot().possible;
+    // SAFETY: the boot CPU is alone and has made no use of per-CPU data that would not survive the
+    // copying.
+    let areas = unsafe { area::setup_per_cpu_areas(0..possible, &area::Config::default()) };
+    areas.expect("per-CPU areas");
+    let boot = CpuId::new(CONTROL_CPU as usize).expect("the boot CPU is possible");
+    // SAFETY: the offset is this CPU's; no reference into the template is alive.
+    unsafe { percpu_core::arch::set_offset(area::offset(boot)) };
+
+    lapic::enable();
+    entry::install_trampoline();
+    hotplug::init(&cpus::Machine, boot);
+    for cpu in (0..possible as usize).filter_map(CpuId::new) {
+        hotplug::set_present(cpu);
+    }
+    counter::register_hotplug_steps().expect("a place for the counters' hotplug steps");
+    workloads::register_hotplug_steps();
+    shared::publish_roots(view::roots(), irq::IRQ_MASKED.ptr().raw() as u64);
+
+    sched::spawn_bound(control::run, CONTROL_CPU);
+    // SAFETY: on the boot CPU, once, and it goes on as its idle thread.
+    unsafe { cpus::adopt_boot_cpu(CONTROL_CPU) };
+    tick::arm();
+    // SAFETY: a CPU begins masked, as if by a save of "not masked".
+    unsafe { kernel::Kernel::irq_restore(percpu_core::platform::IrqState(0)) };
+    sched::idle()
+}

@@ -1,0 +1,17 @@
+//! Everything that depends on the machine: entry, tables, stubs, interrupts, the local APIC.
+//!
+//! The kernel runs in ring 0 or, where a host emulates ring 0 instruction by instruction, in ring 3
+//! above a few ring-0 stubs; one image does both. Three rules make that possible:
+//! - interrupts are masked in software, by a per-CPU flag that the entry stub reads (`irq`);
+//! - nothing outside `stubs` and `entry` executes a privileged instruction; `int3` asks ring 0 for
+//!   the few services that need one (`service`);
+//! - the host is called by a store to a page without memory (`doorbell`).
+
+pub mod doorbell;
+pub mod entry;
+pub mod irq;
+pub mod lapic;
+pub mod service;
+mod stubs;
+pub mod tables;
+pub mod tsc;

@@ -1,0 +1,104 @@
+//! The control thread: takes the host's commands and drives CPU hotplug.
+
+use core::sync::atomic::Ordering;
+
+use percpu_core::cpu::CpuId;
+use percpu_core::hotplug::{self, HotplugError};
+use percpu_core::preempt;
+use percpu_guest::abi::{COMMAND_RING_LEN, CommandKind, EventKind, PlugError};
+
+use crate::{events, sched, shared, tests, workloads};
+
+/// The CPU the control thread belongs to, the boot CPU: it cannot go down.
+pub const CONTROL_CPU: u32 = 0;
+
+/// The doorbell interrupt's handler: the control thread goes first when the interrupt ends.
+pub fn on_command() {
+    preempt::set_need_resched();
+}
+
+/// Whether there is a command to take.
+pub fn has_command(_cpu: u32) -> bool {
+    let ring = &shared::header().commands;
+    ring.head.load(Ordering::Acquire) != ring.tail.load(Ordering::Relaxed)
+}
+
+/// Brings up the CPUs that boot with the machine, and says that the guest is there.
+fn boot() {
+    for cpu in 1..shared::boot().boot_cpus {
+        if let Err(e) = up(cpu) {
+            panic!("CPU {cpu} does not come up at boot: {e:?}");
+        }
+    }
+    events::emit_and_ring(EventKind::Booted, [0; 5]);
+    match shared::boot().test {
+        0 => workloads::start(),
+        test => tests::start(test as usize),
+    }
+}
+
+/// The thread.
+pub fn run(_cpu: usize) {
+    boot();
+    loop {
+        sched::wait_until(has_command);
+        let ring = &shared::header().commands;
+        let n = ring.tail.load(Ordering::Relaxed);
+        let slot = &ring.slots[(n % COMMAND_RING_LEN as u64) as usize];
+        let kind = slot.kind.load(Ordering::Relaxed);
+        let cpu = slot.arg0.load(Ordering::Relaxed);
+        let arg = slot.arg1.load(Ordering::Relaxed);
+        ring.tail.store(n + 1, Ordering::Release);
+        match CommandKind::from_code(kind) {
+            Some(CommandKind::Plug) => {
+                let result = up(cpu);
+                report(EventKind::PlugDone, cpu, result, n);
+            }
+            Some(CommandKind::Unplug) => {
+                let result = down(cpu);
+                report(EventKind::UnplugDone, cpu, result, n);
+            }
+            Some(CommandKind::FailStep) => fail_step(cpu, arg),
+            Some(CommandKind::Stop) => shared::header().stopping.store(1, Ordering::Release),
+            None => panic!("the host sent a command of unknown kind {kind}"),
+        }
+    }
+}
+
+/// Brings `cpu` up.
+pub fn up(cpu: u32) -> Result<(), PlugError> {
+    let cpu = CpuId::new(cpu as usize).ok_or(PlugError::NoSuchCpu)?;
+    hotplug::cpu_up(cpu).map_err(|e| plug_error(&e))
+}
+
+/// Takes `cpu` down.
+pub fn down(cpu: u32) -> Result<(), PlugError> {
+    let id = CpuId::new(cpu as usize).ok_or(PlugError::NoSuchCpu)?;
+    if cpu == CONTROL_CPU {
+        return Err(PlugError::Busy);
+    }
+    hotplug::cpu_down(id).map_err(|e| plug_error(&e))
+}
+
+fn plug_error(error: &HotplugError) -> PlugError {
+    match error {
+        HotplugError::NotPresent => PlugError::NoSuchCpu,
+        HotplugError::AlreadyOnline | HotplugError::NotOnline => PlugError::AlreadyThere,
+        HotplugError::TimedOut => PlugError::TimedOut,
+        HotplugError::Step { .. } => PlugError::StepFailed,
+        _ => PlugError::Busy,
+    }
+}
+
+fn report(kind: EventKind, cpu: u32, result: Result<(), PlugError>, command: u64) {
+    let code = result.err().map_or(0, |e| e as u64);
+    events::emit_and_ring(kind, [u64::from(cpu), code, command, 0, 0]);
+}
+
+fn fail_step(cpu: u32, number: u64) {
+    if let (Some(cpu), Some((step, ..))) =
+        (CpuId::new(cpu as usize), hotplug::steps().nth(number as usize))
+    {
+        hotplug::inject_failure(step, cpu);
+    }
+}

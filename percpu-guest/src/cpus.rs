@@ -1,0 +1,157 @@
+//! CPUs of this machine coming and going.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering;
+
+use percpu_core::cpu::CpuId;
+use percpu_core::hotplug::{self, CpuOps, Serve, StartError};
+use percpu_core::{area, preempt};
+use percpu_guest::abi::{BootMode, CpuState, Doorbell, EventKind, MAX_CPUS, TRAMPOLINE};
+
+use crate::arch::irq::{self, IRQ_MASKED, IRQ_PENDING};
+use crate::arch::{doorbell, lapic, tables};
+use crate::sched::{self, Thread};
+use crate::{events, ipi, shared, tick};
+
+/// How long a CPU may take to arrive. Long, because on a crowded host it waits for its turn.
+const ARRIVAL_TIMEOUT_NS: u64 = 5_000_000_000;
+
+/// A CPU's own threads, made when it first comes up and used again later.
+struct Threads {
+    idle: UnsafeCell<[Option<&'static Thread>; MAX_CPUS]>,
+    hotplug: UnsafeCell<[Option<&'static Thread>; MAX_CPUS]>,
+}
+// SAFETY: touched by the control thread only (and by the boot CPU before that runs).
+unsafe impl Sync for Threads {}
+static THREADS: Threads = Threads {
+    idle: UnsafeCell::new([None; MAX_CPUS]),
+    hotplug: UnsafeCell::new([None; MAX_CPUS]),
+};
+
+/// This machine's [`CpuOps`].
+pub struct Machine;
+
+impl CpuOps for Machine {
+    fn start(&self, cpu: CpuId) -> Result<(), StartError> {
+        let n = cpu.index() as u32;
+        let (idle, hotplug) = threads_of(n).ok_or(StartError("no memory for its threads"))?;
+        // SAFETY: the CPU does not run and its hotplug thread was taken off the queue when it died.
+        unsafe {
+            idle.reset();
+            hotplug.reset();
+            tables::set_start(n, idle.stack_top() as u64, area::offset(cpu) as u64);
+        }
+        set_state(n, CpuState::Starting);
+        doorbell::ring(Doorbell::StartCpu, u64::from(n));
+        if shared::boot().boot_mode == BootMode::Sipi as u32 {
+            let masked = irq::save();
+            lapic::send_init_sipi(n, TRAMPOLINE);
+            // SAFETY: the state is of the save above.
+            unsafe { irq::restore(masked) };
+        }
+        Ok(())
+    }
+
+    fn reap(&self, cpu: CpuId) {
+        // The host lets a start wait until the vCPU has said its last word, and neither stack nor
+        // area of a CPU is ever given back: nothing more to wait for.
+        set_state(cpu.index() as u32, CpuState::Offline);
+    }
+
+    fn arrival_timeout_ns(&self) -> u64 {
+        ARRIVAL_TIMEOUT_NS
+    }
+}
+
+/// The idle and the hotplug thread of `cpu`.
+fn threads_of(cpu: u32) -> Option<(&'static Thread, &'static Thread)> {
+    // SAFETY: only the control thread and, before it, the boot CPU come here.
+    let (idle, hotplug) = unsafe {
+        (&mut (*THREADS.idle.get())[cpu as usize], &mut (*THREADS.hotplug.get())[cpu as usize])
+    };
+    if idle.is_none() {
+        *idle = Thread::new(|_| sched::idle(), cpu as usize, u32::MAX, Some(cpu));
+    }
+    if hotplug.is_none() {
+        *hotplug = Thread::new(run_hotplug_thread, cpu as usize, u32::MAX, Some(cpu));
+    }
+    Some(((*idle)?, (*hotplug)?))
+}
+
+/// Makes the boot CPU's current flow its idle thread and gives it a hotplug thread.
+///
+/// # Safety
+///
+/// Called once, on the boot CPU, before any other CPU runs; the caller goes on with `sched::idle`.
+pub unsafe fn adopt_boot_cpu(cpu: u32) {
+    let (idle, hotplug) = threads_of(cpu).expect("no memory for the boot CPU's threads");
+    // SAFETY: see the contract.
+    unsafe { sched::adopt_idle(cpu, idle) };
+    hotplug.make_runnable();
+    set_state(cpu, CpuState::Online);
+    shared::control(cpu).onlines.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The first Rust function of an AP, on its idle thread's stack.
+pub extern "C" fn ap_main(cpu: u32) -> ! {
+    // What an earlier life left behind. Interrupts stay masked until the CPU is online.
+    IRQ_MASKED.write(1);
+    IRQ_PENDING.write(0);
+    preempt::clear_need_resched();
+    ipi::start_with_empty_tlb(cpu);
+    lapic::enable();
+    let id = CpuId::new(cpu as usize).expect("started as a CPU that is not possible");
+    // SAFETY: interrupts are masked and GS holds this CPU's offset, by its start state.
+    let (idle, hotplug) = match unsafe { hotplug::arrive(id) } {
+        // SAFETY: the control thread made both before it started this CPU, and waits for it.
+        Ok(()) => threads_of(cpu).expect("made before the CPU was started"),
+        Err(_) => park(cpu),
+    };
+    // SAFETY: this is that CPU, and it goes on as its idle thread.
+    unsafe { sched::adopt_idle(cpu, idle) };
+    hotplug.make_runnable();
+    set_state(cpu, CpuState::Online);
+    shared::control(cpu).onlines.fetch_add(1, Ordering::Relaxed);
+    tick::arm();
+    // SAFETY: a CPU begins masked, as if by a save of "not masked".
+    unsafe { irq::restore(false) };
+    sched::idle()
+}
+
+/// A CPU's own hotplug thread: runs its ONLINE steps, and takes it down.
+fn run_hotplug_thread(cpu: usize) {
+    let id = CpuId::new(cpu).expect("a CPU that runs is possible");
+    loop {
+        match hotplug::serve(id) {
+            Serve::Idle => sched::wait_until(|cpu| {
+                CpuId::new(cpu as usize).is_some_and(hotplug::has_work)
+            }),
+            Serve::Worked => {}
+            Serve::Die => die(id),
+        }
+    }
+}
+
+/// Takes this CPU down; it executes nothing afterwards.
+fn die(cpu: CpuId) -> ! {
+    let n = cpu.index() as u32;
+    set_state(n, CpuState::Dying);
+    irq::save();
+    lapic::disable();
+    // SAFETY: interrupts are masked, this is that CPU and the state machine asked for it.
+    unsafe { hotplug::die(cpu) };
+    set_state(n, CpuState::Dead);
+    // SAFETY: nothing follows but the parking.
+    unsafe { hotplug::dead(cpu) };
+    park(n)
+}
+
+fn park(_cpu: u32) -> ! {
+    doorbell::ring_last(Doorbell::Dead, 0)
+}
+
+fn set_state(cpu: u32, state: CpuState) {
+    shared::control(cpu).state.store(state as u32, Ordering::Release);
+    let args = [u64::from(cpu), state as u64, 0, 0, 0];
+    events::emit(EventKind::CpuChanged, args);
+}

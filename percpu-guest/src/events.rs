@@ -1,0 +1,66 @@
+//! Events, guest to host.
+//!
+//! Each event takes a ticket from one counter, which gives the events of all CPUs a total order: a
+//! thing is announced after it came to be and before it goes, so the host's model never sees two
+//! owners of one area. A thread waits for room; nothing is dropped unless the host has stopped
+//! reading.
+
+use core::sync::atomic::Ordering;
+
+use percpu_guest::abi::{Doorbell, EVENT_RING_LEN, EventKind, Invariant};
+
+use crate::arch::{doorbell, irq, tsc};
+use crate::{sched, shared};
+
+/// How long a thread waits for room before the event counts as dropped.
+const PATIENCE_NS: u64 = 5_000_000_000;
+
+/// Tells the host of `kind`. To be called by threads with interrupts on; waits for room.
+pub fn emit(kind: EventKind, args: [u64; 5]) {
+    let mut since = None;
+    while !try_emit(kind, args) {
+        let now = tsc::now_ns();
+        if now.saturating_sub(*since.get_or_insert(now)) > PATIENCE_NS {
+            shared::events(percpu_core::cpu::this_cpu_raw()).dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        doorbell::ring(Doorbell::Yield, 0);
+    }
+}
+
+/// Tells the host of something it waits for, and wakes it.
+pub fn emit_and_ring(kind: EventKind, args: [u64; 5]) {
+    emit(kind, args);
+    doorbell::ring(Doorbell::Event, 0);
+}
+
+/// Tells the host that the guest itself saw an invariant broken.
+pub fn violation(invariant: Invariant, cpu: u32, object: u64, seen: u64, expected: u64) {
+    emit(
+        EventKind::Violation,
+        [invariant as u64, u64::from(cpu), object, seen, expected],
+    );
+}
+
+/// One try; from any context.
+fn try_emit(kind: EventKind, args: [u64; 5]) -> bool {
+    let masked = irq::save();
+    let cpu = percpu_core::cpu::this_cpu_raw();
+    let ring = shared::events(cpu);
+    // Interrupts are masked, so this CPU is the ring's only writer until they are restored.
+    let head = ring.head.load(Ordering::Relaxed);
+    let room = head - ring.tail.load(Ordering::Acquire) < EVENT_RING_LEN as u64;
+    if room {
+        let seq = shared::header().event_seq.fetch_add(1, Ordering::SeqCst) + 1;
+        let what = kind as u64 | u64::from(cpu) << 16 | u64::from(sched::current_row()) << 32;
+        let words = [seq, tsc::now(), what, args[0], args[1], args[2], args[3], args[4]];
+        let slot = &ring.slots[(head % EVENT_RING_LEN as u64) as usize];
+        for (to, word) in slot.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+        ring.head.store(head + 1, Ordering::Release);
+    }
+    // SAFETY: the state is of the save above.
+    unsafe { irq::restore(masked) };
+    room
+}

@@ -1,0 +1,97 @@
+//! What this kernel gives to percpu-core.
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::NonNull;
+
+use percpu_core::platform::{IrqState, NoMemory, Platform};
+use percpu_guest::abi::Doorbell;
+
+use crate::arch::{doorbell, irq, tsc};
+use crate::mem::{heap, paging};
+use crate::{ipi, log, sched};
+
+/// After so many turns of a spin loop the lock's holder has probably lost its host CPU.
+const SPINS_BEFORE_YIELD: u32 = 200;
+
+/// This kernel.
+pub struct Kernel;
+
+percpu_core::set_platform!(Kernel);
+
+// SAFETY:
+// 1. With the mask flag set, the entry stub runs no handler, and threads are switched by handlers
+//    and by explicit yields only.
+// 2. The heap hands a block out once until it is freed, zeroed.
+// 3. The chunk space is used by nobody else, ranges are handed out once until released, and a
+//    mapped frame is its page's alone.
+// 4. `unmap` leaves the frame in the page's entry; only `free_pages` gives it back.
+unsafe impl Platform for Kernel {
+    #[inline]
+    fn irq_save() -> IrqState {
+        IrqState(usize::from(irq::save()))
+    }
+
+    #[inline]
+    unsafe fn irq_restore(state: IrqState) {
+        // SAFETY: the caller's state is of the matching `irq_save`.
+        unsafe { irq::restore(state.0 != 0) };
+    }
+
+    fn preempt_schedule() {
+        sched::preempt_schedule();
+    }
+
+    fn relax(spins: u32) {
+        if spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1 {
+            doorbell::ring(Doorbell::Yield, 0);
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+
+    fn yield_now() {
+        sched::yield_now();
+    }
+
+    fn clock_ns() -> u64 {
+        tsc::now_ns()
+    }
+
+    fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
+        heap::alloc(layout)
+    }
+
+    unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's contract is the heap's.
+        unsafe { heap::free(ptr, layout) };
+    }
+
+    fn reserve(size: usize, align: usize) -> Option<usize> {
+        paging::reserve(size, align)
+    }
+
+    unsafe fn release(addr: usize, size: usize) {
+        paging::release(addr, size);
+    }
+
+    unsafe fn populate(addr: usize, pages: usize, _cpu: u32) -> Result<(), NoMemory> {
+        paging::map(addr, pages)
+    }
+
+    unsafe fn unmap(addr: usize, pages: usize) {
+        paging::unmap(addr, pages);
+    }
+
+    fn flush_tlb(_addr: usize, _size: usize) {
+        ipi::flush_all_tlbs();
+    }
+
+    unsafe fn free_pages(addr: usize, pages: usize) {
+        paging::free(addr, pages);
+    }
+
+    fn log(args: fmt::Arguments<'_>) {
+        log::line(args);
+    }
+}

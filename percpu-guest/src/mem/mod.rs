@@ -1,0 +1,10 @@
+//! Memory: page frames, the kernel's page tables, a heap for the core's tables.
+
+pub mod frames;
+pub mod heap;
+pub mod paging;
+#[cfg(not(target_os = "none"))]
+mod routines;
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;

@@ -1,0 +1,247 @@
+//! Preemptible kernel threads that migrate between CPUs.
+//!
+//! One queue serves all CPUs, so a thread goes on wherever a CPU comes by next: nearly every switch
+//! is a migration, which is what the code under test has to survive. Threads that belong to a CPU
+//! (its hotplug thread, the control thread) wait in that CPU's own queue and go first. When a CPU
+//! dies nothing has to be moved: it just takes no more threads.
+
+mod switch;
+mod thread;
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use percpu_core::platform::Platform;
+use percpu_core::cpu::{self, CpuId};
+use percpu_core::{percpu, preempt};
+use percpu_guest::abi::MAX_CPUS;
+
+use crate::arch::{irq, service};
+use crate::kernel::Kernel;
+use crate::shared;
+
+pub use thread::{Thread, spawn, spawn_bound};
+use thread::Queue;
+
+percpu! {
+    /// Address of the thread that runs on this CPU; 0 before the scheduler starts.
+    static CURRENT: PerCpu<usize> = 0;
+}
+
+/// The queues; whoever holds the lock has interrupts masked. A plain word, because it is taken by
+/// one thread and released by the next one across a switch.
+struct RunQueue {
+    locked: AtomicU32,
+    queues: core::cell::UnsafeCell<Queues>,
+}
+
+struct Queues {
+    /// Runnable threads that any CPU may run.
+    shared: Queue,
+    /// Threads bound to a CPU.
+    bound: [Queue; MAX_CPUS],
+    /// A CPU's idle thread, address or 0.
+    idle: [usize; MAX_CPUS],
+}
+
+// SAFETY: `queues` is touched only between `lock` and `unlock`.
+unsafe impl Sync for RunQueue {}
+
+static RUN_QUEUE: RunQueue = RunQueue {
+    locked: AtomicU32::new(0),
+    queues: core::cell::UnsafeCell::new(Queues {
+        shared: Queue::new(),
+        bound: [const { Queue::new() }; MAX_CPUS],
+        idle: [0; MAX_CPUS],
+    }),
+};
+
+impl RunQueue {
+    fn lock(&self) {
+        let mut spins = 0;
+        while self.locked.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            Kernel::relax(spins);
+            spins += 1;
+        }
+    }
+
+    fn unlock(&self) {
+        self.locked.store(0, Ordering::Release);
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Queues) -> R) -> R {
+        let masked = irq::save();
+        self.lock();
+        // SAFETY: the lock is held, so this is the only reference.
+        let result = f(unsafe { &mut *self.queues.get() });
+        self.unlock();
+        // SAFETY: the state is of the save above.
+        unsafe { irq::restore(masked) };
+        result
+    }
+}
+
+impl Queues {
+    /// The next thread for `cpu`. After a bound thread others come first, so that one that waits
+    /// by yielding does not keep the CPU.
+    fn pick(&mut self, cpu: u32, after_bound: bool) -> usize {
+        if after_bound && let Some(thread) = self.pick_shared(cpu) {
+            return thread;
+        }
+        self.bound[cpu as usize]
+            .pop_if(|thread| thread.is_wanted(cpu))
+            .or_else(|| self.pick_shared(cpu))
+            .unwrap_or(self.idle[cpu as usize])
+    }
+
+    fn pick_shared(&mut self, cpu: u32) -> Option<usize> {
+        let header = shared::header();
+        // All threads wait for the end of a quiescent phase: let the CPU rest.
+        let quiet = header.quiesce.load(Ordering::Relaxed) != 0
+            && header.busy.load(Ordering::Relaxed) == 0;
+        if quiet || !CpuId::new(cpu as usize).is_some_and(|cpu| cpu::active().contains(cpu)) {
+            return None;
+        }
+        self.shared.pop_if(|_| true)
+    }
+}
+
+/// Switches to the next thread. Interrupts are masked, preemption is on but for them.
+fn schedule() {
+    let cpu = cpu::this_cpu_raw();
+    let previous = CURRENT.read();
+    if previous == 0 {
+        return;
+    }
+    preempt::clear_need_resched();
+    RUN_QUEUE.lock();
+    // SAFETY: the lock is held. The reference ends before the switch.
+    let queues = unsafe { &mut *RUN_QUEUE.queues.get() };
+    let bound = queues.put_back(cpu, previous);
+    let next = queues.pick(cpu, bound);
+    if next != previous {
+        CURRENT.write(next);
+        let control = shared::control(cpu);
+        control.thread.store(thread::row_of(next), Ordering::Relaxed);
+        control.switches.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: `next` came off a queue or is this CPU's idle thread, so it runs nowhere; the
+        // lock is held until its side of the switch releases it, so nobody takes `previous` off
+        // its queue before its registers are saved.
+        unsafe { thread::switch(previous, next) };
+    }
+    // Perhaps on another CPU now; that CPU's switch took the lock.
+    RUN_QUEUE.unlock();
+}
+
+impl Queues {
+    /// Puts the thread that ran back on its queue; says whether it is bound to the CPU.
+    fn put_back(&mut self, cpu: u32, thread: usize) -> bool {
+        if thread == self.idle[cpu as usize] || thread::has_ended(thread) {
+            return false;
+        }
+        let bound = thread::is_bound(thread);
+        let queue = if bound { &mut self.bound[cpu as usize] } else { &mut self.shared };
+        queue.push(thread);
+        bound
+    }
+}
+
+/// The first thing a thread does that was never switched away from.
+fn finish_first_switch() {
+    RUN_QUEUE.unlock();
+    // SAFETY: a thread starts inside `schedule`, which runs masked; threads begin unmasked.
+    unsafe { irq::restore(false) };
+}
+
+/// Gives the CPU to another thread. Preemption and interrupts are on.
+pub fn yield_now() {
+    let masked = irq::save();
+    schedule();
+    // SAFETY: the state is of the save above.
+    unsafe { irq::restore(masked) };
+}
+
+/// Switches threads if the last interrupt asked for it and the interrupted code allows it.
+/// Interrupts are masked.
+pub fn on_interrupt_exit() {
+    if preempt::need_resched() && preempt::count() == 0 {
+        schedule();
+    }
+}
+
+/// A guard was dropped while a reschedule was wanted.
+pub fn preempt_schedule() {
+    // Masked interrupts forbid a switch too; the next interrupt looks again.
+    while preempt::need_resched() && preempt::count() == 0 && !irq::masked() {
+        yield_now();
+    }
+}
+
+/// Makes the current flow of control the idle thread of `cpu`.
+///
+/// # Safety
+///
+/// `cpu` is this CPU, `thread` its idle thread; the caller goes on with [`idle`].
+pub unsafe fn adopt_idle(cpu: u32, thread: &'static Thread) {
+    RUN_QUEUE.with(|queues| queues.idle[cpu as usize] = thread.address());
+    CURRENT.write(thread.address());
+    shared::control(cpu).thread.store(u32::MAX, Ordering::Relaxed);
+}
+
+/// The idle thread's loop: other threads first, then a halt until an interrupt.
+pub fn idle() -> ! {
+    loop {
+        yield_now();
+        irq::save();
+        let cpu = cpu::this_cpu_raw();
+        if !preempt::need_resched() && RUN_QUEUE.with(|queues| queues.is_idle(cpu)) {
+            service::idle();
+        }
+        // SAFETY: the idle thread runs unmasked; `save` just above found that.
+        unsafe { irq::restore(false) };
+    }
+}
+
+impl Queues {
+    /// Whether there is nothing to run on `cpu`.
+    fn is_idle(&mut self, cpu: u32) -> bool {
+        match self.pick(cpu, false) {
+            thread if thread == self.idle[cpu as usize] => true,
+            thread => {
+                self.put_back_front(cpu, thread);
+                false
+            }
+        }
+    }
+
+    fn put_back_front(&mut self, cpu: u32, thread: usize) {
+        let queue =
+            if thread::is_bound(thread) { &mut self.bound[cpu as usize] } else { &mut self.shared };
+        queue.push_front(thread);
+    }
+}
+
+/// The ledger row of the current thread, `u32::MAX` if it has none.
+pub fn current_row() -> u32 {
+    match CURRENT.read() {
+        0 => u32::MAX,
+        thread => thread::row_of(thread),
+    }
+}
+
+/// Lets the current thread, which is bound to its CPU, wait until `wanted` says otherwise.
+pub fn wait_until(wanted: fn(u32) -> bool) {
+    let cpu = cpu::this_cpu_raw();
+    thread::set_wanted(CURRENT.read(), Some(wanted));
+    while !wanted(cpu) {
+        yield_now();
+    }
+    thread::set_wanted(CURRENT.read(), None);
+}
+
+/// Ends the current thread. Its memory stays.
+fn end_current() -> ! {
+    thread::set_ended(CURRENT.read());
+    irq::save();
+    schedule();
+    unreachable!("a thread that has ended was run again")
+}

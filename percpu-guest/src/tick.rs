@@ -1,0 +1,33 @@
+//! The timer interrupt: heartbeat, preemption at random moments, work in interrupt context.
+
+use core::sync::atomic::Ordering;
+
+use percpu_core::{cpu, percpu, preempt};
+
+use crate::arch::{lapic, tsc};
+use crate::rng::Rng;
+use crate::{shared, workloads};
+
+percpu! {
+    /// State of this CPU's choice of intervals; 0 = not seeded.
+    static INTERVALS: PerCpu<u64> = 0;
+}
+
+/// The handler.
+pub fn on_timer() {
+    let control = shared::this_control();
+    control.heartbeat.fetch_add(1, Ordering::Relaxed);
+    workloads::on_interrupt();
+    preempt::set_need_resched();
+    arm();
+}
+
+/// Arms the timer for half to one and a half times the usual interval, so that preemption does
+/// not fall into step with a workload.
+pub fn arm() {
+    let usual = shared::boot().tick_us.max(2);
+    let mut rng = Rng::new(INTERVALS.read() ^ tsc::now(), u64::from(cpu::this_cpu_raw()));
+    let choice = rng.next();
+    INTERVALS.write(choice);
+    lapic::arm_timer(usual / 2 + (choice % u64::from(usual)) as u32);
+}

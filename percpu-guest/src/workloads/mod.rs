@@ -1,0 +1,167 @@
+//! Workloads: what the kernel does all day while CPUs come and go.
+//!
+//! Each workload has as many threads as there are possible CPUs. A thread works in operations; what
+//! it adds to a conserved object it also writes to its own ledger row, which no per-CPU code
+//! touches. Between operations it stands at a *boundary*: there it counts the operation for the
+//! CPU it is on, gives the CPU away, and waits as long as the host wants quiet.
+
+mod alloc;
+mod counter;
+mod mount;
+mod statics;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use percpu_core::hotplug::{self, Section};
+use percpu_guest::abi::{EventKind, Fault, LEDGER_THREADS, SumKind, Workload};
+
+use crate::rng::Rng;
+use crate::{events, sched, shared, tests};
+
+pub use mount::Mount;
+
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Ledger slots: whose is which. Slots below 8 also have a row for each CPU's interrupts.
+mod slots {
+    pub const STATICS: u32 = 0;
+    pub const COUNTERS: u32 = 16;
+    pub const MOUNTS: u32 = 32;
+    pub const OWN_COUNTERS: u32 = 48;
+}
+
+/// A thread of a workload.
+struct Worker {
+    workload: Workload,
+    row: u32,
+    rng: Rng,
+}
+
+impl Worker {
+    /// Enters an amount in the thread's ledger row.
+    fn book(&self, slot: u32, amount: i64) {
+        let cell = &shared::ledger(self.row).slots[slot as usize];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// What the thread's row says.
+    fn booked(&self, slot: u32) -> i64 {
+        shared::ledger(self.row).slots[slot as usize].load(Ordering::Relaxed)
+    }
+
+    /// Ends an operation; false if the thread is to end.
+    fn boundary(&self) -> bool {
+        let header = shared::header();
+        shared::this_control().ops[self.workload as usize].fetch_add(1, Ordering::Relaxed);
+        if header.stopping.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        if header.quiesce.load(Ordering::Relaxed) != 0 {
+            rest();
+        } else {
+            sched::yield_now();
+        }
+        true
+    }
+}
+
+/// Waits at a boundary until the quiet is over.
+fn rest() {
+    let header = shared::header();
+    // The host sets `quiesce` and then waits for `busy` to reach 0: a thread that goes on first
+    // says so and then looks again, so one of the two sees the other.
+    loop {
+        header.busy.fetch_sub(1, Ordering::SeqCst);
+        while header.quiesce.load(Ordering::SeqCst) != 0 {
+            sched::yield_now();
+        }
+        header.busy.fetch_add(1, Ordering::SeqCst);
+        if header.quiesce.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+    }
+}
+
+/// Work in interrupt context, each time the timer fires.
+pub fn on_interrupt() {
+    let header = shared::header();
+    if !STARTED.load(Ordering::Relaxed) || shared::boot().workloads & Workload::Statics.bit() == 0 {
+        return;
+    }
+    header.busy.fetch_add(1, Ordering::SeqCst);
+    if header.quiesce.load(Ordering::SeqCst) == 0 {
+        statics::on_interrupt();
+    }
+    header.busy.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Registers what workloads do when a CPU comes and goes.
+pub fn register_hotplug_steps() {
+    let nothing = |_| Ok(());
+    hotplug::register(Section::Prepare, "workloads:prepare", Some(nothing), None)
+        .and_then(|_| hotplug::register(Section::Online, "workloads:online", Some(nothing), None))
+        .expect("a place for the workloads' hotplug steps");
+}
+
+/// Starts all that the host asked for.
+pub fn start() {
+    let boot = shared::boot();
+    let header = shared::header();
+    let chosen = || Workload::ALL.iter().copied().filter(|w| boot.workloads & w.bit() != 0);
+    for workload in chosen() {
+        match workload {
+            Workload::Statics => statics::init(),
+            Workload::Counter => counter::init(),
+            Workload::Alloc => {}
+            Workload::Mount => mount::init(),
+        }
+    }
+    let each = boot.possible.max(2);
+    let mut row = 0;
+    let threads = each * chosen().count() as u32;
+    assert!(threads as usize <= LEDGER_THREADS, "{threads} threads, {LEDGER_THREADS} ledger rows");
+    header.threads.store(threads, Ordering::Relaxed);
+    header.busy.store(threads, Ordering::SeqCst);
+    STARTED.store(true, Ordering::Release);
+    // Kinds in turn, so that any few threads in the queue are of all kinds.
+    for _ in 0..each {
+        for workload in chosen() {
+            let run = match workload {
+                Workload::Statics => run_worker::<{ Workload::Statics as u32 }>,
+                Workload::Counter => run_worker::<{ Workload::Counter as u32 }>,
+                Workload::Alloc => run_worker::<{ Workload::Alloc as u32 }>,
+                Workload::Mount => run_worker::<{ Workload::Mount as u32 }>,
+            };
+            sched::spawn(run, row as usize, row);
+            row += 1;
+        }
+    }
+    if let Some(fault) = Fault::from_code(boot.fault).filter(|&fault| fault != Fault::None) {
+        sched::spawn(|fault| tests::faults::misbehave(fault as u32), fault as usize, u32::MAX);
+    }
+}
+
+fn run_worker<const WORKLOAD: u32>(row: usize) {
+    let row = row as u32;
+    let worker = Worker {
+        workload: const { Workload::from_code(WORKLOAD).expect("a workload") },
+        row,
+        rng: Rng::new(shared::boot().seed, u64::from(row)),
+    };
+    match worker.workload {
+        Workload::Statics => statics::run(worker),
+        Workload::Counter => counter::run(worker),
+        Workload::Alloc => alloc::run(worker),
+        Workload::Mount => mount::run(worker),
+    }
+    shared::header().busy.fetch_sub(1, Ordering::SeqCst);
+    shared::header().threads.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Tells the host of a sum over all CPUs that the ledger accounts for.
+fn announce_sum(pointer: usize, slot: u32, initial: i64) {
+    events::emit(
+        EventKind::SumInit,
+        [SumKind::Word as u64, pointer as u64, u64::from(slot), initial as u64, 0],
+    );
+}

@@ -1,0 +1,116 @@
+//! The guest image: an ELF file with an [`ImageHeader`] and, perhaps, guest tests.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use linux_loader::loader::{KernelLoader, elf::Elf};
+use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
+use percpu_core::view::View;
+use percpu_guest::abi::{self, ImageHeader, TestEntry};
+use vm_memory::GuestMemoryMmap;
+
+use crate::error::Error;
+use crate::memory::view_from_bytes;
+
+/// An ELF file that was found to be a guest of this ABI.
+pub struct Image {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    header: ImageHeader,
+    tests: Vec<GuestTest>,
+}
+
+/// A test that the image declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestTest {
+    /// Path-like name, as `statics::worked_example`.
+    pub name: String,
+    /// Address of its function.
+    pub function: u64,
+    /// CPUs that are online when it starts.
+    pub cpus: u32,
+    /// CPUs that are possible.
+    pub possible: u32,
+}
+
+impl Image {
+    /// Reads and checks an image.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|e| Error::image_unreadable(path, e))?;
+        let elf = object::File::parse(&*bytes).map_err(|_| Error::not_elf(path))?;
+        let address = elf
+            .symbols()
+            .find(|s| s.name() == Ok(abi::IMAGE_HEADER_SYMBOL))
+            .map(|s| s.address())
+            .ok_or_else(|| Error::foreign_elf(path))?;
+        let header: ImageHeader =
+            read(&elf, address).filter(|h: &ImageHeader| h.magic == abi::MAGIC).ok_or_else(|| Error::foreign_elf(path))?;
+        if header.version != abi::ABI_VERSION
+            || header.header_size as usize != size_of::<abi::SharedHeader>()
+        {
+            return Err(Error::abi_mismatch(path, header.version, header.header_size));
+        }
+        let tests = tests(&elf).ok_or_else(|| Error::foreign_elf(path))?;
+        Ok(Self { path: path.into(), header, tests, bytes })
+    }
+
+    /// Where the image was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The ELF file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What the image says of itself.
+    pub fn header(&self) -> &ImageHeader {
+        &self.header
+    }
+
+    /// The guest tests, by name.
+    pub fn tests(&self) -> &[GuestTest] {
+        &self.tests
+    }
+
+    /// Copies the image to its place and returns the address after it.
+    pub fn load(&self, mem: &GuestMemoryMmap) -> Result<u64, Error> {
+        Elf::load(mem, None, &mut Cursor::new(&self.bytes), None)
+            .map(|loaded| loaded.kernel_end)
+            .map_err(|e| Error::image_load(&self.path, e))
+    }
+}
+
+/// Reads a structure at a virtual address of the ELF file; `None` where the file has no bytes
+/// for it.
+fn read<T: View>(elf: &object::File<'_>, address: u64) -> Option<T> {
+    view_from_bytes(bytes(elf, address, size_of::<T>() as u64)?)
+}
+
+fn bytes<'a>(elf: &object::File<'a>, address: u64, len: u64) -> Option<&'a [u8]> {
+    elf.segments().find_map(|segment| segment.data_range(address, len).ok().flatten())
+}
+
+fn tests(elf: &object::File<'_>) -> Option<Vec<GuestTest>> {
+    let Some(section) = elf.section_by_name(abi::TEST_SECTION) else {
+        return Some(Vec::new());
+    };
+    let mut tests: Vec<_> = section
+        .data()
+        .ok()?
+        .chunks_exact(size_of::<TestEntry>())
+        .map(|entry| {
+            let entry: TestEntry = view_from_bytes(entry)?;
+            let name = bytes(elf, entry.name, entry.name_len)?;
+            Some(GuestTest {
+                name: String::from_utf8(name.to_vec()).ok()?,
+                function: entry.function,
+                cpus: entry.cpus as u32 & 0xffff,
+                possible: entry.cpus as u32 >> 16,
+            })
+        })
+        .collect::<Option<_>>()?;
+    tests.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(tests)
+}

@@ -1,0 +1,133 @@
+//! The state in which CPUs boot: page tables of the identity map, segments of the chosen ring.
+
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use percpu_guest::abi;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::error::Error;
+
+const PAGE: u64 = 4096;
+const LARGE_PAGE: u64 = 2 << 20;
+
+/// Present, writable, reachable from ring 3: ring 0 and ring 3 run on the same tables.
+const PTE: u64 = 1 | 2 | 4;
+const PTE_LARGE: u64 = 1 << 7;
+const PTE_UNCACHED: u64 = 1 << 4;
+
+const LAPIC: u64 = 0xfee0_0000;
+
+const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
+const CR4: u64 = (1 << 5) | (1 << 9) | (1 << 10) | (1 << 16); // PAE OSFXSR OSXMMEXCPT FSGSBASE
+const EFER: u64 = (1 << 8) | (1 << 10); // LME LMA
+
+/// Interrupts enabled; the guest masks them in software.
+const RFLAGS: u64 = 0x202;
+
+/// Writes the identity map: RAM by 2 MiB pages (the first 2 MiB by 4 KiB pages, page 0 left out so
+/// that a null pointer faults), the doorbell page and the local APIC. Everything else faults.
+pub(super) fn write_page_tables(mem: &GuestMemoryMmap, memory: u64) -> Result<(), Error> {
+    let pml4 = abi::PAGE_TABLES;
+    let pdpt = pml4 + PAGE;
+    let directory = |gib: u64| pdpt + PAGE + gib * PAGE;
+    let low = directory(4);
+    let put = |table: u64, index: u64, entry: u64| {
+        mem.write_obj(entry, GuestAddress(table + index * 8)).map_err(Error::guest_memory)
+    };
+
+    put(pml4, 0, pdpt | PTE)?;
+    for gib in 0..4 {
+        put(pdpt, gib, directory(gib) | PTE)?;
+    }
+    put(directory(0), 0, low | PTE)?;
+    for page in 1..512 {
+        put(low, page, (page * PAGE) | PTE)?;
+    }
+    for addr in (LARGE_PAGE..memory).step_by(LARGE_PAGE as usize) {
+        put(directory(addr >> 30), (addr >> 21) & 511, addr | PTE | PTE_LARGE)?;
+    }
+    for addr in [abi::DOORBELL, LAPIC] {
+        let entry = addr | PTE | PTE_LARGE | PTE_UNCACHED;
+        put(directory(addr >> 30), (addr >> 21) & 511, entry)?;
+    }
+    Ok(())
+}
+
+/// Where a CPU begins to execute.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// First instruction.
+    pub rip: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// First argument (`rdi`).
+    pub arg: u64,
+    /// GS base.
+    pub gs_base: u64,
+    /// The CPU's [`abi::CpuTables`].
+    pub tables: u64,
+    /// Interrupt descriptor table.
+    pub idt: u64,
+    /// 0 or 3.
+    pub ring: u8,
+}
+
+impl Entry {
+    pub(super) fn regs(&self) -> kvm_regs {
+        kvm_regs {
+            rip: self.rip,
+            // As after a call: the stack is aligned to 16 before the return address.
+            rsp: self.rsp - 8,
+            rdi: self.arg,
+            rflags: RFLAGS,
+            ..Default::default()
+        }
+    }
+
+    /// Puts 64-bit mode in this entry's ring over `sregs`, which keeps what it says of the APIC.
+    pub(super) fn apply(&self, sregs: &mut kvm_sregs) {
+        let (code_selector, data_selector) = match self.ring {
+            3 => (abi::CODE3, abi::DATA3),
+            _ => (abi::CODE0, abi::DATA0),
+        };
+        let code = kvm_segment {
+            base: 0,
+            limit: 0xffff_ffff,
+            selector: code_selector,
+            type_: 11,
+            present: 1,
+            dpl: self.ring,
+            db: 0,
+            s: 1,
+            l: 1,
+            g: 1,
+            avl: 0,
+            unusable: 0,
+            padding: 0,
+        };
+        let data = kvm_segment { selector: data_selector, type_: 3, db: 1, l: 0, ..code };
+        sregs.cs = code;
+        sregs.ds = data;
+        sregs.es = data;
+        sregs.fs = data;
+        sregs.ss = data;
+        sregs.gs = kvm_segment { base: self.gs_base, ..data };
+        sregs.tr = kvm_segment {
+            base: self.tables + std::mem::offset_of!(abi::CpuTables, tss) as u64,
+            limit: abi::TSS_LIMIT,
+            selector: abi::TSS,
+            dpl: 0,
+            s: 0,
+            l: 0,
+            g: 0,
+            ..code
+        };
+        sregs.gdt.base = self.tables;
+        sregs.gdt.limit = 16 * 8 - 1;
+        sregs.idt.base = self.idt;
+        sregs.idt.limit = 256 * 16 - 1;
+        sregs.cr0 = CR0;
+        sregs.cr3 = abi::PAGE_TABLES;
+        sregs.cr4 = CR4;
+        sregs.efer = EFER;
+    }
+}
