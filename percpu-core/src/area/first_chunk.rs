@@ -40,7 +40,6 @@ pub struct FirstChunk<P: Platform> {
     pub(crate) template: usize,
     pub(crate) static_size: usize,
     pub(crate) reserved_size: usize,
-    pub(crate) dyn_size: usize,
     pub(crate) unit_size: usize,
     pub(crate) atom_size: usize,
     /// Bytes from the base to the end of the highest unit.
@@ -120,7 +119,6 @@ impl<P: Platform> FirstChunk<P> {
             template,
             static_size: info.static_size,
             reserved_size: info.reserved_size,
-            dyn_size: info.dyn_size,
             unit_size: info.unit_size,
             atom_size: info.atom_size,
             span: 0,

@@ -1,0 +1,211 @@
+//! Bitmaps in 64-bit words, and the runs of clear bits in them.
+
+const BITS: u32 = u64::BITS;
+
+/// A range of granules, or of pages, `start..end`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+}
+
+impl Run {
+    /// A run without granules.
+    pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
+
+    /// How many there are.
+    #[inline]
+    pub(crate) fn len(self) -> u32 {
+        self.end - self.start
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    /// The same run `distance` granules further on.
+    #[inline]
+    pub(crate) fn shifted(self, distance: u32) -> Self {
+        Self { start: self.start + distance, end: self.end + distance }
+    }
+
+    /// The first place in the run where `len` granules fit, aligned to `align`, a power of two.
+    #[inline]
+    pub(crate) fn fit(self, len: u32, align: u32) -> Option<u32> {
+        let start = self.start.next_multiple_of(align);
+        (start.saturating_add(len) <= self.end).then_some(start)
+    }
+}
+
+/// The bits of word `word` that lie in `start..end`.
+#[inline]
+fn mask(word: u32, start: u32, end: u32) -> u64 {
+    let first = word * BITS;
+    let mut mask = !0;
+    if start > first {
+        mask &= !0 << (start - first);
+    }
+    if end < first + BITS {
+        mask &= !(!0 << (end - first));
+    }
+    mask
+}
+
+/// The words that have bits of `start..end`, which is not empty.
+#[inline]
+fn words_of(start: u32, end: u32) -> core::ops::RangeInclusive<u32> {
+    start / BITS..=(end - 1) / BITS
+}
+
+/// Whether bit `bit` is set.
+#[inline]
+pub(crate) fn is_set(words: &[u64], bit: u32) -> bool {
+    words[(bit / BITS) as usize] & (1 << (bit % BITS)) != 0
+}
+
+/// Sets the bits `start..end`.
+#[inline]
+pub(crate) fn set(words: &mut [u64], start: u32, end: u32) {
+    if start < end {
+        for word in words_of(start, end) {
+            words[word as usize] |= mask(word, start, end);
+        }
+    }
+}
+
+/// Clears the bits `start..end`.
+#[inline]
+pub(crate) fn clear(words: &mut [u64], start: u32, end: u32) {
+    if start < end {
+        for word in words_of(start, end) {
+            words[word as usize] &= !mask(word, start, end);
+        }
+    }
+}
+
+/// The first set bit from `from` on, `end` if there is none before `end`.
+#[inline]
+pub(crate) fn next_set(words: &[u64], from: u32, end: u32) -> u32 {
+    next(words, from, end, 0)
+}
+
+/// The first clear bit from `from` on, `end` if there is none before `end`.
+#[inline]
+pub(crate) fn next_clear(words: &[u64], from: u32, end: u32) -> u32 {
+    next(words, from, end, !0)
+}
+
+/// The first bit from `from` on that differs from those of `flip`.
+#[inline]
+fn next(words: &[u64], from: u32, end: u32, flip: u64) -> u32 {
+    if from >= end {
+        return end;
+    }
+    let mut word = from / BITS;
+    let mut bits = (words[word as usize] ^ flip) & (!0 << (from % BITS));
+    while bits == 0 {
+        word += 1;
+        if word * BITS >= end {
+            return end;
+        }
+        bits = words[word as usize] ^ flip;
+    }
+    (word * BITS + bits.trailing_zeros()).min(end)
+}
+
+/// Where the run of clear bits that ends before `before` begins; not below `floor`.
+#[inline]
+pub(crate) fn run_start(words: &[u64], floor: u32, before: u32) -> u32 {
+    if before <= floor {
+        return before;
+    }
+    let mut word = (before - 1) / BITS;
+    let mut bits = words[word as usize] & mask(word, 0, before);
+    while bits == 0 {
+        if word * BITS <= floor {
+            return floor;
+        }
+        word -= 1;
+        bits = words[word as usize];
+    }
+    (word * BITS + BITS - bits.leading_zeros()).max(floor)
+}
+
+/// The runs of clear bits in `start..end`, in order.
+#[inline]
+pub(crate) fn free_runs(words: &[u64], start: u32, end: u32) -> impl Iterator<Item = Run> + '_ {
+    let mut at = start;
+    core::iter::from_fn(move || {
+        let start = next_clear(words, at, end);
+        at = next_set(words, start, end);
+        (start < end).then_some(Run { start, end: at })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bit(words: &[u64], i: u32) -> bool {
+        words[i as usize / 64] >> (i % 64) & 1 != 0
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, ..Default::default() })]
+
+        #[test]
+        fn ranges_change_their_bits_only(
+            before in prop::collection::vec(any::<u64>(), 4), a in 0u32..=256, b in 0u32..=256, value: bool,
+        ) {
+            let (start, end) = (a.min(b), a.max(b));
+            let mut words = before.clone();
+            if value { set(&mut words, start, end) } else { clear(&mut words, start, end) }
+            for i in 0..256 {
+                let expected = if (start..end).contains(&i) { value } else { bit(&before, i) };
+                prop_assert_eq!(is_set(&words, i), expected);
+            }
+        }
+
+        #[test]
+        fn searches_find_the_nearest_bit(
+            // Sparse and dense words, so that searches cross words.
+            words in prop::collection::vec(prop_oneof![Just(0), Just(!0), any::<u64>(), (0u32..64).prop_map(|b| 1 << b)], 4),
+            from in 0u32..=256, end in 0u32..=256, floor in 0u32..=256,
+        ) {
+            let first = |value| (from..end).find(|&i| bit(&words, i) == value).unwrap_or(end);
+            prop_assert_eq!(next_set(&words, from, end), first(true));
+            prop_assert_eq!(next_clear(&words, from, end), first(false));
+            let start = (floor..from).rev().find(|&i| bit(&words, i)).map_or(floor.min(from), |i| i + 1);
+            prop_assert_eq!(run_start(&words, floor, from), start);
+        }
+
+        #[test]
+        fn free_runs_are_the_maximal_clear_ranges(
+            words in prop::collection::vec(prop_oneof![Just(0), Just(!0), any::<u64>()], 4),
+        ) {
+            let mut expected = Vec::new();
+            let mut start = None;
+            for i in 0..=256 {
+                match (i < 256 && !bit(&words, i), start) {
+                    (true, None) => start = Some(i),
+                    (false, Some(s)) => { expected.push(Run { start: s, end: i }); start = None; }
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(free_runs(&words, 0, 256).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn a_run_offers_its_first_aligned_place() {
+        let run = Run { start: 5, end: 20 };
+        assert_eq!(run.fit(15, 1), Some(5));
+        assert_eq!(run.fit(16, 1), None);
+        assert_eq!(run.fit(12, 8), Some(8));
+        assert_eq!(run.fit(13, 8), None);
+        assert_eq!(run.fit(u32::MAX, 1), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! The memory behind chunks: putting pages behind every unit, and taking them away.
+
+use core::ptr::with_exposed_provenance_mut;
+
+use super::bitmap::Run;
+use crate::area::{FirstChunk, Unit};
+use crate::platform::{NoMemory, Platform};
+use crate::view::PAGE;
+
+/// A range of pages of one unit.
+#[derive(Clone, Copy)]
+struct UnitPages {
+    addr: usize,
+    count: usize,
+    cpu: u32,
+}
+
+impl UnitPages {
+    fn new(base: usize, unit: &Unit, pages: Run) -> Self {
+        Self {
+            addr: base + unit.offset + (pages.start * PAGE) as usize,
+            count: pages.len() as usize,
+            cpu: unit.cpu,
+        }
+    }
+
+    fn end(&self) -> usize {
+        self.addr + self.count * PAGE as usize
+    }
+}
+
+/// Puts memory behind the runs of pages `runs` of every unit of the chunk at `base`: all or
+/// nothing.
+///
+/// # Safety
+///
+/// The chunk's address space is reserved, and these pages have no memory and are not about to get
+/// any: the caller holds the growth lock, or is the only one who knows of the chunk.
+pub(crate) unsafe fn populate<P: Platform>(
+    first: &FirstChunk<P>,
+    base: usize,
+    runs: impl Iterator<Item = Run> + Clone,
+) -> Result<(), NoMemory> {
+    let all = runs.flat_map(|run| first.units.iter().map(move |unit| (unit, run)));
+    let all = all.map(|(unit, run)| UnitPages::new(base, unit, run));
+    for (done, pages) in all.clone().enumerate() {
+        // SAFETY: passed on to the caller; each unit's pages come once.
+        if let Err(error) = unsafe { P::populate(pages.addr, pages.count, pages.cpu) } {
+            // SAFETY: the first `done` are what this call populated; nobody else knows of them.
+            unsafe { take_away::<P>(all.take(done)) };
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the memory behind the pages `pages` of every unit of the chunk at `base` away.
+///
+/// # Safety
+///
+/// The pages are populated, no area lies in them, and none will: they are marked as not populated,
+/// or nobody else knows of the chunk.
+pub(crate) unsafe fn depopulate<P: Platform>(first: &FirstChunk<P>, base: usize, pages: Run) {
+    // SAFETY: passed on to the caller.
+    unsafe { take_away::<P>(first.units.iter().map(|unit| UnitPages::new(base, unit, pages))) };
+}
+
+/// Unmaps pages, makes every CPU forget their translations, and only then gives them back: until
+/// the flush a CPU may still reach them (regression A4).
+///
+/// # Safety
+///
+/// As [`depopulate`].
+unsafe fn take_away<P: Platform>(all: impl Iterator<Item = UnitPages> + Clone) {
+    let (mut low, mut high) = (usize::MAX, 0);
+    for pages in all.clone() {
+        // SAFETY: the pages are populated and unused, says the caller.
+        unsafe { P::unmap(pages.addr, pages.count) };
+        low = low.min(pages.addr);
+        high = high.max(pages.end());
+    }
+    if low >= high {
+        return;
+    }
+    P::flush_tlb(low, high - low);
+    for pages in all {
+        // SAFETY: unmapped by the loop above and flushed after it.
+        unsafe { P::free_pages(pages.addr, pages.count) };
+    }
+}
+
+/// Writes zero to `bytes` bytes at `address` of every unit. `address` is in unit space.
+///
+/// # Safety
+///
+/// The area is populated in every unit, and nobody else accesses it.
+#[inline]
+pub(crate) unsafe fn zero<P: Platform>(first: &FirstChunk<P>, address: usize, bytes: usize) {
+    for unit in first.units.iter() {
+        let start = with_exposed_provenance_mut::<u8>(address + unit.offset);
+        // SAFETY: the caller vouches for `bytes` bytes. The frequent small sizes are single
+        // stores, without the call that a length not known before costs.
+        unsafe {
+            match bytes {
+                4 => start.cast::<u32>().write_unaligned(0),
+                8 => start.cast::<u64>().write_unaligned(0),
+                16 => start.cast::<[u64; 2]>().write_unaligned([0; 2]),
+                32 => start.cast::<[u64; 4]>().write_unaligned([0; 4]),
+                64 => start.cast::<[u64; 8]>().write_unaligned([0; 8]),
+                _ => start.write_bytes(0, bytes),
+            }
+        }
+    }
+}

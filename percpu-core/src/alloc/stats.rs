@@ -1,0 +1,154 @@
+//! Numbers for whoever wants to know how the allocator does. Linux: `/sys/kernel/debug/percpu_stats`.
+
+use super::Allocator;
+use super::bitmap::{self, Run};
+use super::chunk::Chunk;
+use crate::platform::Platform;
+use crate::view::{BLOCK_GRANULES, GRANULE};
+
+/// Counts over all chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Statistics {
+    /// Areas ever handed out.
+    pub allocs: u64,
+    /// Areas ever taken back.
+    pub frees: u64,
+    /// Areas that are live.
+    pub live: u64,
+    /// The most areas that were ever live at a time.
+    pub peak_live: u64,
+    /// Chunks, the reserved one not counted.
+    pub chunks: u32,
+    /// The most chunks there ever were.
+    pub peak_chunks: u32,
+    /// Bytes of the smallest area ever, rounded up to granules; 0 if there was none.
+    pub smallest: u32,
+    /// Bytes of the largest area ever.
+    pub largest: u32,
+    /// Populated pages without an area, in chunks that serve allocations.
+    pub empty_populated_pages: u32,
+}
+
+impl Statistics {
+    pub(crate) const fn new() -> Self {
+        Self {
+            allocs: 0,
+            frees: 0,
+            live: 0,
+            peak_live: 0,
+            chunks: 0,
+            peak_chunks: 0,
+            smallest: 0,
+            largest: 0,
+            empty_populated_pages: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn allocated(&mut self, bytes: u32) {
+        self.allocs += 1;
+        self.live += 1;
+        self.peak_live = self.peak_live.max(self.live);
+        // 0 stands for "none yet", which wrapping makes the largest number.
+        self.smallest = self.smallest.wrapping_sub(1).min(bytes - 1) + 1;
+        self.largest = self.largest.max(bytes);
+    }
+
+    #[inline]
+    pub(crate) fn freed(&mut self) {
+        self.frees += 1;
+        self.live -= 1;
+    }
+
+    pub(crate) fn chunks(&mut self, chunks: u32) {
+        self.chunks = chunks;
+        self.peak_chunks = self.peak_chunks.max(chunks);
+    }
+}
+
+/// How fragmented a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkStatistics {
+    /// Address of the chunk's base.
+    pub base: usize,
+    /// Free bytes.
+    pub free: u32,
+    /// Number of free runs.
+    pub runs: u32,
+    /// Bytes of the longest free run.
+    pub longest_run: u32,
+    /// Bytes of the middle one of the free runs in order of size, the smaller of two.
+    pub median_run: u32,
+    /// Free runs of a single granule, of use to the smallest areas only.
+    pub fragments: u32,
+    /// Pages with memory.
+    pub populated_pages: u32,
+    /// Pages with memory and without an area.
+    pub empty_populated_pages: u32,
+    /// The slot that lists the chunk.
+    pub slot: u32,
+    /// `CHUNK_*` bits of [`view`](crate::view).
+    pub flags: u32,
+}
+
+impl ChunkStatistics {
+    fn of(chunk: &Chunk) -> Self {
+        let nr_bits = chunk.nr_pages * BLOCK_GRANULES;
+        let runs = || bitmap::free_runs(chunk.alloc_map(), 0, nr_bits).map(Run::len);
+        let count = runs().count() as u32;
+        // The smallest length that half of the runs do not exceed, by bisection: there is no room
+        // to sort in.
+        let (mut low, mut high) = (0, chunk.contig_hint());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if runs().filter(|&len| len <= middle).count() as u32 >= count.div_ceil(2) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Self {
+            base: chunk.base,
+            free: chunk.free_bytes,
+            runs: count,
+            longest_run: chunk.contig_hint() * GRANULE,
+            median_run: low * GRANULE,
+            fragments: runs().filter(|&len| len == 1).count() as u32,
+            populated_pages: chunk.nr_populated,
+            empty_populated_pages: chunk.nr_empty_pop_pages,
+            slot: chunk.slot,
+            flags: chunk.flags,
+        }
+    }
+}
+
+impl<P: Platform> Allocator<P> {
+    /// The counts now.
+    pub fn statistics(&self) -> Statistics {
+        let state = self.state.lock();
+        Statistics { empty_populated_pages: state.empty_pages(), ..state.statistics }
+    }
+
+    /// Shows each chunk's fragmentation to `visit`; no lock that an allocation takes is held
+    /// meanwhile. Sleeps while another thread grows or shrinks the allocator.
+    ///
+    /// Costs some twenty passes over a chunk's map for each chunk, one chunk at a time with
+    /// interrupts masked.
+    pub fn for_each_chunk(&self, mut visit: impl FnMut(&ChunkStatistics)) {
+        let _growth = self.growth.lock();
+        // Chunks come and go under the growth lock only; that they change slots does not matter
+        // to an order by place in the index.
+        for n in 0.. {
+            let chunk = {
+                let state = self.state.lock();
+                match state.nth_chunk(n) {
+                    Some(chunk) => chunk.map(|chunk| ChunkStatistics::of(state.chunk(chunk))),
+                    None => return,
+                }
+            };
+            if let Some(statistics) = chunk {
+                visit(&statistics);
+            }
+        }
+    }
+}
