@@ -73,6 +73,11 @@ pub enum Error {
         /// Its error.
         source: io::Error,
     },
+    /// A few instructions in a scratch VM did not end as they must.
+    #[error(
+        "KVM runs no 64-bit code, a scratch VM ended with {0}: look for kvm messages in the kernel log"
+    )]
+    ScratchVm(String),
     /// More vCPUs than KVM gives.
     #[error("{wanted} CPUs were asked for, this host's KVM gives at most {max}: lower --cpus")]
     TooManyCpus {
@@ -196,6 +201,7 @@ impl Error {
             | Self::KvmApiVersion { .. }
             | Self::KvmCapability(_)
             | Self::Kvm { .. }
+            | Self::ScratchVm(_)
             | Self::HostMemory { .. }
             | Self::Os { .. } => Status::Host,
             Self::TooManyCpus { .. }

@@ -1,6 +1,10 @@
 //! A small VMM that runs the percpu guest and judges it.
 
+pub mod diag;
 pub mod error;
 pub mod host;
+pub mod image;
 pub mod judge;
 pub mod memory;
+pub mod report;
+pub mod vm;
