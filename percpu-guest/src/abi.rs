@@ -131,8 +131,6 @@ codes! {
         Unplug = 2,
         /// From now on the hotplug step numbered `arg1` fails, once, for CPU `arg0`.
         FailStep = 3,
-        /// End workloads and stop.
-        Stop = 4,
     }
 
     /// What the guest tells the host.
@@ -292,7 +290,7 @@ pub struct BootParams {
     pub memory_end: u64,
     /// Test to run: address of its function, 0 = run workloads.
     pub test: u64,
-    /// TSC ticks a microsecond, 0 = measure.
+    /// TSC ticks a microsecond.
     pub tsc_mhz: u32,
     /// CPUs that can exist.
     pub possible: u32,
@@ -324,21 +322,23 @@ pub struct CommandSlot {
 }
 
 /// Commands, host to guest. The host writes a slot, then `head`; the guest reads it, then writes
-/// `tail`.
+/// [`SharedHeader::commands_taken`].
 #[repr(C)]
 pub struct CommandRing {
     /// Commands ever written.
     pub head: AtomicU64,
-    /// Commands ever taken.
-    pub tail: AtomicU64,
     /// Slots; command n lies in slot n mod length.
     pub slots: [CommandSlot; COMMAND_RING_LEN],
 }
 
-/// The head of the shared region.
+/// Bytes of the head's first part, which the host alone writes: the guest's page tables map it
+/// read-only, so a stray store there is a page fault at the instruction that did it.
+pub const HOST_PART: usize = 4096;
+
+/// The head of the shared region: the host's part, then the guest's.
 #[repr(C)]
 pub struct SharedHeader {
-    /// [`MAGIC`], by the host.
+    /// [`MAGIC`].
     pub magic: u64,
     /// [`ABI_VERSION`] of the host.
     pub version: u32,
@@ -346,7 +346,14 @@ pub struct SharedHeader {
     pub size: u32,
     /// The host's orders.
     pub boot: BootParams,
-    /// [`ABI_VERSION`] of the guest, by the guest; 0 before it looked.
+    /// Not 0: workload threads stop at their next operation boundary.
+    pub quiesce: AtomicU32,
+    /// Not 0: workload threads end at their next boundary.
+    pub stopping: AtomicU32,
+    /// What the host asks for.
+    pub commands: CommandRing,
+    pad: [u64; (HOST_PART - 32 - size_of::<BootParams>() - size_of::<CommandRing>() + 8) / 8],
+    /// [`ABI_VERSION`] of the guest; 0 before it looked. From here on the guest writes.
     pub guest_version: AtomicU32,
     /// `size_of::<SharedHeader>()` on the guest.
     pub guest_size: AtomicU32,
@@ -356,16 +363,12 @@ pub struct SharedHeader {
     pub irq_masked: AtomicU64,
     /// Ticket counter from which events take their sequence number; the first event is 1.
     pub event_seq: AtomicU64,
-    /// Not 0: workload threads stop at their next operation boundary (host to guest).
-    pub quiesce: AtomicU32,
-    /// Workload threads that are between two operation boundaries (guest to host).
+    /// Commands ever taken.
+    pub commands_taken: AtomicU64,
+    /// Workload threads (and interrupt handlers) that are between two operation boundaries.
     pub busy: AtomicU32,
     /// Workload threads that exist.
     pub threads: AtomicU32,
-    /// Not 0: workload threads end at their next boundary.
-    pub stopping: AtomicU32,
-    /// Host to guest.
-    pub commands: CommandRing,
 }
 
 /// What one CPU says about itself, all by the guest.
@@ -462,6 +465,7 @@ const _: () = {
     assert!(size_of::<Event>() == 64);
     assert!(size_of::<Roots>().is_multiple_of(8));
     assert!(offset_of!(SharedHeader, magic) == 0);
+    assert!(offset_of!(SharedHeader, guest_version) == HOST_PART);
     assert!(SHARED + size_of::<Shared>() as u64 <= IMAGE);
 };
 

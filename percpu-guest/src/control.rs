@@ -19,8 +19,8 @@ pub fn on_command() {
 
 /// Whether there is a command to take.
 pub fn has_command(_cpu: u32) -> bool {
-    let ring = &shared::header().commands;
-    ring.head.load(Ordering::Acquire) != ring.tail.load(Ordering::Relaxed)
+    let header = shared::header();
+    header.commands.head.load(Ordering::Acquire) != header.commands_taken.load(Ordering::Relaxed)
 }
 
 /// Brings up the CPUs that boot with the machine, and says that the guest is there.
@@ -42,13 +42,13 @@ pub fn run(_cpu: usize) {
     boot();
     loop {
         sched::wait_until(has_command);
-        let ring = &shared::header().commands;
-        let n = ring.tail.load(Ordering::Relaxed);
-        let slot = &ring.slots[(n % COMMAND_RING_LEN as u64) as usize];
+        let header = shared::header();
+        let n = header.commands_taken.load(Ordering::Relaxed);
+        let slot = &header.commands.slots[(n % COMMAND_RING_LEN as u64) as usize];
         let kind = slot.kind.load(Ordering::Relaxed);
         let cpu = slot.arg0.load(Ordering::Relaxed);
         let arg = slot.arg1.load(Ordering::Relaxed);
-        ring.tail.store(n + 1, Ordering::Release);
+        header.commands_taken.store(n + 1, Ordering::Release);
         match CommandKind::from_code(kind) {
             Some(CommandKind::Plug) => {
                 let result = up(cpu);
@@ -59,7 +59,6 @@ pub fn run(_cpu: usize) {
                 report(EventKind::UnplugDone, cpu, result, n);
             }
             Some(CommandKind::FailStep) => fail_step(cpu, arg),
-            Some(CommandKind::Stop) => shared::header().stopping.store(1, Ordering::Release),
             None => panic!("the host sent a command of unknown kind {kind}"),
         }
     }

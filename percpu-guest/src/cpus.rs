@@ -23,10 +23,8 @@ struct Threads {
 }
 // SAFETY: touched by the control thread only (and by the boot CPU before that runs).
 unsafe impl Sync for Threads {}
-static THREADS: Threads = Threads {
-    idle: UnsafeCell::new([None; MAX_CPUS]),
-    hotplug: UnsafeCell::new([None; MAX_CPUS]),
-};
+static THREADS: Threads =
+    Threads { idle: UnsafeCell::new([None; MAX_CPUS]), hotplug: UnsafeCell::new([None; MAX_CPUS]) };
 
 /// This machine's [`CpuOps`].
 pub struct Machine;
@@ -123,9 +121,9 @@ fn run_hotplug_thread(cpu: usize) {
     let id = CpuId::new(cpu).expect("a CPU that runs is possible");
     loop {
         match hotplug::serve(id) {
-            Serve::Idle => sched::wait_until(|cpu| {
-                CpuId::new(cpu as usize).is_some_and(hotplug::has_work)
-            }),
+            Serve::Idle => {
+                sched::wait_until(|cpu| CpuId::new(cpu as usize).is_some_and(hotplug::has_work))
+            }
             Serve::Worked => {}
             Serve::Die => die(id),
         }

@@ -21,7 +21,9 @@ pub fn emit(kind: EventKind, args: [u64; 5]) {
     while !try_emit(kind, args) {
         let now = tsc::now_ns();
         if now.saturating_sub(*since.get_or_insert(now)) > PATIENCE_NS {
-            shared::events(percpu_core::cpu::this_cpu_raw()).dropped.fetch_add(1, Ordering::Relaxed);
+            shared::events(percpu_core::cpu::this_cpu_raw())
+                .dropped
+                .fetch_add(1, Ordering::Relaxed);
             return;
         }
         doorbell::ring(Doorbell::Yield, 0);
@@ -36,10 +38,7 @@ pub fn emit_and_ring(kind: EventKind, args: [u64; 5]) {
 
 /// Tells the host that the guest itself saw an invariant broken.
 pub fn violation(invariant: Invariant, cpu: u32, object: u64, seen: u64, expected: u64) {
-    emit(
-        EventKind::Violation,
-        [invariant as u64, u64::from(cpu), object, seen, expected],
-    );
+    emit(EventKind::Violation, [invariant as u64, u64::from(cpu), object, seen, expected]);
 }
 
 /// One try; from any context.

@@ -43,8 +43,9 @@ impl Image {
             .find(|s| s.name() == Ok(abi::IMAGE_HEADER_SYMBOL))
             .map(|s| s.address())
             .ok_or_else(|| Error::foreign_elf(path))?;
-        let header: ImageHeader =
-            read(&elf, address).filter(|h: &ImageHeader| h.magic == abi::MAGIC).ok_or_else(|| Error::foreign_elf(path))?;
+        let header: ImageHeader = read(&elf, address)
+            .filter(|h: &ImageHeader| h.magic == abi::MAGIC)
+            .ok_or_else(|| Error::foreign_elf(path))?;
         if header.version != abi::ABI_VERSION
             || header.header_size as usize != size_of::<abi::SharedHeader>()
         {

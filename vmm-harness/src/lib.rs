@@ -1,10 +1,13 @@
 //! A small VMM that runs the percpu guest and judges it.
 
+mod crash;
 pub mod diag;
 pub mod error;
 pub mod host;
 pub mod image;
 pub mod judge;
 pub mod memory;
+pub mod plug;
 pub mod report;
+pub mod run;
 pub mod vm;

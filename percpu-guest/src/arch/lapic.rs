@@ -5,7 +5,6 @@ use core::ptr::without_provenance_mut;
 use percpu_guest::abi::{VECTOR_IPI, VECTOR_TIMER};
 
 const BASE: usize = 0xfee0_0000;
-const ID: usize = 0x20;
 /// Address of the end-of-interrupt register; used by the interrupt stub.
 pub const EOI: usize = BASE + 0xb0;
 const SPURIOUS: usize = 0xf0;
@@ -29,12 +28,6 @@ const LEVEL_ASSERT: u32 = 1 << 14;
 fn write(register: usize, value: u32) {
     // SAFETY: the LAPIC's page is mapped, and its registers are 32 bits wide.
     unsafe { without_provenance_mut::<u32>(BASE + register).write_volatile(value) };
-}
-
-/// The number of the CPU that asks.
-pub fn id() -> u32 {
-    // SAFETY: as in `write`; reading the ID has no effect.
-    unsafe { without_provenance_mut::<u32>(BASE + ID).read_volatile() >> 24 }
 }
 
 /// Switches this CPU's LAPIC on, with the timer stopped.

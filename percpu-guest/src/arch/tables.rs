@@ -53,11 +53,8 @@ pub unsafe fn init() {
     for vector in 0..256 {
         let stub = stubs + (vector * stubs::STRIDE) as u64;
         let ist = if vector == DOUBLE_FAULT { IST1 } else { 0 };
-        let low = (stub & 0xffff)
-            | u64::from(CODE0) << 16
-            | ist
-            | GATE
-            | (stub >> 16 & 0xffff) << 48;
+        let low =
+            (stub & 0xffff) | u64::from(CODE0) << 16 | ist | GATE | (stub >> 16 & 0xffff) << 48;
         // SAFETY: the boot CPU is alone, and `vector` is below 256.
         unsafe { (*IDT.0.get())[vector] = [low, stub >> 32] };
     }
@@ -76,10 +73,8 @@ fn fill(t: &mut CpuTables) {
     t.gdt[2] = 0x00cf_9300_0000_ffff; // ring-0 data
     t.gdt[4] = 0x00cf_f300_0000_ffff; // ring-3 data
     t.gdt[5] = 0x00af_fb00_0000_ffff; // ring-3 code
-    t.gdt[7] = u64::from(TSS_LIMIT)
-        | (tss & 0xff_ffff) << 16
-        | 0x89 << 40
-        | (tss >> 24 & 0xff) << 56;
+    t.gdt[7] =
+        u64::from(TSS_LIMIT) | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
     t.gdt[8] = tss >> 32;
     let mut stack = |word: usize, top: u64| {
         t.tss[word] = top as u32;

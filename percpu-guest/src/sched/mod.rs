@@ -10,8 +10,8 @@ mod thread;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use percpu_core::platform::Platform;
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::platform::Platform;
 use percpu_core::{percpu, preempt};
 use percpu_guest::abi::MAX_CPUS;
 
@@ -19,8 +19,8 @@ use crate::arch::{irq, service};
 use crate::kernel::Kernel;
 use crate::shared;
 
-pub use thread::{Thread, spawn, spawn_bound};
 use thread::Queue;
+pub use thread::{Thread, spawn, spawn_bound};
 
 percpu! {
     /// Address of the thread that runs on this CPU; 0 before the scheduler starts.
@@ -96,8 +96,8 @@ impl Queues {
     fn pick_shared(&mut self, cpu: u32) -> Option<usize> {
         let header = shared::header();
         // All threads wait for the end of a quiescent phase: let the CPU rest.
-        let quiet = header.quiesce.load(Ordering::Relaxed) != 0
-            && header.busy.load(Ordering::Relaxed) == 0;
+        let quiet =
+            header.quiesce.load(Ordering::Relaxed) != 0 && header.busy.load(Ordering::Relaxed) == 0;
         if quiet || !CpuId::new(cpu as usize).is_some_and(|cpu| cpu::active().contains(cpu)) {
             return None;
         }

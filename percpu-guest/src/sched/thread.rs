@@ -36,7 +36,12 @@ fn thread(address: usize) -> &'static Thread {
 
 impl Thread {
     /// A thread that will run `entry(arg)`; `None` if there is no memory.
-    pub fn new(entry: fn(usize), arg: usize, row: u32, bound: Option<u32>) -> Option<&'static Self> {
+    pub fn new(
+        entry: fn(usize),
+        arg: usize,
+        row: u32,
+        bound: Option<u32>,
+    ) -> Option<&'static Self> {
         let base = frames::alloc_fresh(STACK / PAGE)?;
         let at = core::ptr::with_exposed_provenance_mut::<Self>(base);
         let new = Self {
@@ -85,13 +90,6 @@ impl Thread {
         RUN_QUEUE.with(|queues| match self.bound {
             NO_CPU => queues.shared.push(self.address()),
             cpu => queues.bound[cpu as usize].push(self.address()),
-        });
-    }
-
-    /// Takes it off the queue of its CPU.
-    pub fn unqueue(&self) {
-        RUN_QUEUE.with(|queues| {
-            let _ = queues.bound[self.bound as usize].pop_if(|t| t.address() == self.address());
         });
     }
 

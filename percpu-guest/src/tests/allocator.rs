@@ -5,67 +5,61 @@ use percpu_core::cpu::{self, CpuId};
 
 use super::{guest_test, run_on};
 
-guest_test!(
-    memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
-        for round in 0..40 {
-            let size = 4 + round * 97;
-            let pointer = alloc::global().alloc(size, 8, AllocFlags::NONE).expect("memory");
-            for cpu in cpu::possible().iter() {
-                let bytes = pointer.on(cpu);
-                for i in 0..size {
-                    // SAFETY: the area is ours and has this size.
-                    unsafe {
-                        assert_eq!(bytes.add(i).read_volatile(), 0, "CPU {cpu}, byte {i} of {size}");
-                        bytes.add(i).write_volatile(0xa5);
-                    }
-                }
-            }
-            // SAFETY: ours, and not used again.
-            unsafe { alloc::global().free(pointer) }.expect("just allocated");
-        }
-    }
-);
-
-guest_test!(
-    the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
-        const LARGE: usize = 32 << 10;
-        let mut areas = [const { None }; 6];
-        for (i, area) in areas.iter_mut().enumerate() {
-            let pointer = alloc::global().alloc(LARGE, 64, AllocFlags::NONE).expect("memory");
-            for cpu in cpu::possible().iter() {
-                let words = pointer.on(cpu).cast::<u64>();
-                // SAFETY: the area is ours; both words lie inside it.
+guest_test!(memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
+    for round in 0..40 {
+        let size = 4 + round * 97;
+        let pointer = alloc::global().alloc(size, 8, AllocFlags::NONE).expect("memory");
+        for cpu in cpu::possible().iter() {
+            let bytes = pointer.on(cpu);
+            for i in 0..size {
+                // SAFETY: the area is ours and has this size.
                 unsafe {
-                    words.write(i as u64 * 2 + cpu.index() as u64);
-                    words.add(LARGE / 8 - 1).write(!0);
+                    assert_eq!(bytes.add(i).read_volatile(), 0, "CPU {cpu}, byte {i} of {size}");
+                    bytes.add(i).write_volatile(0xa5);
                 }
             }
-            *area = Some(pointer);
         }
-        for (i, area) in areas.iter().enumerate() {
-            let pointer = area.expect("filled above");
-            for cpu in cpu::possible().iter() {
-                // SAFETY: as above.
-                let word = unsafe { pointer.on(cpu).cast::<u64>().read() };
-                assert_eq!(word, i as u64 * 2 + cpu.index() as u64);
-            }
-            // SAFETY: ours, and not used again.
-            unsafe { alloc::global().free(pointer) }.expect("just allocated");
-        }
+        // SAFETY: ours, and not used again.
+        unsafe { alloc::global().free(pointer) }.expect("just allocated");
     }
-);
+});
 
-guest_test!(
-    a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
-        let counts: PerCpuBox<u64> = PerCpuBox::try_new_zeroed().expect("memory");
-        static POINTER: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
-        POINTER.store(counts.ptr().raw(), core::sync::atomic::Ordering::Release);
-        run_on(1, || {
-            let raw = POINTER.load(core::sync::atomic::Ordering::Acquire);
-            // SAFETY: the box lives until the end of the test, which waits for this.
-            unsafe { percpu_core::var::PerCpuPtr::<u64>::from_raw(raw).add(5) };
-        });
-        let on = |n| counts.read_on(CpuId::new(n).expect("a possible CPU"));
-        assert_eq!((on(0), on(1)), (0, 5));
+guest_test!(the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
+    const LARGE: usize = 32 << 10;
+    let mut areas = [const { None }; 6];
+    for (i, area) in areas.iter_mut().enumerate() {
+        let pointer = alloc::global().alloc(LARGE, 64, AllocFlags::NONE).expect("memory");
+        for cpu in cpu::possible().iter() {
+            let words = pointer.on(cpu).cast::<u64>();
+            // SAFETY: the area is ours; both words lie inside it.
+            unsafe {
+                words.write(i as u64 * 2 + cpu.index() as u64);
+                words.add(LARGE / 8 - 1).write(!0);
+            }
+        }
+        *area = Some(pointer);
     }
-);
+    for (i, area) in areas.iter().enumerate() {
+        let pointer = area.expect("filled above");
+        for cpu in cpu::possible().iter() {
+            // SAFETY: as above.
+            let word = unsafe { pointer.on(cpu).cast::<u64>().read() };
+            assert_eq!(word, i as u64 * 2 + cpu.index() as u64);
+        }
+        // SAFETY: ours, and not used again.
+        unsafe { alloc::global().free(pointer) }.expect("just allocated");
+    }
+});
+
+guest_test!(a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
+    let counts: PerCpuBox<u64> = PerCpuBox::try_new_zeroed().expect("memory");
+    static POINTER: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+    POINTER.store(counts.ptr().raw(), core::sync::atomic::Ordering::Release);
+    run_on(1, || {
+        let raw = POINTER.load(core::sync::atomic::Ordering::Acquire);
+        // SAFETY: the box lives until the end of the test, which waits for this.
+        unsafe { percpu_core::var::PerCpuPtr::<u64>::from_raw(raw).add(5) };
+    });
+    let on = |n| counts.read_on(CpuId::new(n).expect("a possible CPU"));
+    assert_eq!((on(0), on(1)), (0, 5));
+});

@@ -34,41 +34,37 @@ guest_test!(
     }
 );
 
-guest_test!(
-    a_dead_cpu_is_folded, cpus = 2, possible = 2, {
-        make(10);
-        run_on(1, || counter().add_local(7));
-        assert_eq!(counter().read(), 10);
-        run_on(0, || assert_eq!(control::down(1), Ok(())));
-        assert_eq!(counter().read(), 17);
-        assert_eq!(counter().sum(), 17);
-        run_on(0, || assert_eq!(control::up(1), Ok(())));
-        assert_eq!(counter().sum(), 17);
-    }
-);
+guest_test!(a_dead_cpu_is_folded, cpus = 2, possible = 2, {
+    make(10);
+    run_on(1, || counter().add_local(7));
+    assert_eq!(counter().read(), 10);
+    run_on(0, || assert_eq!(control::down(1), Ok(())));
+    assert_eq!(counter().read(), 17);
+    assert_eq!(counter().sum(), 17);
+    run_on(0, || assert_eq!(control::up(1), Ok(())));
+    assert_eq!(counter().sum(), 17);
+});
 
-guest_test!(
-    additions_of_many_threads_add_up, cpus = 4, possible = 4, {
-        static ENDED: AtomicU32 = AtomicU32::new(0);
-        make(0);
-        for thread in 0..8 {
-            sched::spawn(
-                |thread| {
-                    for i in 0..100 {
-                        counter().add_batch((thread * i) as i64, 4);
-                        if i % 16 == 0 {
-                            sched::yield_now();
-                        }
+guest_test!(additions_of_many_threads_add_up, cpus = 4, possible = 4, {
+    static ENDED: AtomicU32 = AtomicU32::new(0);
+    make(0);
+    for thread in 0..8 {
+        sched::spawn(
+            |thread| {
+                for i in 0..100 {
+                    counter().add_batch((thread * i) as i64, 4);
+                    if i % 16 == 0 {
+                        sched::yield_now();
                     }
-                    ENDED.fetch_add(1, Ordering::Release);
-                },
-                thread,
-                u32::MAX,
-            );
-        }
-        while ENDED.load(Ordering::Acquire) < 8 {
-            sched::yield_now();
-        }
-        assert_eq!(counter().sum(), 28 * 4950);
+                }
+                ENDED.fetch_add(1, Ordering::Release);
+            },
+            thread,
+            u32::MAX,
+        );
     }
-);
+    while ENDED.load(Ordering::Acquire) < 8 {
+        sched::yield_now();
+    }
+    assert_eq!(counter().sum(), 28 * 4950);
+});

@@ -17,36 +17,30 @@ fn wait_for_ticks() {
     }
 }
 
-guest_test!(
-    the_timer_ticks, cpus = 1, possible = 1, {
-        let before = shared::control(0).heartbeat.load(Ordering::Relaxed);
-        wait_for_ticks();
-        assert!(shared::control(0).heartbeat.load(Ordering::Relaxed) > before);
-    }
-);
+guest_test!(the_timer_ticks, cpus = 1, possible = 1, {
+    let before = shared::control(0).heartbeat.load(Ordering::Relaxed);
+    wait_for_ticks();
+    assert!(shared::control(0).heartbeat.load(Ordering::Relaxed) > before);
+});
 
-guest_test!(
-    no_handler_runs_while_masked_and_pending_ones_run_after, cpus = 1, possible = 1, {
-        let heartbeat = || shared::control(0).heartbeat.load(Ordering::Relaxed);
-        let guard = irq::disable();
-        let before = heartbeat();
-        wait_for_ticks();
-        assert_eq!(heartbeat(), before);
-        drop(guard);
-        assert!(heartbeat() > before, "the pending tick was lost");
-        wait_for_ticks();
-        assert!(heartbeat() > before + 1, "the timer is dead after a pending tick");
-    }
-);
+guest_test!(no_handler_runs_while_masked_and_pending_ones_run_after, cpus = 1, possible = 1, {
+    let heartbeat = || shared::control(0).heartbeat.load(Ordering::Relaxed);
+    let guard = irq::disable();
+    let before = heartbeat();
+    wait_for_ticks();
+    assert_eq!(heartbeat(), before);
+    drop(guard);
+    assert!(heartbeat() > before, "the pending tick was lost");
+    wait_for_ticks();
+    assert!(heartbeat() > before + 1, "the timer is dead after a pending tick");
+});
 
-guest_test!(
-    a_pinned_thread_is_interrupted_but_not_moved, cpus = 2, possible = 2, {
-        let pin = preempt::disable();
-        let cpu = this_cpu_raw();
-        let before = shared::control(cpu).heartbeat.load(Ordering::Relaxed);
-        wait_for_ticks();
-        assert_eq!(this_cpu_raw(), cpu);
-        assert!(shared::control(cpu).heartbeat.load(Ordering::Relaxed) > before);
-        drop(pin);
-    }
-);
+guest_test!(a_pinned_thread_is_interrupted_but_not_moved, cpus = 2, possible = 2, {
+    let pin = preempt::disable();
+    let cpu = this_cpu_raw();
+    let before = shared::control(cpu).heartbeat.load(Ordering::Relaxed);
+    wait_for_ticks();
+    assert_eq!(this_cpu_raw(), cpu);
+    assert!(shared::control(cpu).heartbeat.load(Ordering::Relaxed) > before);
+    drop(pin);
+});

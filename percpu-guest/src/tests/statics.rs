@@ -34,16 +34,14 @@ guest_test!(
     }
 );
 
-guest_test!(
-    a_guard_keeps_the_thread_on_its_cpu, cpus = 4, possible = 4, {
-        for _ in 0..200 {
-            let pin = preempt::disable();
-            let here = pin.cpu();
-            for _ in 0..50 {
-                assert_eq!(percpu_core::cpu::this_cpu_raw() as usize, here.index());
-            }
-            drop(pin);
-            crate::sched::yield_now();
+guest_test!(a_guard_keeps_the_thread_on_its_cpu, cpus = 4, possible = 4, {
+    for _ in 0..200 {
+        let pin = preempt::disable();
+        let here = pin.cpu();
+        for _ in 0..50 {
+            assert_eq!(percpu_core::cpu::this_cpu_raw() as usize, here.index());
         }
+        drop(pin);
+        crate::sched::yield_now();
     }
-);
+});

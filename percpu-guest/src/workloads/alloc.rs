@@ -37,8 +37,7 @@ pub(super) fn run(mut worker: Worker) {
                 }
                 Some(area) => {
                     // Areas go back dirty, so that the next owner's zeroes are somebody's work.
-                    let area =
-                        if area.seed.is_none() { fill(&mut worker, area) } else { area };
+                    let area = if area.seed.is_none() { fill(&mut worker, area) } else { area };
                     give_back(&area);
                     None
                 }

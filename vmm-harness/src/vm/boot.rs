@@ -11,6 +11,7 @@ const LARGE_PAGE: u64 = 2 << 20;
 
 /// Present, writable, reachable from ring 3: ring 0 and ring 3 run on the same tables.
 const PTE: u64 = 1 | 2 | 4;
+const PTE_WRITABLE: u64 = 1 << 1;
 const PTE_LARGE: u64 = 1 << 7;
 const PTE_UNCACHED: u64 = 1 << 4;
 
@@ -24,7 +25,8 @@ const EFER: u64 = (1 << 8) | (1 << 10); // LME LMA
 const RFLAGS: u64 = 0x202;
 
 /// Writes the identity map: RAM by 2 MiB pages (the first 2 MiB by 4 KiB pages, page 0 left out so
-/// that a null pointer faults), the doorbell page and the local APIC. Everything else faults.
+/// that a null pointer faults, the host's part of the shared header read-only), the doorbell page
+/// and the local APIC. Everything else faults.
 pub(super) fn write_page_tables(mem: &GuestMemoryMmap, memory: u64) -> Result<(), Error> {
     let pml4 = abi::PAGE_TABLES;
     let pdpt = pml4 + PAGE;
@@ -41,6 +43,9 @@ pub(super) fn write_page_tables(mem: &GuestMemoryMmap, memory: u64) -> Result<()
     put(directory(0), 0, low | PTE)?;
     for page in 1..512 {
         put(low, page, (page * PAGE) | PTE)?;
+    }
+    for addr in (abi::SHARED..abi::SHARED + abi::HOST_PART as u64).step_by(PAGE as usize) {
+        put(low, addr / PAGE, addr | (PTE & !PTE_WRITABLE))?;
     }
     for addr in (LARGE_PAGE..memory).step_by(LARGE_PAGE as usize) {
         put(directory(addr >> 30), (addr >> 21) & 511, addr | PTE | PTE_LARGE)?;

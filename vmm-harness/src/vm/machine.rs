@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use percpu_guest::abi::{self, BootMode, BootParams};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -27,7 +27,7 @@ const READY_LIMIT: Duration = Duration::from_secs(1);
 /// What kind of machine to make.
 #[derive(Clone, Copy, Debug)]
 pub struct VmConfig {
-    /// The guest's orders; memory bounds are filled in by [`Vm::new`].
+    /// The guest's orders; memory bounds and the clock's rate are filled in by [`Vm::new`].
     pub boot: BootParams,
     /// Bytes of guest memory, a multiple of 2 MiB.
     pub memory: u64,
@@ -87,15 +87,17 @@ impl Vm {
 
         boot::write_page_tables(&mem, config.memory)?;
         let end = image.load(&mem)?;
+        let boot_vcpu = create_vcpu(&fd, &cpuid, 0)?;
+        let tsc_khz = boot_vcpu.get_tsc_khz().map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
         let boot = BootParams {
+            tsc_mhz: tsc_khz / 1000,
             memory_start: end.next_multiple_of(4096),
             memory_end: config.memory,
             ..config.boot
         };
         let header = GuestAddress(abi::SHARED);
         mem.write_obj(abi::MAGIC, header).map_err(Error::guest_memory)?;
-        let version = u64::from(abi::ABI_VERSION)
-            | (size_of::<abi::SharedHeader>() as u64) << 32;
+        let version = u64::from(abi::ABI_VERSION) | (size_of::<abi::SharedHeader>() as u64) << 32;
         mem.write_obj(version, header.unchecked_add(8)).map_err(Error::guest_memory)?;
         crate::memory::write_view(&mem, header.0 + 16, &boot)?;
 
@@ -112,6 +114,8 @@ impl Vm {
             vcpus: Mutex::new((0..abi::MAX_CPUS).map(|_| None).collect()),
             events: tx,
         });
+        let boot_vcpu = VcpuHandle::spawn(0, boot_vcpu, shared.clone())?;
+        shared.vcpus()[0] = Some(boot_vcpu);
         Ok(Self { shared, events })
     }
 
@@ -206,7 +210,11 @@ impl Shared {
     }
 
     /// Calls `f` on vCPU `cpu`, which is created first if it does not exist yet.
-    fn with_vcpu<R>(self: &Arc<Self>, cpu: u32, f: impl FnOnce(&VcpuHandle) -> R) -> Result<R, Error> {
+    fn with_vcpu<R>(
+        self: &Arc<Self>,
+        cpu: u32,
+        f: impl FnOnce(&VcpuHandle) -> R,
+    ) -> Result<R, Error> {
         let mut vcpus = self.vcpus();
         let possible = self.boot.possible as usize;
         let Some(slot) = vcpus.get_mut(cpu as usize).filter(|_| (cpu as usize) < possible) else {
@@ -215,14 +223,10 @@ impl Shared {
         let vcpu = match slot {
             Some(vcpu) => vcpu,
             None => {
-            let fd = self
-                .fd
-                .create_vcpu(u64::from(cpu))
-                .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-            let cpuid = cpuid_of(&self.cpuid, cpu);
-            fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
-            slot.insert(VcpuHandle::spawn(cpu, fd, self.clone())?)
-        }};
+                let fd = create_vcpu(&self.fd, &self.cpuid, cpu)?;
+                slot.insert(VcpuHandle::spawn(cpu, fd, self.clone())?)
+            }
+        };
         Ok(f(vcpu))
     }
 
@@ -253,6 +257,12 @@ impl Shared {
         };
         self.with_vcpu(cpu, |vcpu| vcpu.start(entry))
     }
+}
+
+fn create_vcpu(vm: &VmFd, cpuid: &CpuId, cpu: u32) -> Result<VcpuFd, Error> {
+    let fd = vm.create_vcpu(u64::from(cpu)).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+    fd.set_cpuid2(&cpuid_of(cpuid, cpu)).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+    Ok(fd)
 }
 
 /// The host's CPUID table with the APIC id of `cpu` in the leaves that name it.

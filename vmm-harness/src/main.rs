@@ -1,0 +1,248 @@
+//! `vmm-harness`: boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use percpu_guest::abi::{BootMode, Fault, Workload};
+use vmm_harness::error::{Error, Status};
+use vmm_harness::host::{Doctor, Host, RingChoice};
+use vmm_harness::image::Image;
+use vmm_harness::report;
+use vmm_harness::run::{self, Length, RunConfig};
+
+/// CPUs that can be, unless said otherwise.
+const MAX_CPUS: u32 = 8;
+const DEFAULT_SECONDS: f64 = 10.0;
+
+/// Boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
+#[derive(Parser)]
+#[command(version, bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the guest under load while CPUs come and go, and judge it.
+    Run(RunArgs),
+    /// Say what this host's KVM can do, what will be used, and why.
+    Doctor,
+    /// List the guest tests that an image declares.
+    List(ImageArg),
+}
+
+#[derive(clap::Args)]
+struct ImageArg {
+    /// The guest's ELF image.
+    #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
+    image: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// CPUs that are online at the start.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    cpus: u32,
+    /// CPUs that can be plugged in at most [default: 8, or --cpus if that is more].
+    #[arg(long, value_name = "M")]
+    max_cpus: Option<u32>,
+    /// How long the guest is kept under load [default: 10].
+    #[arg(long, value_name = "S", conflicts_with = "plugs", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// End after so many plugs and unplugs instead.
+    #[arg(long, value_name = "P")]
+    plugs: Option<u64>,
+    /// What the guest does: one workload, or all at once.
+    #[arg(long, default_value = "all", value_name = "NAME", value_parser = workloads)]
+    workload: Workloads,
+    /// How CPUs are started: by the guest with INIT-SIPI, or directly by the host.
+    #[arg(long, default_value = "direct")]
+    boot: Boot,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+    /// Seed of every random choice [default: a new one each time].
+    #[arg(long, value_name = "X", value_parser = seed)]
+    seed: Option<u64>,
+    /// Write the report to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Make the guest misbehave on purpose, to see how that is reported.
+    #[arg(long, default_value = "none", value_name = "NAME", value_parser = fault, hide = true)]
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Boot {
+    Sipi,
+    Direct,
+}
+
+#[derive(Clone, Debug)]
+struct Workloads(Vec<Workload>);
+
+fn workloads(name: &str) -> Result<Workloads, String> {
+    if name == "all" {
+        return Ok(Workloads(Workload::ALL.to_vec()));
+    }
+    match Workload::ALL.iter().find(|workload| workload.name() == name) {
+        Some(&workload) => Ok(Workloads(vec![workload])),
+        None => Err(format!(
+            "there is no such workload: give all, {}",
+            Workload::ALL.iter().map(|w| w.name()).collect::<Vec<_>>().join(", ")
+        )),
+    }
+}
+
+fn fault(name: &str) -> Result<Fault, String> {
+    Fault::ALL.iter().copied().find(|fault| fault.name() == name).ok_or_else(|| {
+        let names: Vec<_> = Fault::ALL.iter().map(|f| f.name()).collect();
+        format!("there is no such fault: give {}", names.join(", "))
+    })
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 1e6 => Ok(seconds),
+        _ => Err("give a number of seconds above 0, at most 1000000".into()),
+    }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "give a number from 0 to 2^64 - 1, decimal or 0x...".into())
+}
+
+fn main() -> ExitCode {
+    let process_start = process_start();
+    let result = match Cli::parse().command {
+        Command::Run(args) => run(args, process_start),
+        Command::Doctor => {
+            let doctor = Doctor::examine();
+            print!("{doctor}");
+            Ok(doctor.status())
+        }
+        Command::List(args) => list(&args),
+    };
+    match result {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.status().into()
+        }
+    }
+}
+
+fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
+    let max_cpus = args.max_cpus.unwrap_or(MAX_CPUS.max(args.cpus));
+    let length = match (args.plugs, args.seconds) {
+        (Some(plugs), _) => Length::Plugs(plugs),
+        (None, seconds) => {
+            Length::Time(Duration::from_secs_f64(seconds.unwrap_or(DEFAULT_SECONDS)))
+        }
+    };
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
+    let image = Image::open(&args.image.image)?;
+    let host = Host::probe()?;
+    host.require_capabilities()?;
+    let (ring, _) = host.choose_ring(args.ring);
+    let seed = args.seed.unwrap_or_else(new_seed);
+    let mut config = RunConfig {
+        cpus: args.cpus,
+        max_cpus,
+        length,
+        workloads: args.workload.0,
+        boot: match args.boot {
+            Boot::Sipi => BootMode::Sipi,
+            Boot::Direct => BootMode::Direct,
+        },
+        ring,
+        seed,
+        fault: args.fault,
+        quiet: false,
+        replay: String::new(),
+        process_start,
+    };
+    config.replay = replay_command(&config);
+    let interrupted = interrupted()?;
+    let report = run::run(&image, &config, &host, &interrupted)?;
+    let stdout = std::io::stdout();
+    let colours = report::colours_wanted(&stdout);
+    // A closed pipe is the reader's choice, and the verdict is in the exit status too.
+    let _ = report::write_table(&mut stdout.lock(), &report, colours);
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(report.verdict.status())
+}
+
+/// Raised by the first Ctrl-C; the second ends the process at once.
+fn interrupted() -> Result<Arc<AtomicBool>, Error> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(Error::thread)?;
+    }
+    Ok(flag)
+}
+
+fn replay_command(config: &RunConfig) -> String {
+    let length = match config.length {
+        Length::Time(time) => format!("--seconds {}", time.as_secs_f64()),
+        Length::Plugs(plugs) => format!("--plugs {plugs}"),
+    };
+    let workload = match config.workloads.as_slice() {
+        [one] => one.name(),
+        _ => "all",
+    };
+    format!(
+        "cargo xtask run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",
+        config.cpus,
+        config.max_cpus,
+        run::boot_mode_name(config.boot),
+        config.ring,
+        config.seed,
+    )
+}
+
+fn list(args: &ImageArg) -> Result<Status, Error> {
+    let image = Image::open(&args.image)?;
+    for test in image.tests() {
+        println!("{}: test", test.name);
+    }
+    Ok(Status::Held)
+}
+
+/// A seed that differs from run to run; short, so that people can repeat it.
+fn new_seed() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 20) & 0xffff_ffff
+}
+
+/// When the kernel started this process, as far as it says; else now.
+fn process_start() -> Instant {
+    let now = Instant::now();
+    let age = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+        // Field 22 of the whole line; the second one, the name, may hold spaces.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+        let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+        Duration::try_from_secs_f64(uptime - ticks / 100.0).ok()
+    };
+    age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
+}

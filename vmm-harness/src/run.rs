@@ -1,0 +1,531 @@
+//! A run: the guest under load, plugs, the judge, the watchdog, and what comes out of it.
+
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use percpu_guest::abi::{
+    BootMode, BootParams, ControlBlock, CpuState, Fault, MAX_CPUS, SHARED, Shared, SharedHeader,
+    Workload,
+};
+
+use crate::crash;
+use crate::diag::{Limits, Sample, Watchdog};
+use crate::error::Error;
+use crate::host::HostInfo;
+use crate::image::Image;
+use crate::judge::{Judge, Quiescent, Signal};
+use crate::memory::GuestMem;
+use crate::plug::{CpuNow, Injector, Order, Plan};
+use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
+use crate::vm::{Vm, VmConfig, VmEventKind};
+
+/// How long to wait for the guest between two looks at its event rings.
+const POLL: Duration = Duration::from_millis(1);
+/// Time between two looks at what holds at any instant.
+const INSTANT_EVERY: Duration = Duration::from_millis(100);
+/// Shortest time between two quiescent points.
+const QUIET_EVERY: Duration = Duration::from_millis(250);
+/// A quiescent point may take this part of the run: one in so many.
+const QUIET_SHARE: u32 = 4;
+/// How long the guest may take to come to rest.
+const QUIET_LIMIT: Duration = Duration::from_secs(4);
+/// How long an order may take; longer than the guest waits for a CPU to arrive.
+const ORDER_LIMIT: Duration = Duration::from_secs(8);
+/// How long the guest may take to boot, by CPU on top of a second.
+const BOOT_LIMIT_A_CPU: Duration = Duration::from_secs(2);
+/// How long CPUs that have not done all kinds of work yet are waited for at the end.
+const LAST_WORK_LIMIT: Duration = Duration::from_secs(10);
+/// How many times slower everything may be where ring 0 is emulated.
+const EMULATION_FACTOR: u32 = 4;
+const LIVE_EVERY: Duration = Duration::from_millis(100);
+
+/// When a run ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// After this time.
+    Time(Duration),
+    /// After so many plugs and unplugs.
+    Plugs(u64),
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// CPUs online at the start.
+    pub cpus: u32,
+    /// CPUs that can be.
+    pub max_cpus: u32,
+    /// How long.
+    pub length: Length,
+    /// What the guest does meanwhile.
+    pub workloads: Vec<Workload>,
+    /// How CPUs are started.
+    pub boot: BootMode,
+    /// 0 or 3.
+    pub ring: u8,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Deliberate misbehaviour of the guest.
+    pub fault: Fault,
+    /// No live line.
+    pub quiet: bool,
+    /// The command line that repeats the run, for the report.
+    pub replay: String,
+    /// When the process started.
+    pub process_start: Instant,
+}
+
+impl RunConfig {
+    /// Refuses what cannot be.
+    pub fn check(&self, host: &HostInfo) -> Result<(), Error> {
+        let Self { cpus, max_cpus, .. } = *self;
+        if cpus == 0 {
+            return Err(Error::Usage(
+                "--cpus must be at least 1: the boot CPU is always there".into(),
+            ));
+        }
+        if cpus > max_cpus {
+            return Err(Error::Usage(format!(
+                "--cpus {cpus} is more than --max-cpus {max_cpus}: raise --max-cpus or lower --cpus"
+            )));
+        }
+        if max_cpus as usize > MAX_CPUS {
+            return Err(Error::Usage(format!(
+                "--max-cpus {max_cpus} is more than the guest supports: give at most {MAX_CPUS}"
+            )));
+        }
+        host.require_vcpus(max_cpus)
+    }
+}
+
+/// What the guest is told at boot.
+pub(crate) fn boot_params(ring: u8, emulated: bool) -> BootParams {
+    BootParams {
+        seed: 0,
+        memory_start: 0,
+        memory_end: 0,
+        test: 0,
+        tsc_mhz: 0,
+        possible: 1,
+        boot_cpus: 1,
+        boot_mode: BootMode::Direct as u32,
+        ring: u32::from(ring),
+        workloads: 0,
+        fault: Fault::None as u32,
+        tick_us: if emulated { EMULATED_TICK_US } else { TICK_US },
+    }
+}
+
+/// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
+/// place.
+const TICK_US: u32 = 1000;
+/// The same where a tick's own instructions take milliseconds.
+const EMULATED_TICK_US: u32 = 20_000;
+
+/// Runs the guest and reports.
+pub fn run(
+    image: &Image,
+    config: &RunConfig,
+    host: &HostInfo,
+    interrupted: &Arc<AtomicBool>,
+) -> Result<RunReport, Error> {
+    config.check(host)?;
+    if image.header().ring3_only != 0 && config.ring != 3 {
+        return Err(Error::Usage(
+            "this image was built for the host's own target and runs in ring 3 only: \
+             add the rustup target x86_64-unknown-none, or run with --ring 3"
+                .into(),
+        ));
+    }
+    Run::start(image, config, host)?.to_the_end(interrupted)
+}
+
+/// A run under way.
+struct Run<'a> {
+    image: &'a Image,
+    config: &'a RunConfig,
+    vm: Vm,
+    mem: GuestMem,
+    judge: Judge,
+    plan: Plan,
+    injector: Injector,
+    watchdog: Watchdog,
+    live: LiveLine,
+    report: RunReport,
+    /// When the guest's workloads started.
+    began: Option<Instant>,
+    ever_online: Vec<bool>,
+    /// How much patience this ring needs.
+    patience: u32,
+}
+
+/// Why a run is over before its time.
+enum End {
+    Crashed(report::Crash),
+    Hung(report::Crash),
+    Broken,
+}
+
+impl<'a> Run<'a> {
+    fn start(image: &'a Image, config: &'a RunConfig, host: &HostInfo) -> Result<Self, Error> {
+        let emulated = config.ring == 0 && host.emulates_ring0();
+        let boot = BootParams {
+            seed: config.seed,
+            possible: config.max_cpus,
+            boot_cpus: config.cpus,
+            boot_mode: config.boot as u32,
+            workloads: config.workloads.iter().map(|w| w.bit()).sum(),
+            fault: config.fault as u32,
+            ..boot_params(config.ring, emulated)
+        };
+        let vm = Vm::new(image, VmConfig { boot, memory: VmConfig::memory_for(config.max_cpus) })?;
+        let mem = GuestMem::new(vm.memory().clone());
+        let patience = if emulated { EMULATION_FACTOR } else { 1 };
+        let run = Self {
+            judge: Judge::new(mem.clone(), config.max_cpus)?,
+            plan: Plan::new(config.seed, config.max_cpus, config.workloads.clone()),
+            injector: Injector::new(mem.clone()),
+            watchdog: Watchdog::new(Limits::default(), config.max_cpus),
+            live: LiveLine::new(config.quiet),
+            report: RunReport {
+                seed: config.seed,
+                ring: config.ring,
+                boot: boot_mode_name(config.boot).into(),
+                cpus: Cpus { possible: config.max_cpus, boot: config.cpus, max_online: 0 },
+                replay: config.replay.clone(),
+                ..RunReport::default()
+            },
+            began: None,
+            ever_online: vec![false; config.max_cpus as usize],
+            patience,
+            image,
+            config,
+            vm,
+            mem,
+        };
+        run.vm.start(image)?;
+        Ok(run)
+    }
+
+    fn to_the_end(mut self, interrupted: &AtomicBool) -> Result<RunReport, Error> {
+        let end = self.drive(interrupted)?;
+        self.live.finish();
+        self.report.seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
+        self.report.interrupted = interrupted.load(Ordering::Relaxed);
+        self.report.verdict = match end {
+            Some(End::Crashed(crash)) => {
+                self.report.crash = Some(crash);
+                Verdict::Crashed
+            }
+            Some(End::Hung(crash)) => {
+                self.report.crash = Some(crash);
+                Verdict::Hung
+            }
+            Some(End::Broken) => Verdict::Broken,
+            None => Verdict::Held,
+        };
+        self.vm.park_all();
+        self.fill_report();
+        Ok(self.report)
+    }
+
+    /// The main loop; returns why the run ended early, if it did.
+    fn drive(&mut self, interrupted: &AtomicBool) -> Result<Option<End>, Error> {
+        let started = Instant::now();
+        let boot_limit =
+            (Duration::from_secs(1) + BOOT_LIMIT_A_CPU * self.config.cpus) * self.patience;
+        let mut next_instant = started;
+        let mut next_quiet = started + QUIET_EVERY;
+        let mut next_live = started;
+        loop {
+            let now = Instant::now();
+            if let Some(end) = self.follow(now + POLL)? {
+                return Ok(Some(end));
+            }
+            let stop = interrupted.load(Ordering::Relaxed);
+            let Some(began) = self.began else {
+                if stop {
+                    return Ok(None);
+                }
+                if started.elapsed() > boot_limit {
+                    return Ok(Some(self.hung("the guest does not finish booting", &[])));
+                }
+                continue;
+            };
+            if let Some(end) = self.watch(began)? {
+                return Ok(Some(end));
+            }
+            if now >= next_instant {
+                self.judge.check_instant();
+                next_instant = Instant::now() + INSTANT_EVERY;
+            }
+            let over = stop || self.is_over(began);
+            if self.injector.pending().is_none() {
+                if over {
+                    return self.finish();
+                }
+                if now >= next_quiet {
+                    let before = Instant::now();
+                    if let Some(end) = self.quiet_point()? {
+                        return Ok(Some(end));
+                    }
+                    next_quiet = Instant::now() + QUIET_EVERY.max(before.elapsed() * QUIET_SHARE);
+                }
+                self.give_order()?;
+            }
+            if !self.judge.violations().is_empty() {
+                return Ok(Some(End::Broken));
+            }
+            if now >= next_live {
+                self.show(began);
+                next_live = now + LIVE_EVERY;
+            }
+        }
+    }
+
+    /// Waits for the guest until `deadline` and follows what it says.
+    fn follow(&mut self, deadline: Instant) -> Result<Option<End>, Error> {
+        let mut deadline = deadline;
+        while let Some(event) = self.vm.next_event(deadline) {
+            match event.kind {
+                VmEventKind::Hello => {
+                    let start = event.at.duration_since(self.config.process_start);
+                    self.report.start_ms = start.as_secs_f64() * 1e3;
+                }
+                VmEventKind::Event | VmEventKind::Parked => {}
+                VmEventKind::Exit => {
+                    return Ok(Some(self.hung("the guest stopped by itself", &[])));
+                }
+                VmEventKind::Crashed(crash) => {
+                    let report = crash::report(&self.scene(), event.cpu, &crash)?;
+                    return Ok(Some(End::Crashed(report)));
+                }
+            }
+            // Whatever else is there, but no waiting: there is something to look at.
+            deadline = Instant::now();
+        }
+        for signal in self.judge.drain() {
+            self.take(signal);
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, signal: Signal) {
+        match signal {
+            Signal::Booted { .. } => self.began = Some(Instant::now()),
+            Signal::PlugDone { cpu, result, command } => {
+                self.answered(command, result.is_ok());
+                if result.is_ok() {
+                    self.report.plugs.up += 1;
+                    let now = self.cpu_now(cpu);
+                    self.plan.came_up(cpu, now);
+                }
+            }
+            Signal::UnplugDone { result, command, .. } => {
+                self.answered(command, result.is_ok());
+                self.report.plugs.down += u64::from(result.is_ok());
+            }
+            Signal::CpuChanged { cpu, state: CpuState::Online } => {
+                if let Some(ever) = self.ever_online.get_mut(cpu as usize) {
+                    *ever = true;
+                }
+                let online = self.judge.shadow().online();
+                self.report.cpus.max_online = self.report.cpus.max_online.max(online);
+            }
+            Signal::CpuChanged { .. } | Signal::TestDone { .. } => {}
+        }
+    }
+
+    fn answered(&mut self, command: u64, fulfilled: bool) {
+        if self.injector.answered(command).is_some() && !fulfilled {
+            self.report.plugs.failed += 1;
+        }
+    }
+
+    fn is_over(&self, began: Instant) -> bool {
+        match self.config.length {
+            Length::Time(time) => began.elapsed() >= time,
+            Length::Plugs(plugs) => self.report.plugs.up + self.report.plugs.down >= plugs,
+        }
+    }
+
+    fn give_order(&mut self) -> Result<(), Error> {
+        let (mem, plan) = (&self.mem, &mut self.plan);
+        match plan.next(|cpu| cpu_now(mem, cpu)) {
+            Some(order) => self.injector.send(&self.vm, order),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings the guest to rest and judges all of it.
+    fn quiet_point(&mut self) -> Result<Option<End>, Error> {
+        let quiesce = SHARED + offset_of!(SharedHeader, quiesce) as u64;
+        self.mem.store_u32(quiesce, 1)?;
+        let since = Instant::now();
+        let end = loop {
+            match self.judge.check_quiescent() {
+                Quiescent::Checked => break None,
+                Quiescent::NotYet(why) if since.elapsed() > QUIET_LIMIT * self.patience => {
+                    let text = format!("the guest does not come to rest: {why}");
+                    break Some(self.hung(&text, &[]));
+                }
+                Quiescent::NotYet(_) => {}
+            }
+            if let Some(end) = self.follow(Instant::now() + POLL)? {
+                break Some(end);
+            }
+            if let Some(began) = self.began
+                && let Some(end) = self.watch(began)?
+            {
+                break Some(end);
+            }
+        };
+        self.mem.store_u32(quiesce, 0)?;
+        Ok(end)
+    }
+
+    /// Lets every CPU that is up do some of each kind of work, then judges once more.
+    fn finish(&mut self) -> Result<Option<End>, Error> {
+        let since = Instant::now();
+        let idle = |run: &Self| {
+            (0..run.config.max_cpus).any(|cpu| {
+                let now = run.cpu_now(cpu);
+                now.state == Some(CpuState::Online) && !run.plan.has_worked(cpu, &now)
+            })
+        };
+        while idle(self) && since.elapsed() < LAST_WORK_LIMIT * self.patience {
+            if let Some(end) = self.follow(Instant::now() + POLL)? {
+                return Ok(Some(end));
+            }
+            if let Some(began) = self.began
+                && let Some(end) = self.watch(began)?
+            {
+                return Ok(Some(end));
+            }
+        }
+        if let Some(end) = self.quiet_point()? {
+            return Ok(Some(end));
+        }
+        self.judge.check_instant();
+        Ok((!self.judge.violations().is_empty()).then_some(End::Broken))
+    }
+
+    /// Lets the watchdog look.
+    fn watch(&mut self, began: Instant) -> Result<Option<End>, Error> {
+        let samples: Vec<_> = (0..self.config.max_cpus)
+            .map(|cpu| Sample {
+                state: self.cpu_now(cpu).state.unwrap_or(CpuState::Offline),
+                heartbeat: self.heartbeat(cpu),
+            })
+            .collect();
+        let stuck = self.watchdog.poll(began.elapsed(), &samples);
+        if let Some(first) = stuck.first() {
+            let cpus: Vec<_> = stuck.iter().map(|stuck| stuck.cpu).collect();
+            return Ok(Some(self.hung(&first.to_string(), &cpus)));
+        }
+        if let Some(pending) = self.injector.pending()
+            && pending.since.elapsed() > ORDER_LIMIT * self.patience
+        {
+            let (verb, cpu) = match pending.order {
+                Order::Plug(cpu) => ("plugged in", cpu),
+                Order::Unplug(cpu) => ("unplugged", cpu),
+            };
+            let text = format!("CPU {cpu} was to be {verb}, and the guest does not answer");
+            return Ok(Some(self.hung(&text, &[cpu])));
+        }
+        Ok(None)
+    }
+
+    fn hung(&self, text: &str, cpus: &[u32]) -> End {
+        End::Hung(crash::hang(&self.scene(), text, cpus))
+    }
+
+    fn scene(&self) -> crash::Scene<'_> {
+        crash::Scene {
+            vm: &self.vm,
+            mem: &self.mem,
+            image: self.image,
+            judge: Some(&self.judge),
+            possible: self.config.max_cpus,
+        }
+    }
+
+    fn cpu_now(&self, cpu: u32) -> CpuNow {
+        cpu_now(&self.mem, cpu)
+    }
+
+    fn heartbeat(&self, cpu: u32) -> u64 {
+        let at = control_block(cpu) + offset_of!(ControlBlock, heartbeat) as u64;
+        self.mem.load_u64(at).unwrap_or(0)
+    }
+
+    /// Operations of `workload` by CPU, of those that were ever online.
+    fn ops(&self, workload: Workload) -> impl Iterator<Item = u64> + '_ {
+        (0u32..)
+            .zip(&self.ever_online)
+            .filter(|(_, ever)| **ever)
+            .map(move |(cpu, _)| self.cpu_now(cpu).ops[workload as usize])
+    }
+
+    fn show(&mut self, began: Instant) {
+        let total = match self.config.length {
+            Length::Time(time) => Some(time),
+            Length::Plugs(_) => None,
+        };
+        let progress = Progress {
+            elapsed: began.elapsed(),
+            total,
+            online: self.judge.shadow().online(),
+            possible: self.config.max_cpus,
+            plugs: self.report.plugs.up + self.report.plugs.down,
+            ops: self.config.workloads.iter().map(|&w| (w.name(), self.ops(w).sum())).collect(),
+            checks: self.judge.checks().values().sum(),
+            violations: self.judge.violations().len() as u64,
+        };
+        self.live.update(progress);
+    }
+
+    fn fill_report(&mut self) {
+        let plugs: &mut Plugs = &mut self.report.plugs;
+        plugs.per_second = (plugs.up + plugs.down) as f64 / self.report.seconds.max(1e-3);
+        self.report.workloads = self
+            .config
+            .workloads
+            .iter()
+            .map(|&workload| WorkloadReport {
+                name: workload.name().into(),
+                ops: self.ops(workload).sum(),
+                least_on_a_cpu: self.ops(workload).min().unwrap_or(0),
+            })
+            .collect();
+        self.report.checks =
+            self.judge.checks().iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        self.report.violations = self.judge.violations().to_vec();
+        self.report.suppressed = self.judge.suppressed();
+    }
+}
+
+/// The name of a boot mode on the command line and in reports.
+pub fn boot_mode_name(mode: BootMode) -> &'static str {
+    match mode {
+        BootMode::Sipi => "sipi",
+        BootMode::Direct => "direct",
+    }
+}
+
+fn control_block(cpu: u32) -> u64 {
+    let blocks = SHARED + offset_of!(Shared, control) as u64;
+    blocks + u64::from(cpu) * size_of::<ControlBlock>() as u64
+}
+
+fn cpu_now(mem: &GuestMem, cpu: u32) -> CpuNow {
+    let block = control_block(cpu);
+    let state = mem.load_u32(block + offset_of!(ControlBlock, state) as u64).ok();
+    let ops = block + offset_of!(ControlBlock, ops) as u64;
+    CpuNow {
+        state: state.and_then(CpuState::from_code),
+        ops: std::array::from_fn(|i| mem.load_u64(ops + 8 * i as u64).unwrap_or(0)),
+    }
+}
