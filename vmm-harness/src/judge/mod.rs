@@ -11,7 +11,7 @@
 //! # Implementation
 //!
 //! A file a family of invariants. A look collects findings of its own; those of a quiescent look
-//! are confirmed by a second look, because kernel threads of the guest (the allocator's balance
+//! are confirmed by further looks, because kernel threads of the guest (the allocator's balance
 //! work) may be about while the workload stands still.
 
 mod areas;
@@ -28,6 +28,8 @@ mod owners;
 mod pages;
 mod shadow;
 mod sums;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::offset_of;
@@ -43,6 +45,9 @@ use crate::memory::{AddressSpace, GuestMem, Wild};
 use events::Rings;
 use finding::{Findings, Tally};
 use layout::Layout;
+
+/// Further looks that must agree before a quiescent look's finding counts.
+const CONFIRMATIONS: u32 = 2;
 
 /// Something the guest announced that the orchestrator may be waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +234,12 @@ impl Judge {
     /// Checks everything, while all workload threads stand at an operation boundary and no plug is
     /// in flight.
     pub fn check_quiescent(&mut self) -> Quiescent {
+        // Rest first, events second: what a thread announced just before it came to rest must be
+        // known before the look.
+        if let Some(reason) = self.unrest() {
+            self.follow_events();
+            return Quiescent::NotYet(reason);
+        }
         self.follow_events();
         if let Some(reason) = self.unrest() {
             return Quiescent::NotYet(reason);
@@ -237,7 +248,10 @@ impl Judge {
             return Quiescent::NotYet("the guest has not booted".into());
         };
         let mut findings = self.look(&layout);
-        if !findings.found.is_empty() {
+        for _ in 0..CONFIRMATIONS {
+            if findings.found.is_empty() {
+                break;
+            }
             let again = self.look(&layout);
             if let Some(reason) = self.unrest() {
                 return Quiescent::NotYet(reason);
