@@ -7,6 +7,8 @@ pub mod arch;
 pub mod area;
 pub mod counter;
 pub mod cpu;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod hotplug;
 pub mod irq;
 pub mod platform;

@@ -1,0 +1,134 @@
+//! Threads of a Linux process as CPUs: for tests, and for per-CPU data outside of a kernel.
+//!
+//! [`boot`] sets up the areas and brings all CPUs up. A thread that calls [`enter`] *is* that CPU
+//! until it drops the [`CpuThread`]: nobody else is, and the thread is no other. On x86-64 it runs
+//! the very instructions that a kernel would, with the thread's own GS base.
+//!
+//! ```
+//! use percpu_core::{cpu::CpuId, host, percpu};
+//!
+//! percpu! { static HITS: PerCpu<u32> = 0; }
+//!
+//! host::boot(2).unwrap();
+//! host::on_each_cpu(|_| HITS.inc());
+//! let (zero, one) = (CpuId::new(0).unwrap(), CpuId::new(1).unwrap());
+//! assert_eq!((HITS.read_on(zero), HITS.read_on(one)), (1, 1));
+//! ```
+//!
+//! # Interrupts, preemption, hotplug
+//!
+//! Nothing interrupts such a CPU and nothing preempts it: masking interrupts only counts. A signal
+//! handler must not use per-CPU data that the code it interrupts uses under an
+//! [`IrqGuard`](crate::irq::IrqGuard).
+//!
+//! [`hotplug`] works as in a kernel: `start` spawns a thread that arrives as the new
+//! CPU, and its hotplug thread becomes the CPU for a moment whenever nobody else is. So
+//! [`cpu_down`](hotplug::cpu_down) waits until the thread that is the CPU leaves, and an offline
+//! CPU cannot be entered.
+//!
+//! # The platform
+//!
+//! With the feature `host` this module is the program's
+//! [platform](crate::set_platform): a program that has one of its own is built without the feature.
+
+mod memory;
+mod ops;
+mod platform;
+mod seat;
+
+use core::fmt;
+use core::time::Duration;
+use std::sync::{Mutex, PoisonError};
+
+pub use ops::{StartFault, inject_start_fault, set_arrival_timeout};
+pub use platform::Host;
+pub use seat::{CpuThread, EnterError, enter, enter_any, enter_when_free};
+
+use crate::area::{self, Config, SetupError};
+use crate::cpu::{self, CpuId};
+use crate::{counter, hotplug};
+
+crate::set_platform!(Host);
+
+/// Why [`boot`] failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The program has booted already, with this other number of CPUs.
+    Booted(usize),
+    /// The areas could not be set up.
+    Setup(SetupError),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Booted(cpus) => write!(f, "the program has booted with {cpus} CPUs already"),
+            Self::Setup(error) => write!(f, "the per-CPU areas cannot be set up: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}
+
+/// Sets up per-CPU areas for `cpus` CPUs and brings all of them up. Further calls with the same
+/// number do nothing, so that every test can begin with it.
+///
+/// # Errors
+///
+/// The program has booted with another number, or there is no memory.
+pub fn boot(cpus: usize) -> Result<(), BootError> {
+    static BOOTED: Mutex<Option<usize>> = Mutex::new(None);
+
+    let mut booted = BOOTED.lock().unwrap_or_else(PoisonError::into_inner);
+    match *booted {
+        Some(before) if before == cpus => return Ok(()),
+        Some(before) => return Err(BootError::Booted(before)),
+        None => {}
+    }
+    let last = cpus as u32;
+    // SAFETY: no thread is a CPU yet, so nobody has used or could now use a per-CPU variable: an
+    // access panics.
+    unsafe { area::setup_per_cpu_areas(0..last, &Config::default()) }.map_err(BootError::Setup)?;
+    *booted = Some(cpus);
+
+    let boot = CpuId::new(0).expect("CPU 0 is possible");
+    hotplug::init(&ops::THREADS, boot);
+    ops::adopt_boot_cpu(boot);
+    counter::register_hotplug_steps().expect("there is room for the first steps");
+    for cpu in cpu::possible().iter() {
+        hotplug::set_present(cpu);
+        if cpu != boot {
+            hotplug::cpu_up(cpu).expect("a thread can be started");
+        }
+    }
+    Ok(())
+}
+
+/// Runs `f` on every online CPU at the same time, each on a thread of its own, and returns the
+/// results in the order of CPUs. Waits for CPUs that are taken. Linux: `on_each_cpu`.
+///
+/// # Panics
+///
+/// If `f` panics, or a CPU goes down meanwhile.
+pub fn on_each_cpu<R: Send>(f: impl Fn(CpuId) -> R + Sync) -> std::vec::Vec<R> {
+    std::thread::scope(|scope| {
+        let threads: std::vec::Vec<_> = cpu::online()
+            .iter()
+            .map(|cpu| {
+                let f = &f;
+                scope.spawn(move || {
+                    let _cpu = enter_when_free(cpu).expect("the CPU stays online");
+                    f(cpu)
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+/// How long a started CPU may take to arrive, unless [`set_arrival_timeout`] says otherwise.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);

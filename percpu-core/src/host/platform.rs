@@ -1,0 +1,115 @@
+//! The platform that a Linux process makes.
+
+use core::alloc::Layout;
+use core::cell::Cell;
+use core::fmt;
+use core::ptr::NonNull;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use super::memory;
+use crate::platform::{IrqState, NoMemory, Platform};
+use crate::preempt;
+
+std::thread_local! {
+    /// Times that this thread has masked interrupts.
+    static MASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many guards keep interrupts away from this thread.
+pub(super) fn irq_depth() -> usize {
+    MASKED.get()
+}
+
+/// The services of a Linux process.
+///
+/// Memory comes from `mmap`; a page that is not populated faults. The log goes to the standard error
+/// stream if the environment has `PERCPU_LOG`.
+#[derive(Clone, Copy, Debug)]
+pub enum Host {}
+
+// SAFETY:
+// 1. A thread is a CPU alone, by the rules of `seat`, and does not leave while it has masked
+//    interrupts; there are no interrupt handlers. Whichever order guards go in, the count is right.
+// 2. The allocator of the standard library makes these promises.
+// 3. and 4. The kernel makes them about `mmap`, `mprotect` and `madvise`.
+unsafe impl Platform for Host {
+    fn irq_save() -> IrqState {
+        MASKED.set(MASKED.get() + 1);
+        IrqState(0)
+    }
+
+    unsafe fn irq_restore(_state: IrqState) {
+        MASKED.set(MASKED.get() - 1);
+    }
+
+    fn preempt_schedule() {
+        if irq_depth() == 0 {
+            preempt::clear_need_resched();
+            std::thread::yield_now();
+        }
+    }
+
+    fn relax(spins: u32) {
+        // The one we wait for may need our host CPU.
+        if spins < 64 { core::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+
+    fn yield_now() {
+        std::thread::yield_now();
+    }
+
+    fn clock_ns() -> u64 {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed().as_nanos() as u64
+    }
+
+    fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
+        if layout.size() == 0 {
+            return NonNull::new(core::ptr::without_provenance_mut(layout.align()));
+        }
+        // SAFETY: the size is not 0.
+        NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
+    }
+
+    unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout) {
+        if layout.size() != 0 {
+            // SAFETY: by the trait's contract it came from `alloc_zeroed` with this layout.
+            unsafe { std::alloc::dealloc(ptr.as_ptr(), layout) };
+        }
+    }
+
+    fn reserve(size: usize, align: usize) -> Option<usize> {
+        memory::reserve(size, align)
+    }
+
+    unsafe fn release(addr: usize, size: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { memory::release(addr, size) };
+    }
+
+    unsafe fn populate(addr: usize, pages: usize, _cpu: u32) -> Result<(), NoMemory> {
+        // SAFETY: passed on to the caller.
+        unsafe { memory::populate(addr, pages) }
+    }
+
+    unsafe fn unmap(addr: usize, pages: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { memory::unmap(addr, pages) };
+    }
+
+    /// `mprotect` has flushed already.
+    fn flush_tlb(_addr: usize, _size: usize) {}
+
+    unsafe fn free_pages(addr: usize, pages: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { memory::free_pages(addr, pages) };
+    }
+
+    fn log(args: fmt::Arguments<'_>) {
+        static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("PERCPU_LOG").is_some());
+        if *WANTED {
+            std::eprintln!("{args}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Static per-CPU variables, the `this_cpu` operations and the guards, through the public API.
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use percpu_core::cpu::{self, CpuId};
+use percpu_core::{area, host, irq, percpu, preempt};
+
+const CPUS: usize = 4;
+
+fn cpu(n: usize) -> CpuId {
+    host::boot(CPUS).unwrap();
+    CpuId::new(n).unwrap()
+}
+
+#[test]
+fn worked_example_one_cpu_changes_only_its_own_copy() {
+    percpu! {
+        static A: PerCpu<u32> = 1;
+        static B: PerCpu<u32> = 1;
+    }
+    let (zero, one) = (cpu(0), cpu(1));
+    {
+        let _cpu = host::enter_when_free(one).unwrap();
+        A.add(1);
+        assert_eq!((A.read(), B.read()), (2, 1));
+    }
+    {
+        let _cpu = host::enter_when_free(zero).unwrap();
+        assert_eq!((A.read(), B.read()), (1, 1));
+    }
+    let by_hand = |address: usize, cpu: CpuId| {
+        let at = address.wrapping_add(area::offset(cpu));
+        // SAFETY: the copy of a static; nobody writes it now.
+        unsafe { std::ptr::with_exposed_provenance::<u32>(at).read() }
+    };
+    for (cpu, a, b) in [(zero, 1, 1), (one, 2, 1)] {
+        assert_eq!((A.read_on(cpu), B.read_on(cpu)), (a, b));
+        assert_eq!((by_hand(A.ptr().raw(), cpu), by_hand(B.ptr().raw(), cpu)), (a, b));
+    }
+}
+
+#[test]
+fn every_possible_cpu_starts_with_the_initial_value() {
+    percpu! {
+        static WORDS: PerCpu<[u32; 3]> = [7, 8, 9];
+    }
+    for n in 0..CPUS {
+        // SAFETY: nobody writes the copy.
+        assert_eq!(unsafe { WORDS.on(cpu(n)).read() }, [7, 8, 9]);
+    }
+}
+
+#[test]
+fn a_variable_is_as_aligned_in_each_unit_as_its_kind_says() {
+    percpu! {
+        static PLAIN: PerCpu<u8> = 1;
+        #[shared_aligned]
+        static LINE: PerCpu<u8> = 2;
+        static AFTER_LINE: PerCpu<u8> = 3;
+        /// Documented, and
+        #[allow(dead_code)]
+        #[page_aligned]
+        pub(crate) static PAGE: PerCpu<[u8; 5]> = [4; 5];
+    }
+    assert_eq!(size_of_val(&LINE), 64);
+    assert_eq!(size_of_val(&PAGE), 4096);
+    for n in 0..CPUS {
+        assert_eq!(LINE.on(cpu(n)).addr() % 64, 0);
+        assert_eq!(PAGE.on(cpu(n)).addr() % 4096, 0);
+        // SAFETY: nobody writes the copy.
+        assert_eq!(unsafe { PAGE.on(cpu(n)).read() }, [4; 5]);
+        assert_eq!((PLAIN.read_on(cpu(n)), LINE.read_on(cpu(n)), AFTER_LINE.read_on(cpu(n))), (1, 2, 3));
+    }
+}
+
+/// Checks all operations against plain arithmetic, with neighbours that must not change.
+macro_rules! operations {
+    ($($name:ident: $ty:ident;)*) => {$(
+        #[test]
+        fn $name() {
+            percpu! { static V: PerCpu<[$ty; 3]> = [0x55; 3]; }
+            let _cpu = { cpu(0); host::enter_any().unwrap() };
+            let v = percpu_core::var::PerCpuPtr::<$ty>::from_raw(V.ptr().raw() + size_of::<$ty>());
+            let (one, three) = (1 as $ty, 3 as $ty);
+            // SAFETY: the middle element of a static that nobody lends out.
+            unsafe {
+                v.write($ty::MAX);
+                assert_eq!(v.read(), $ty::MAX);
+                v.inc();
+                assert_eq!(v.read(), $ty::MIN, "inc wraps");
+                v.dec();
+                assert_eq!(v.read(), $ty::MAX, "dec wraps");
+                v.add(three);
+                assert_eq!(v.read(), $ty::MAX.wrapping_add(three));
+                v.sub(three);
+                assert_eq!(v.read(), $ty::MAX);
+                assert_eq!(v.add_return(three), $ty::MAX.wrapping_add(three));
+                v.write(0b1100);
+                v.and(0b0101);
+                assert_eq!(v.read(), 0b0100);
+                v.or(0b0011);
+                assert_eq!(v.read(), 0b0111);
+                assert_eq!(v.xchg(three), 0b0111);
+                assert_eq!(v.cmpxchg(three, one), Ok(three));
+                assert_eq!(v.cmpxchg(three, 0), Err(one));
+                let mut old = three;
+                assert!(!v.try_cmpxchg(&mut old, 0));
+                assert_eq!(old, one);
+                assert!(v.try_cmpxchg(&mut old, 0));
+                assert_eq!(v.read(), 0);
+                // SAFETY: as above.
+                assert_eq!(V.on(cpu::current()).read(), [0x55, 0, 0x55], "neighbours");
+            }
+        }
+    )*};
+}
+
+operations! {
+    operations_on_u8: u8;
+    operations_on_i8: i8;
+    operations_on_u16: u16;
+    operations_on_i16: i16;
+    operations_on_u32: u32;
+    operations_on_i32: i32;
+    operations_on_u64: u64;
+    operations_on_i64: i64;
+    operations_on_usize: usize;
+    operations_on_isize: isize;
+}
+
+#[test]
+fn operations_on_bool() {
+    percpu! { static FLAG: PerCpu<bool> = true; }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    assert!(FLAG.read());
+    FLAG.write(false);
+    assert!(!FLAG.xchg(true));
+    assert_eq!(FLAG.cmpxchg(false, false), Err(true));
+    assert_eq!(FLAG.cmpxchg(true, false), Ok(true));
+    assert!(!FLAG.read_on(cpu::current()));
+}
+
+#[test]
+fn concurrent_cpus_do_not_disturb_each_other() {
+    percpu! { static COUNT: PerCpu<u64> = 0; }
+    let rounds = if cfg!(miri) { 50 } else { 200_000 };
+    cpu(0);
+    host::on_each_cpu(|_| (0..rounds).for_each(|_| COUNT.inc()));
+    for n in 0..CPUS {
+        assert_eq!(COUNT.read_on(cpu(n)), rounds);
+    }
+}
+
+#[test]
+fn a_thread_that_is_no_cpu_cannot_use_per_cpu_data() {
+    percpu! { static X: PerCpu<u32> = 0; }
+    cpu(0);
+    let panic = std::thread::spawn(|| X.inc()).join().unwrap_err();
+    let message = panic.downcast_ref::<&str>().unwrap();
+    assert!(message.contains("this thread is no CPU"), "{message}");
+    assert_eq!(X.read_on(cpu(0)), 0);
+    // A child inherits its parent's GS base, but is no CPU for that.
+    let _cpu = host::enter_any().unwrap();
+    assert!(std::thread::spawn(|| X.inc()).join().is_err());
+    assert_eq!(X.read(), 0);
+}
+
+#[test]
+fn with_lends_this_cpus_copy() {
+    percpu! { static HITS: PerCpu<AtomicU64> = AtomicU64::new(5); }
+    cpu(0);
+    let numbers = host::on_each_cpu(|cpu| {
+        let pin = preempt::disable();
+        assert_eq!(pin.cpu(), cpu);
+        HITS.with(&pin, |hits| hits.fetch_add(cpu.index() as u64, Relaxed));
+        cpu.index()
+    });
+    assert_eq!(numbers, [0, 1, 2, 3]);
+    for n in 0..CPUS {
+        assert_eq!(HITS.remote(cpu(n)).load(Relaxed), 5 + n as u64);
+    }
+}
+
+#[test]
+fn with_irq_lends_what_is_not_sync() {
+    percpu! {
+        static CELL: PerCpu<Cell<u32>> = Cell::new(1);
+        static LIST: PerCpu<RefCell<[u32; 2]>> = RefCell::new([0; 2]);
+    }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    let irq = irq::disable();
+    CELL.with_irq(&irq, |cell| cell.set(cell.get() + 1));
+    assert_eq!(CELL.with_irq(&irq, Cell::get), 2);
+    LIST.with_irq(&irq, |list| {
+        let _first = list.borrow_mut();
+        // Nesting gives a second shared reference, never a second exclusive one.
+        LIST.with_irq(&irq, |again| assert!(again.try_borrow_mut().is_err()));
+    });
+}
+
+#[test]
+fn the_last_guard_reschedules_if_that_is_wanted() {
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    assert_eq!((preempt::count(), preempt::need_resched()), (0, false));
+    let outer = preempt::disable();
+    let inner = preempt::disable();
+    assert_eq!(preempt::count(), 2);
+    preempt::set_need_resched();
+    assert_eq!((preempt::count(), preempt::need_resched()), (2, true));
+    drop(inner);
+    assert!(preempt::need_resched(), "one guard is left");
+    drop(outer);
+    assert_eq!((preempt::count(), preempt::need_resched()), (0, false), "the platform rescheduled");
+
+    let guard = preempt::disable();
+    preempt::set_need_resched();
+    preempt::clear_need_resched();
+    preempt::set_need_resched();
+    guard.release_no_resched();
+    assert_eq!((preempt::count(), preempt::need_resched()), (0, true), "left to the caller");
+    preempt::clear_need_resched();
+
+    let irq = irq::disable();
+    let guard = preempt::disable();
+    preempt::set_need_resched();
+    drop(guard);
+    assert!(preempt::need_resched(), "not with interrupts masked");
+    drop(irq);
+    drop(preempt::disable());
+    assert!(!preempt::need_resched());
+}
+
+#[test]
+fn a_forgotten_guard_can_be_adopted() {
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    std::mem::forget(preempt::disable());
+    assert_eq!(preempt::count(), 1);
+    // SAFETY: of the guard just forgotten.
+    drop(unsafe { preempt::PreemptGuard::adopt() });
+    assert_eq!(preempt::count(), 0);
+}
+
+#[test]
+fn irq_guards_may_be_dropped_in_any_order() {
+    percpu! { static DEPTH: PerCpu<AtomicU32> = AtomicU32::new(0); }
+    cpu(0);
+    let entered = host::enter_any().unwrap();
+    let (first, second) = (irq::disable(), irq::disable());
+    drop(first);
+    DEPTH.remote(second.cpu()).fetch_add(1, Relaxed);
+    assert_eq!(second.cpu(), entered.cpu());
+    drop(second);
+    // Leaving checks that nothing is masked.
+    drop(entered);
+}
