@@ -1,4 +1,6 @@
 //! What there is to say when the guest cannot go on: what happened, and where every CPU stood.
+//!
+//! Every vCPU is parked first, so that registers and stacks are of one moment and stay.
 
 use percpu_guest::abi::{
     ControlBlock, CpuState, ExceptionFrame, HOST_PART, MAX_CPUS, PanicRecord, SHARED, Shared,
@@ -39,6 +41,8 @@ const EXCEPTIONS: [&str; 20] = [
     "SIMD error",
 ];
 const PAGE_FAULT: u64 = 14;
+/// Events of each CPU in a report.
+const EVENTS_SHOWN: usize = 8;
 
 /// Where it happened.
 pub(crate) struct Scene<'a> {
@@ -51,6 +55,7 @@ pub(crate) struct Scene<'a> {
 
 /// The report of a vCPU's crash.
 pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<report::Crash, Error> {
+    scene.vm.park_all();
     let mut context = None;
     let text = match crash {
         Crash::Panic(record) => match scene.mem.read::<PanicRecord>(*record) {
@@ -99,6 +104,7 @@ pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<repor
 
 /// The report of a guest that does not go on.
 pub(crate) fn hang(scene: &Scene<'_>, text: &str, cpus: &[u32]) -> report::Crash {
+    scene.vm.park_all();
     let cpus_report = all_cpus(scene, cpus, "stands still", None);
     let masked: Vec<_> = cpus_report
         .iter()
@@ -148,7 +154,7 @@ fn all_cpus(
 ) -> Vec<CpuReport> {
     let symbols = Symbols::load(scene.image.bytes());
     let registers = scene.vm.registers();
-    (0..scene.possible.min(MAX_CPUS as u32))
+    let mut reports: Vec<_> = (0..scene.possible.min(MAX_CPUS as u32))
         .filter_map(|cpu| {
             let state = state_of(scene.mem, cpu);
             let seen = registers.iter().find(|(n, _)| *n == cpu).map(|(_, registers)| registers);
@@ -165,11 +171,16 @@ fn all_cpus(
                 report = with_registers(scene, report, registers, own, &symbols);
             }
             if let Some(judge) = scene.judge {
-                report = report.events(&judge.history(cpu));
+                let history = judge.history(cpu);
+                let skip = history.len().saturating_sub(EVENTS_SHOWN);
+                report = report.events(&history[skip..]);
             }
             Some(report)
         })
-        .collect()
+        .collect();
+    // Those that it is about come first.
+    reports.sort_by_key(|report| !marked.contains(&report.cpu));
+    reports
 }
 
 fn with_registers(

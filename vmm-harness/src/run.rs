@@ -37,6 +37,9 @@ const ORDER_LIMIT: Duration = Duration::from_secs(8);
 const BOOT_LIMIT_A_CPU: Duration = Duration::from_secs(2);
 /// How long CPUs that have not done all kinds of work yet are waited for at the end.
 const LAST_WORK_LIMIT: Duration = Duration::from_secs(10);
+/// How long a CPU may stand still.
+const LIMITS: Limits =
+    Limits { online: Duration::from_secs(3), transition: Duration::from_secs(6) };
 /// How many times slower everything may be where ring 0 is emulated.
 const EMULATION_FACTOR: u32 = 4;
 const LIVE_EVERY: Duration = Duration::from_millis(100);
@@ -187,7 +190,7 @@ impl<'a> Run<'a> {
             judge: Judge::new(mem.clone(), config.max_cpus)?,
             plan: Plan::new(config.seed, config.max_cpus, config.workloads.clone()),
             injector: Injector::new(mem.clone()),
-            watchdog: Watchdog::new(Limits::default(), config.max_cpus),
+            watchdog: Watchdog::new(LIMITS, config.max_cpus),
             live: LiveLine::new(config.quiet),
             report: RunReport {
                 seed: config.seed,
