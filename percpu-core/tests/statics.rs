@@ -70,7 +70,10 @@ fn a_variable_is_as_aligned_in_each_unit_as_its_kind_says() {
         assert_eq!(PAGE.on(cpu(n)).addr() % 4096, 0);
         // SAFETY: nobody writes the copy.
         assert_eq!(unsafe { PAGE.on(cpu(n)).read() }, [4; 5]);
-        assert_eq!((PLAIN.read_on(cpu(n)), LINE.read_on(cpu(n)), AFTER_LINE.read_on(cpu(n))), (1, 2, 3));
+        assert_eq!(
+            (PLAIN.read_on(cpu(n)), LINE.read_on(cpu(n)), AFTER_LINE.read_on(cpu(n))),
+            (1, 2, 3)
+        );
     }
 }
 
