@@ -220,8 +220,12 @@ impl AddressSpace<'_> {
         while !rest.is_empty() {
             let in_page = (PAGE - at % PAGE) as usize;
             let (part, tail) = rest.split_at_mut(in_page.min(rest.len()));
-            let phys = self.translate(at)?;
-            self.mem.read_into(phys, part).map_err(|wild| Wild { addr: at, ..wild })?;
+            let phys = self.translate(at).map_err(|wild| Wild { len: len as u64, ..wild })?;
+            self.mem.read_into(phys, part).map_err(|wild| Wild {
+                addr: at,
+                len: len as u64,
+                ..wild
+            })?;
             at += part.len() as u64;
             rest = tail;
         }

@@ -1,5 +1,7 @@
 //! I18: the offsets are the same in every unit.
 
+use percpu_core::view::AreasView;
+
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use crate::memory::{AddressSpace, Following};
@@ -16,14 +18,16 @@ pub(crate) fn check_offsets(space: &AddressSpace<'_>, layout: &Layout, findings:
             space.words(layout.areas.offset, possible).following(|| "the per-CPU offsets")?;
         let units =
             space.words(allocator.unit_offset, possible).following(|| "the unit offsets")?;
-        Ok::<_, Violation>((allocator, offsets, units))
+        let areas: AreasView =
+            space.read(layout.roots.areas).following(|| "the root of the areas")?;
+        Ok::<_, Violation>((allocator, areas, offsets, units))
     };
-    let (allocator, offsets, units) = match tables() {
+    let (allocator, areas, offsets, units) = match tables() {
         Ok(tables) => tables,
         Err(violation) => return findings.report(violation),
     };
     findings.checked("I18", possible as u64);
-    let first_unit = layout.areas.base.wrapping_sub(layout.areas.template);
+    let first_unit = areas.base.wrapping_sub(areas.template);
     for cpu in 0..possible {
         let by_chunk = allocator.delta.wrapping_add(units[cpu]);
         let by_areas = first_unit.wrapping_add(units[cpu]);

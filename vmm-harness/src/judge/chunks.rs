@@ -126,11 +126,10 @@ pub(crate) fn check(
     }
     pages::check_mapped(space, layout, &chunks, findings);
     if let Some(shadow) = shadow.filter(|_| whole) {
-        let owners =
-            Owners::find(&chunks, &allocator, layout, shadow, registered.as_ref(), findings);
-        for (chunk, owners) in chunks.iter().zip(&owners.by_chunk) {
-            maps::check_owners(chunk, owners, findings);
-            pages::check_owners(chunk, owners, findings);
+        let owners = Owners::find(&chunks, &allocator, layout, shadow, registered, findings);
+        for (chunk, here) in chunks.iter().zip(&owners.by_chunk) {
+            maps::check_owners(chunk, here, owners.complete, findings);
+            pages::check_owners(chunk, here, findings);
         }
     }
 }
@@ -284,9 +283,10 @@ fn check_kept(chunk: &Chunk, findings: &mut Findings) {
         return;
     }
     findings.checked("I15", 1);
-    let pages = chunk.view.nr_pages;
-    let hole = chunk.populated.next(false, 0..pages);
-    if hole < pages {
+    // Pages behind the managed part may have been given back at set-up.
+    let pages = chunk.first() / BLOCK_GRANULES..chunk.last().div_ceil(BLOCK_GRANULES);
+    let hole = chunk.populated.next(false, pages.clone());
+    if hole < pages.end {
         let detail = format!(
             "page {hole} of chunk {:#x} was depopulated, though the chunk is the first or the \
              reserved one",

@@ -162,8 +162,14 @@ impl Metadata<'_> {
     }
 }
 
-/// I2, I3: the maps say exactly what the owners say.
-pub(crate) fn check_owners(chunk: &Chunk, owners: &[Owner], findings: &mut Findings) {
+/// I2, I3: the maps say exactly what the owners say. Where some owners are not known, granules
+/// without an owner are no finding.
+pub(crate) fn check_owners(
+    chunk: &Chunk,
+    owners: &[Owner],
+    complete: bool,
+    findings: &mut Findings,
+) {
     let mut expected = Bits::zero(chunk.alloc.len());
     expected.set(0..chunk.first());
     expected.set(chunk.last()..chunk.alloc.len());
@@ -183,7 +189,8 @@ pub(crate) fn check_owners(chunk: &Chunk, owners: &[Owner], findings: &mut Findi
             findings,
         );
     }
-    for run in chunk.alloc.without(&expected).runs(true, 0..chunk.alloc.len()) {
+    let strays = chunk.alloc.without(&expected);
+    for run in strays.runs(true, 0..strays.len()).filter(|_| complete) {
         report_map(chunk, run, "taken in the allocation map, but belong to no live area", findings);
     }
     for owner in owners.iter().filter(|owner| owner.exact) {

@@ -4,6 +4,7 @@ use percpu_core::view::{AllocatorView, GRANULE};
 
 use super::bits::{Bits, Run};
 use super::chunks::Chunk;
+use super::counters::Registered;
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use super::shadow::Shadow;
@@ -19,6 +20,8 @@ pub(crate) struct Owner {
 /// The owners in each chunk, in ascending order.
 pub(crate) struct Owners {
     pub(crate) by_chunk: Vec<Vec<Owner>>,
+    /// Whether all owners are known; not if the list of counters is broken.
+    pub(crate) complete: bool,
 }
 
 /// Finds the chunk that manages an address.
@@ -70,7 +73,7 @@ impl Owners {
         allocator: &AllocatorView,
         layout: &Layout,
         shadow: &Shadow,
-        registered: Option<&std::collections::BTreeMap<u64, percpu_core::view::CounterView>>,
+        registered: &Registered,
         findings: &mut Findings,
     ) -> Self {
         let places = Places::new(chunks, allocator.delta, findings);
@@ -98,7 +101,7 @@ impl Owners {
         }
 
         // Counters' locals and sums may lie in areas that the guest did not announce as such.
-        let locals = registered.into_iter().flatten().map(|(address, counter)| {
+        let locals = registered.iter().flatten().map(|(address, counter)| {
             (counter.locals, format!("the locals of counter {address:#x}"))
         });
         let sums = shadow.sums.keys().map(|ptr| (*ptr, format!("the sum at {ptr:#x}")));
@@ -122,7 +125,7 @@ impl Owners {
         for owners in &mut by_chunk {
             owners.sort_by_key(|owner| owner.run.start);
         }
-        Self { by_chunk }
+        Self { by_chunk, complete: registered.is_some() }
     }
 }
 
