@@ -227,7 +227,7 @@ pub fn roots() -> Roots {
         masks: (&raw const cpu::MASKS).expose_provenance() as u64,
         mask_size: size_of::<cpu::CpuMask>() as u64,
         areas: area::view_address() as u64,
-        allocator: (&raw const *alloc::global()).expose_provenance() as u64,
+        allocator: alloc::global().view_address() as u64,
         counters: counter::head_address() as u64,
         counter_batch: counter::batch_address() as u64,
     }
