@@ -274,3 +274,45 @@ impl Error {
         Self::AbiMismatch { path: path.into(), image, image_size }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_lacks_and_what_the_user_got_wrong_have_statuses_of_their_own() {
+        let path = Path::new("guest.elf");
+        for error in [
+            Error::NoKvm,
+            Error::KvmPermission { group: "kvm".into() },
+            Error::KvmApiVersion { found: 11 },
+            Error::kvm("KVM_RUN")(kvm_ioctls::Error::new(libc::EFAULT)),
+            Error::memory(64 << 20, io::Error::from_raw_os_error(libc::ENOMEM)),
+        ] {
+            assert_eq!(error.exit_code(), 3, "{error}");
+        }
+        for error in [
+            Error::not_elf(path),
+            Error::foreign_elf(path),
+            Error::abi_mismatch(path, 7, 100),
+            Error::image_unreadable(path, io::Error::from_raw_os_error(libc::ENOENT)),
+            Error::no_such_cpu(4, 4),
+        ] {
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_abi_mismatch_names_both_versions() {
+        let text = Error::abi_mismatch(Path::new("guest.elf"), 7, 100).to_string();
+        assert!(text.contains("version 7") && text.contains("100 bytes"), "{text}");
+        assert!(text.contains(&format!("version {ABI_VERSION}")), "{text}");
+        assert!(text.contains(&size_of::<SharedHeader>().to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_missing_permission_names_the_group_to_join() {
+        let text = Error::KvmPermission { group: "virt".into() }.to_string();
+        assert!(text.contains("usermod -aG virt"), "{text}");
+    }
+}

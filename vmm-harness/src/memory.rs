@@ -310,3 +310,89 @@ fn read_value<T: View>(fill: impl FnOnce(&mut [u8]) -> Result<(), Wild>) -> Resu
     // SAFETY: all bytes are initialised, and `View` promises that any bytes make a value.
     Ok(unsafe { value.assume_init() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+    const VIRT: u64 = abi::CHUNK_SPACE;
+    /// Page tables of `VIRT`, behind those of the identity map.
+    const TABLES: u64 = 0x2_0000;
+
+    /// The first megabyte mapped one to one, and two pages of `VIRT` in reverse order.
+    fn memory() -> GuestMem {
+        let regions = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE as usize)]).unwrap();
+        let mem = GuestMem::new(regions);
+        let table = |n: u64| abi::PAGE_TABLES + n * PAGE;
+        for (at, entry) in [
+            (table(0), table(1) | 7),
+            (table(1), table(2) | 7),
+            (table(2), 0x87),
+            (table(0) + 8, TABLES | 7),
+            (TABLES, (TABLES + PAGE) | 7),
+            (TABLES + PAGE, (TABLES + 2 * PAGE) | 7),
+            (TABLES + 2 * PAGE, 0x5_1000 | 7),
+            (TABLES + 2 * PAGE + 8, 0x8000_0000_0005_0000 | 7),
+            // A table outside memory.
+            (TABLES + PAGE + 8, (SIZE * 4) | 7),
+        ] {
+            mem.store_u64(at, entry).unwrap();
+        }
+        mem
+    }
+
+    fn why<T: std::fmt::Debug>(result: Result<T, Wild>) -> Why {
+        result.unwrap_err().why
+    }
+
+    #[test]
+    fn large_and_small_pages_are_translated() {
+        let mem = memory();
+        assert_eq!(mem.translate(0x1_2345), Ok(0x1_2345));
+        assert_eq!(mem.translate(VIRT + 0x123), Ok(0x5_1123));
+        // The no-execute bit is no part of the address.
+        assert_eq!(mem.translate(VIRT + 0x1fff), Ok(0x5_0fff));
+    }
+
+    #[test]
+    fn bytes_are_read_page_by_page() {
+        let mem = memory();
+        mem.write(0x5_1ffe, &[1, 2]).unwrap();
+        mem.write(0x5_0000, &[3, 4]).unwrap();
+        assert_eq!(mem.read_virt::<u32>(VIRT + 0xffe), Ok(0x0403_0201));
+        assert_eq!(mem.bytes_virt(VIRT + 0xfff, 2), Ok(vec![2, 3]));
+        assert_eq!(why(mem.bytes_virt(VIRT + 0x1ffe, 4)), Why::NotMapped);
+    }
+
+    #[test]
+    fn wild_addresses_say_what_is_wrong_with_them() {
+        let mem = memory();
+        assert_eq!(why(mem.translate(VIRT + 0x2000)), Why::NotMapped);
+        assert_eq!(why(mem.translate(VIRT + 0x20_0000)), Why::WildTable);
+        assert_eq!(why(mem.translate(1 << 47)), Why::NotCanonical);
+        assert_eq!(mem.translate((1 << 47) | 0xffff << 48).unwrap_err().why, Why::NotMapped);
+        assert_eq!(why(mem.read_virt::<u64>(u64::MAX - 3)), Why::Wraps);
+        assert_eq!(why(mem.read::<u64>(SIZE - 4)), Why::NoMemory);
+        assert_eq!(why(mem.read::<u64>(u64::MAX - 4)), Why::Wraps);
+        assert_eq!(why(mem.load_u64(0x1001)), Why::Unaligned);
+        assert_eq!(why(mem.store_u32(SIZE, 1)), Why::NoMemory);
+        // Mapped, but beyond the end of memory.
+        assert_eq!(why(mem.read_virt::<u64>(SIZE)), Why::NoMemory);
+        let wild = mem.load_u64(SIZE).following(|| "the head of slot 3").unwrap_err();
+        assert_eq!(
+            wild.to_string(),
+            "the head of slot 3 leads to 0x100000 (8 bytes): no guest memory there"
+        );
+    }
+
+    #[test]
+    fn an_address_space_remembers_pages_for_one_look_only() {
+        let mem = memory();
+        let space = mem.address_space();
+        assert_eq!(space.translate(VIRT + 8), Ok(0x5_1008));
+        mem.store_u64(TABLES + 2 * PAGE, 0).unwrap();
+        assert_eq!(space.translate(VIRT + 16), Ok(0x5_1010));
+        assert_eq!(why(mem.address_space().translate(VIRT)), Why::NotMapped);
+    }
+}

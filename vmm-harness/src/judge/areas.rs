@@ -4,7 +4,7 @@ use percpu_core::view::AreasView;
 
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
-use crate::memory::{AddressSpace, Following};
+use crate::memory::{AddressSpace, Following, Wild};
 
 /// I18: for every CPU `ptr(cpu) - ptr(0) = offset[cpu] - offset[0]`, by the offset table, by the
 /// allocator's unit offsets and by the first chunk's base alike; and units do not overlap.
@@ -20,7 +20,7 @@ pub(crate) fn check_offsets(space: &AddressSpace<'_>, layout: &Layout, findings:
             space.words(allocator.unit_offset, possible).following(|| "the unit offsets")?;
         let areas: AreasView =
             space.read(layout.roots.areas).following(|| "the root of the areas")?;
-        Ok::<_, Violation>((allocator, areas, offsets, units))
+        Ok::<_, Wild>((allocator, areas, offsets, units))
     };
     let (allocator, areas, offsets, units) = match tables() {
         Ok(tables) => tables,

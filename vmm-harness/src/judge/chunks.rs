@@ -62,7 +62,11 @@ impl Chunk {
         self.view.base.wrapping_add(u64::from(granule) * u64::from(GRANULE))
     }
 
-    fn read(space: &AddressSpace<'_>, address: u64, slot: Option<u32>) -> Result<Self, Violation> {
+    fn read(
+        space: &AddressSpace<'_>,
+        address: u64,
+        slot: Option<u32>,
+    ) -> Result<Self, Box<Violation>> {
         let view: ChunkView = space.read(address).following(|| format!("chunk {address:#x}"))?;
         let size = view.nr_pages.saturating_mul(PAGE);
         let hidden = view.start_offset.saturating_add(view.end_offset);
@@ -74,7 +78,7 @@ impl Chunk {
                  the end are hidden: it is no chunk",
                 view.nr_pages, view.start_offset, view.end_offset
             );
-            return Err(Violation::new(kind::MEMORY, format!("chunk {address:#x}"), detail));
+            return Err(Violation::new(kind::MEMORY, format!("chunk {address:#x}"), detail).into());
         }
         let granules = view.nr_pages * BLOCK_GRANULES;
         let bits = |map: u64, len: u32, what: &str| {
@@ -172,9 +176,10 @@ fn walk_slot(
     head: u64,
     listed: &mut HashMap<u64, u32>,
     chunks: &mut Vec<Chunk>,
-) -> Result<(), Violation> {
-    let broken =
-        |detail: String| Violation::new(kind::MEMORY, format!("the list of slot {slot}"), detail);
+) -> Result<(), Box<Violation>> {
+    let broken = |detail: String| {
+        Box::new(Violation::new(kind::MEMORY, format!("the list of slot {slot}"), detail))
+    };
     let first: ListView = space.read(head).following(|| format!("the head of slot {slot}"))?;
     let (mut before, mut node) = (head, first.next);
     while node != head {

@@ -25,7 +25,7 @@ pub(crate) fn check_batch(
     space: &AddressSpace<'_>,
     layout: &Layout,
     findings: &mut Findings,
-) -> Result<(), Violation> {
+) -> Result<(), Wild> {
     let online = layout.masks(space)?.online.count_ones();
     let (batch, expected) = (i64::from(layout.batch(space)?), batch_for(online));
     findings.checked("K2", 1);
@@ -57,8 +57,9 @@ pub(crate) fn registered(
     }
 }
 
-fn walk(space: &AddressSpace<'_>, head: u64) -> Result<BTreeMap<u64, CounterView>, Violation> {
-    let broken = |detail: String| Violation::new(kind::MEMORY, "the list of counters", detail);
+fn walk(space: &AddressSpace<'_>, head: u64) -> Result<BTreeMap<u64, CounterView>, Box<Violation>> {
+    let broken =
+        |detail: String| Box::new(Violation::new(kind::MEMORY, "the list of counters", detail));
     let first: ListView = space.read(head).following(|| "the root of the counters")?;
     let mut counters = BTreeMap::new();
     let (mut before, mut node) = (head, first.next);

@@ -128,6 +128,18 @@ impl From<Wild> for Violation {
     }
 }
 
+impl From<Wild> for Box<Violation> {
+    fn from(wild: Wild) -> Self {
+        Box::new(wild.into())
+    }
+}
+
+impl From<Box<Violation>> for Violation {
+    fn from(violation: Box<Violation>) -> Self {
+        *violation
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} broken: {}", self.invariant, self.detail)?;
@@ -151,16 +163,16 @@ impl Findings {
         *self.checks.entry(invariant).or_default() += n;
     }
 
-    pub(crate) fn report(&mut self, violation: Violation) {
+    pub(crate) fn report(&mut self, violation: impl Into<Violation>) {
         // Twice what is kept, so that a confirming look can compare sets that overlap.
         if self.found.len() < 2 * KEEP {
-            self.found.push(violation);
+            self.found.push(violation.into());
         }
     }
 
-    /// Reports a wild pointer and goes on without the value.
-    pub(crate) fn sound<T>(&mut self, value: Result<T, Wild>) -> Option<T> {
-        value.map_err(|wild| self.report(wild.into())).ok()
+    /// Reports what is wrong with a value and goes on without it.
+    pub(crate) fn sound<T>(&mut self, value: Result<T, impl Into<Violation>>) -> Option<T> {
+        value.map_err(|violation| self.report(violation)).ok()
     }
 
     /// Keeps what `again` has found as well.

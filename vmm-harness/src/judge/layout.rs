@@ -6,7 +6,7 @@ use percpu_core::view::{AllocatorView, AreasView, Roots, VIEW_VERSION};
 use percpu_guest::abi::{SHARED, Shared, SharedHeader};
 
 use super::finding::{Violation, kind};
-use crate::memory::{AddressSpace, Following};
+use crate::memory::{AddressSpace, Following, Wild};
 
 /// The guest's address space as set up at boot.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl Layout {
     }
 
     /// Reads the roots and the tables that stay as they are.
-    pub(crate) fn read(space: &AddressSpace<'_>, possible: u32) -> Result<Self, Violation> {
+    pub(crate) fn read(space: &AddressSpace<'_>, possible: u32) -> Result<Self, Box<Violation>> {
         let roots: Roots = space.mem().read(Self::roots_address()).following(|| "the roots")?;
         if roots.version != VIEW_VERSION {
             let detail = format!(
@@ -48,7 +48,8 @@ impl Layout {
                 roots.version
             );
             return Err(Violation::new(kind::MEMORY, "the roots", detail)
-                .values(roots.version, VIEW_VERSION));
+                .values(roots.version, VIEW_VERSION)
+                .into());
         }
         let enough = roots.nr_cpu_ids >= possible && (8..=128).contains(&roots.mask_size);
         if !enough {
@@ -57,7 +58,8 @@ impl Layout {
                 roots.nr_cpu_ids, roots.mask_size
             );
             return Err(Violation::new(kind::MEMORY, "the roots", detail)
-                .values(roots.nr_cpu_ids, possible));
+                .values(roots.nr_cpu_ids, possible)
+                .into());
         }
         let areas: AreasView = space.read(roots.areas).following(|| "the root of the areas")?;
         let allocator = read_allocator(space, &roots)?;
@@ -85,12 +87,12 @@ impl Layout {
     }
 
     /// The allocator's root as it is now.
-    pub(crate) fn allocator(&self, space: &AddressSpace<'_>) -> Result<AllocatorView, Violation> {
+    pub(crate) fn allocator(&self, space: &AddressSpace<'_>) -> Result<AllocatorView, Wild> {
         read_allocator(space, &self.roots)
     }
 
     /// The masks as they are now.
-    pub(crate) fn masks(&self, space: &AddressSpace<'_>) -> Result<Masks, Violation> {
+    pub(crate) fn masks(&self, space: &AddressSpace<'_>) -> Result<Masks, Wild> {
         let mask = |n: u64| {
             let address = self.roots.masks.wrapping_add(n * self.roots.mask_size);
             space.read::<u64>(address).following(|| "the CPU masks")
@@ -99,11 +101,11 @@ impl Layout {
     }
 
     /// The counters' batch as it is now.
-    pub(crate) fn batch(&self, space: &AddressSpace<'_>) -> Result<i32, Violation> {
-        Ok(space.read(self.roots.counter_batch).following(|| "the root of the counters' batch")?)
+    pub(crate) fn batch(&self, space: &AddressSpace<'_>) -> Result<i32, Wild> {
+        space.read(self.roots.counter_batch).following(|| "the root of the counters' batch")
     }
 }
 
-fn read_allocator(space: &AddressSpace<'_>, roots: &Roots) -> Result<AllocatorView, Violation> {
-    Ok(space.read(roots.allocator).following(|| "the root of the allocator")?)
+fn read_allocator(space: &AddressSpace<'_>, roots: &Roots) -> Result<AllocatorView, Wild> {
+    space.read(roots.allocator).following(|| "the root of the allocator")
 }
