@@ -10,4 +10,5 @@ pub mod memory;
 pub mod plug;
 pub mod report;
 pub mod run;
+pub mod testing;
 pub mod vm;

@@ -104,7 +104,7 @@ impl RunConfig {
 }
 
 /// What the guest is told at boot.
-pub(crate) fn boot_params(ring: u8, emulated: bool) -> BootParams {
+pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
     BootParams {
         seed: 0,
         memory_start: 0,
@@ -117,8 +117,17 @@ pub(crate) fn boot_params(ring: u8, emulated: bool) -> BootParams {
         ring: u32::from(ring),
         workloads: 0,
         fault: Fault::None as u32,
-        tick_us: if emulated { EMULATED_TICK_US } else { TICK_US },
+        tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
     }
+}
+
+fn is_emulated(ring: u8, host: &HostInfo) -> bool {
+    ring == 0 && host.emulates_ring0()
+}
+
+/// By how much time limits are longer in this ring on this host.
+pub(crate) fn patience(ring: u8, host: &HostInfo) -> u32 {
+    if is_emulated(ring, host) { EMULATION_FACTOR } else { 1 }
 }
 
 /// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
@@ -173,7 +182,6 @@ enum End {
 
 impl<'a> Run<'a> {
     fn start(image: &'a Image, config: &'a RunConfig, host: &HostInfo) -> Result<Self, Error> {
-        let emulated = config.ring == 0 && host.emulates_ring0();
         let boot = BootParams {
             seed: config.seed,
             possible: config.max_cpus,
@@ -181,11 +189,10 @@ impl<'a> Run<'a> {
             boot_mode: config.boot as u32,
             workloads: config.workloads.iter().map(|w| w.bit()).sum(),
             fault: config.fault as u32,
-            ..boot_params(config.ring, emulated)
+            ..boot_params(config.ring, host)
         };
         let vm = Vm::new(image, VmConfig { boot, memory: VmConfig::memory_for(config.max_cpus) })?;
         let mem = GuestMem::new(vm.memory().clone());
-        let patience = if emulated { EMULATION_FACTOR } else { 1 };
         let run = Self {
             judge: Judge::new(mem.clone(), config.max_cpus)?,
             plan: Plan::new(config.seed, config.max_cpus, config.workloads.clone()),
@@ -202,7 +209,7 @@ impl<'a> Run<'a> {
             },
             began: None,
             ever_online: vec![false; config.max_cpus as usize],
-            patience,
+            patience: patience(config.ring, host),
             image,
             config,
             vm,
