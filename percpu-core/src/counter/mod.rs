@@ -253,7 +253,7 @@ impl PercpuCounter {
 
     /// Address of the counter: that of its [`CounterView`](crate::view::CounterView).
     pub fn address(&self) -> usize {
-        self.node.expose_provenance().get()
+        self.node.as_ptr().expose_provenance()
     }
 
     /// Per-CPU pointer to the local parts.

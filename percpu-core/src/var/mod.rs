@@ -36,6 +36,60 @@
 //! | [`with`](PerCpu::with) | `Sync` | interrupt handlers of this CPU, too |
 //! | [`remote`](PerCpu::remote) | `Sync` | other CPUs, too |
 //!
+//! So these do not compile: a reference that outlives its guard,
+//!
+//! ```compile_fail
+//! # use core::sync::atomic::AtomicU32;
+//! # percpu_core::percpu! { static HITS: PerCpu<AtomicU32> = AtomicU32::new(0); }
+//! let pin = percpu_core::preempt::disable();
+//! let hits = HITS.with(&pin, |hits| hits);
+//! ```
+//!
+//! a guard that another thread, on another CPU, drops or looks at,
+//!
+//! ```compile_fail,E0277
+//! let pin = percpu_core::preempt::disable();
+//! std::thread::scope(|s| { s.spawn(|| drop(pin)); });
+//! ```
+//!
+//! ```compile_fail,E0277
+//! let irq = percpu_core::irq::disable();
+//! std::thread::scope(|s| { s.spawn(|| irq.cpu()); });
+//! ```
+//!
+//! a value that must stay with its thread, or one that interrupt handlers may not share,
+//!
+//! ```compile_fail,E0277
+//! # use std::rc::Rc;
+//! percpu_core::percpu! { static SHARED: PerCpu<Option<Rc<u32>>> = None; }
+//! ```
+//!
+//! ```compile_fail,E0277
+//! # use core::cell::RefCell;
+//! # percpu_core::percpu! { static LIST: PerCpu<RefCell<u32>> = RefCell::new(0); }
+//! LIST.with(&percpu_core::preempt::disable(), |list| *list.borrow_mut() += 1);
+//! ```
+//!
+//! ```compile_fail,E0277
+//! # use core::cell::Cell;
+//! # percpu_core::percpu! { static CELL: PerCpu<Cell<u32>> = Cell::new(0); }
+//! # fn f(cpu: percpu_core::cpu::CpuId) {
+//! CELL.remote(cpu).set(1);
+//! # }
+//! ```
+//!
+//! a reference to a scalar, or a variable outside of the section.
+//!
+//! ```compile_fail,E0277
+//! # percpu_core::percpu! { static PACKETS: PerCpu<u64> = 0; }
+//! PACKETS.with(&percpu_core::preempt::disable(), |packets| *packets);
+//! ```
+//!
+//! ```compile_fail,E0133
+//! use percpu_core::var::{PerCpu, Plain};
+//! static STRAY: PerCpu<u64, Plain> = PerCpu::new(0);
+//! ```
+//!
 //! The value of every variable is `Send`, since any thread may come to run on the CPU. A scalar is
 //! never lent out as `&T`, because the operations change it behind such a reference; [`Structured`]
 //! marks what can be lent.
@@ -95,6 +149,7 @@ macro_rules! percpu {
         $vis static $name: $crate::var::PerCpu<$ty, $crate::var::$kind> = {
             // A constant, not just a value: constants may be had any number of times, and so may
             // the copies of the template.
+            #[allow(clippy::declare_interior_mutable_const)]
             const INITIAL: $ty = $init;
             // SAFETY: it lies in the section, and `INITIAL` is a constant.
             unsafe { $crate::var::PerCpu::new(INITIAL) }
