@@ -14,13 +14,13 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`bitmap`] | bits in words, runs of clear bits |
-//! | [`hints`] | what is known of a block or a chunk without looking at its bits |
-//! | [`chunk`] | one chunk's account: taken granules, boundaries, populated pages |
-//! | [`slot`], [`index`] | chunks by size of their longest free run, and by address |
-//! | [`state`] | all of the above together: what the short lock owns |
-//! | [`memory`] | pages behind units, zeroing |
-//! | [`grow`], [`balance`] | more memory, less memory: what the growth lock owns |
+//! | `bitmap` | bits in words, runs of clear bits |
+//! | `hints` | what is known of a block or a chunk without looking at its bits |
+//! | `chunk` | one chunk's account: taken granules, boundaries, populated pages |
+//! | `slot`, `index` | chunks by size of their longest free run, and by address |
+//! | `state` | all of the above together: what the short lock owns |
+//! | `memory` | pages behind units, zeroing |
+//! | `grow`, `balance` | more memory, less memory: what the growth lock owns |
 //!
 //! The **short lock** masks interrupts and is held for bounded steps over the maps; the **growth
 //! lock** lets its waiters sleep and is held while memory comes and goes. The growth lock is taken
@@ -210,9 +210,7 @@ impl<P: Platform> Allocator<P> {
                 self.want_balance();
                 return Err(AllocError::NoPopulatedRoom);
             }
-            None => {
-                self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?
-            }
+            None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
         };
         // SAFETY: the area was taken on populated pages, which keep their memory as long as it is
         // live (I13), and nobody else knows of it before it is returned.

@@ -332,6 +332,7 @@ impl<P: Platform> State<P> {
     pub(crate) fn unlink(&mut self, chunk: ChunkRef) {
         self.take_off(chunk);
         self.nr_chunks -= 1;
+        self.statistics.chunks(self.nr_chunks);
         if self.chunk(chunk).flags & CHUNK_ISOLATED == 0 {
             self.nr_empty_pop_pages -= self.chunk(chunk).nr_empty_pop_pages;
         }
@@ -442,11 +443,17 @@ impl<P: Platform> State<P> {
         self.listed(0..=self.slots.free).find(|&chunk| self.wants_reclaim(chunk))
     }
 
-    /// A chunk with free pages without memory, the most active first, and the first run of them.
-    pub(crate) fn unpopulated_pages(&self) -> Option<(ChunkRef, Run)> {
+    /// The first run of free pages without memory, in the order in which a search would come to
+    /// them. A sidelined chunk is reintegrated.
+    pub(crate) fn unpopulated_pages(&mut self) -> Option<(ChunkRef, Run)> {
         let smallest = slot::size_slot(PAGE as usize);
-        self.listed(smallest..=self.slots.free)
-            .find_map(|chunk| Some((chunk, self.chunk(chunk).next_unpopulated(0)?)))
+        let (chunk, pages) = self
+            .listed(smallest..=self.slots.free)
+            .find_map(|chunk| Some((chunk, self.chunk(chunk).next_unpopulated(0)?)))?;
+        if self.chunk(chunk).flags & CHUNK_ISOLATED != 0 {
+            self.reintegrate(chunk);
+        }
+        Some((chunk, pages))
     }
 
     /// All chunks of the allocator, the reserved one included.

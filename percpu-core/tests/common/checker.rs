@@ -1,0 +1,258 @@
+//! The invariants I1 to I13, I15 and I18, evaluated from the views alone: what a debugger or a host
+//! could see, and the model's intervals.
+
+use std::collections::BTreeMap;
+use std::ptr::with_exposed_provenance;
+
+use percpu_core::alloc::slot_of;
+use percpu_core::view::{
+    AllocatorView, BLOCK_GRANULES, BlockView, CHUNK_DEMOTED, CHUNK_IMMUTABLE, CHUNK_ISOLATED,
+    CHUNK_RESERVED, ChunkView, GRANULE, ListView, PAGE, View,
+};
+
+use super::World;
+
+/// A chunk as it lies in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub view: ChunkView,
+    pub blocks: Vec<BlockView>,
+    alloc: Vec<bool>,
+    bound: Vec<bool>,
+    populated: Vec<bool>,
+}
+
+/// Everything the views show, by address of chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    pub view: AllocatorView,
+    pub chunks: BTreeMap<u64, Chunk>,
+}
+
+fn read<T: View>(addr: u64) -> T {
+    // SAFETY: the address is a view's; nobody changes the structures while a test looks.
+    unsafe { with_exposed_provenance::<T>(addr as usize).read() }
+}
+
+fn bits(addr: u64, count: u32) -> Vec<bool> {
+    let mut bits = Vec::with_capacity(count as usize);
+    for word in 0..count.div_ceil(64) {
+        let value: u64 = read(addr + u64::from(word) * 8);
+        bits.extend((0..64.min(count - word * 64)).map(|i| value >> i & 1 != 0));
+    }
+    bits
+}
+
+fn read_chunk(addr: u64) -> Chunk {
+    let view: ChunkView = read(addr);
+    let granules = view.nr_pages * BLOCK_GRANULES;
+    Chunk {
+        blocks: (0..u64::from(view.nr_pages)).map(|i| read(view.blocks + i * 32)).collect(),
+        alloc: bits(view.alloc_map, granules),
+        bound: bits(view.bound_map, granules + 1),
+        populated: bits(view.populated, view.nr_pages),
+        view,
+    }
+}
+
+/// Walks all lists; checks that they are lists and that chunks know where they are (I9).
+pub fn picture(view_address: usize) -> Picture {
+    let mut view: AllocatorView = read(view_address as u64);
+    assert_eq!(view.lock, 0);
+    view.reserved = 0;
+    let mut chunks = BTreeMap::new();
+    for slot in 0..view.nr_slots {
+        let head = view.slots + u64::from(slot) * 16;
+        let mut node = head;
+        loop {
+            let link: ListView = read(node);
+            let next: ListView = read(link.next);
+            assert_eq!(next.prev, node, "slot {slot}: the list is broken");
+            node = link.next;
+            if node == head {
+                break;
+            }
+            let chunk = read_chunk(node);
+            let ChunkView { flags, md, .. } = chunk.view;
+            assert_eq!(chunk.view.slot, slot, "I9: a chunk is on another list than it says");
+            if flags & CHUNK_ISOLATED != 0 {
+                assert_eq!(slot, view.sidelined_slot, "I9: isolated at quiescence");
+            } else if flags & CHUNK_DEMOTED != 0 {
+                assert_eq!(slot, 0, "I9: demoted");
+            } else {
+                let contig = (md.contig_hint * GRANULE) as usize;
+                assert_eq!(slot, slot_of(contig, view.unit_size as usize), "I9: {chunk:?}");
+            }
+            assert_eq!(flags & CHUNK_RESERVED, 0, "the reserved chunk is listed");
+            assert!(chunks.insert(node, chunk).is_none(), "a chunk is on two lists");
+        }
+    }
+    assert_eq!(chunks.len(), view.nr_chunks as usize);
+    assert!(chunks.contains_key(&view.first_chunk));
+    if view.reserved_chunk != 0 {
+        chunks.insert(view.reserved_chunk, read_chunk(view.reserved_chunk));
+    }
+    Picture { view, chunks }
+}
+
+impl Picture {
+    /// The picture without what a search may change: the chunks' places on lists.
+    pub fn without_order(mut self) -> Self {
+        for chunk in self.chunks.values_mut() {
+            chunk.view.link = ListView { next: 0, prev: 0 };
+            chunk.view.slot = 0;
+            chunk.view.flags &= !CHUNK_DEMOTED;
+        }
+        self
+    }
+
+    /// Wholly free chunks.
+    pub fn free_chunks(&self) -> usize {
+        self.chunks.values().filter(|c| c.view.md.contig_hint == c.view.md.nr_bits).count()
+    }
+}
+
+/// Free runs, `(start, length)`.
+fn runs(taken: &[bool]) -> Vec<(u32, u32)> {
+    let mut start = 0;
+    let mut runs = Vec::new();
+    for piece in taken.chunk_by(|a, b| a == b) {
+        if !piece[0] {
+            runs.push((start, piece.len() as u32));
+        }
+        start += piece.len() as u32;
+    }
+    runs
+}
+
+fn check_hints(md: &BlockView, taken: &[bool], what: &str) {
+    let runs = runs(taken);
+    let bits = taken.len() as u32;
+    assert_eq!(md.nr_bits, bits);
+    let first = runs.first().copied();
+    assert_eq!(md.first_free, first.map_or(bits, |(start, _)| start), "I5: {what}");
+    let left = first.filter(|&(start, _)| start == 0).map_or(0, |(_, len)| len);
+    assert_eq!(md.left_free, left, "I6: {what}");
+    let last = runs.last().filter(|&&(start, len)| start + len == bits);
+    assert_eq!(md.right_free, last.map_or(0, |&(_, len)| len), "I6: {what}");
+    let longest = runs.iter().map(|&(_, len)| len).max().unwrap_or(0);
+    assert_eq!(md.contig_hint, longest, "I7: {what}");
+    let contig = (md.contig_hint_start, md.contig_hint);
+    assert!(longest == 0 || runs.contains(&contig), "I7: {what}: {md:?}");
+    if md.scan_hint != 0 {
+        assert!(runs.contains(&(md.scan_hint_start, md.scan_hint)), "I8: {what}: {md:?}");
+        assert!(md.scan_hint < md.contig_hint, "I8: {what}: {md:?}");
+        // What searches rely on: no run before the contig run is longer.
+        let before = runs.iter().take_while(|&&(start, _)| start < md.contig_hint_start);
+        let before = before.map(|&(_, len)| len).max();
+        assert_eq!(before, Some(md.scan_hint), "I8: {what}: {md:?}");
+    }
+}
+
+pub fn check(world: &World) {
+    let picture = picture(world.allocator.view_address());
+    let view = &picture.view;
+    let first = world.allocator.first_chunk().unwrap();
+    let unit_offset = |cpu: u32| read::<u64>(view.unit_offset + u64::from(cpu) * 8) as usize;
+
+    // I18, by the offsets that everybody uses against the table of the view.
+    for &cpu in &world.cpus {
+        let by_view = unit_offset(cpu).wrapping_add(view.delta as usize);
+        assert_eq!(first.offset(cpu), Some(by_view), "I18: CPU {cpu}");
+    }
+
+    // Which areas each chunk has, by the model.
+    let mut areas: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
+    let mut end_before = 0;
+    for (&ptr, area) in &world.live {
+        assert!(ptr >= end_before, "I1: areas overlap");
+        end_before = ptr + area.size;
+        assert_eq!(ptr.wrapping_add(view.delta as usize) % area.align, 0, "I1: alignment");
+        let addr = (ptr as u64).wrapping_add(view.delta);
+        let (&at, chunk) = picture
+            .chunks
+            .iter()
+            .find(|(_, chunk)| {
+                let ChunkView { base, start_offset, end_offset, .. } = chunk.view;
+                let managed =
+                    base + u64::from(start_offset)..base + view.unit_size - u64::from(end_offset);
+                managed.contains(&addr) && managed.contains(&(addr + area.size as u64 - 1))
+            })
+            .expect("I1: every area lies in the managed part of a chunk");
+        assert_eq!(chunk.view.flags & CHUNK_RESERVED != 0, area.reserved);
+        let start = (addr - chunk.view.base) as u32 / GRANULE;
+        areas.entry(at).or_default().push((start, start + area.size as u32 / GRANULE));
+    }
+
+    let mut empty_pages = 0;
+    for (at, chunk) in &picture.chunks {
+        let areas = areas.remove(at).unwrap_or_default();
+        check_chunk(world, chunk, &areas, unit_offset);
+        if chunk.view.flags & (CHUNK_RESERVED | CHUNK_ISOLATED) == 0 {
+            empty_pages += chunk.view.nr_empty_pop_pages;
+        }
+    }
+    assert_eq!(view.nr_empty_pop_pages, empty_pages, "I12");
+}
+
+fn check_chunk(
+    world: &World,
+    chunk: &Chunk,
+    areas: &[(u32, u32)],
+    unit_offset: impl Fn(u32) -> usize,
+) {
+    let view = &chunk.view;
+    let granules = view.nr_pages * BLOCK_GRANULES;
+    let managed_end = granules - view.end_offset / GRANULE;
+    let hidden = [(0, view.start_offset / GRANULE), (managed_end, granules)];
+    let hidden = hidden.into_iter().filter(|(start, end)| start != end);
+
+    let mut taken = vec![false; granules as usize];
+    for (start, end) in areas.iter().copied().chain(hidden) {
+        let area = &mut taken[start as usize..end as usize];
+        assert!(!area.contains(&true), "I1: areas overlap");
+        area.fill(true);
+        assert!(chunk.bound[start as usize] && chunk.bound[end as usize], "I3: {start}..{end}");
+        let inside = &chunk.bound[start as usize + 1..end as usize];
+        assert!(inside.iter().all(|&b| !b), "I3: {start}..{end}");
+    }
+    assert_eq!(chunk.alloc, taken, "I2");
+    let free = taken.iter().filter(|&&t| !t).count() as u32;
+    assert_eq!(view.free_bytes, free * GRANULE, "I4");
+
+    let mut empty = 0;
+    for (page, block) in chunk.blocks.iter().enumerate() {
+        let range = page * BLOCK_GRANULES as usize..(page + 1) * BLOCK_GRANULES as usize;
+        let taken = &taken[range];
+        check_hints(block, taken, &format!("block {page} of {:#x}", view.base));
+        let is_free = taken.iter().all(|&t| !t);
+        let populated = chunk.populated[page];
+        empty += u32::from(populated && is_free);
+        for &cpu in &world.cpus {
+            let addr = view.base as usize + unit_offset(cpu) + page * PAGE as usize;
+            assert_eq!(populated, world.fake.is_populated(addr), "page {page} on CPU {cpu}");
+        }
+    }
+    check_hints(&view.md, &taken, &format!("chunk {:#x}", view.base));
+    for &(start, end) in areas {
+        let pages = start / BLOCK_GRANULES..end.div_ceil(BLOCK_GRANULES);
+        assert!(pages.into_iter().all(|page| chunk.populated[page as usize]), "I13");
+    }
+    let populated = chunk.populated.iter().filter(|&&p| p).count() as u32;
+    assert_eq!(view.nr_populated, populated, "I10");
+    assert_eq!(view.nr_empty_pop_pages, empty, "I11");
+}
+
+/// Asserts what holds after balance work (I15).
+pub fn check_balanced(world: &World) {
+    let picture = picture(world.allocator.view_address());
+    assert!(picture.free_chunks() <= 1, "I15: {} wholly free chunks", picture.free_chunks());
+    let first = world.allocator.first_chunk().unwrap();
+    for chunk in picture.chunks.values().filter(|c| c.view.flags & CHUNK_IMMUTABLE != 0) {
+        assert_eq!(chunk.view.base as usize, first.base());
+        let end = chunk.view.nr_pages * PAGE - chunk.view.end_offset;
+        let managed = chunk.view.start_offset / PAGE..end.div_ceil(PAGE);
+        let mut pages = managed.into_iter();
+        assert!(pages.all(|page| chunk.populated[page as usize]), "I15: first chunk depopulated");
+    }
+}
