@@ -115,7 +115,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The image file cannot be read.
-    #[error("the guest image {path} cannot be read ({source}): build it with `cargo xtask build`")]
+    #[error("the guest image {path} cannot be read ({source}): build it with `cargo xtask guest`")]
     ImageUnreadable {
         /// The file.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum Error {
     },
     /// Not an ELF file at all, or a damaged one.
     #[error(
-        "{path} is not a usable 64-bit x86 ELF file ({why}): build the guest with `cargo xtask build`"
+        "{path} is not a usable 64-bit x86 ELF file ({why}): build the guest with `cargo xtask guest`"
     )]
     ImageNotElf {
         /// The file.
@@ -135,7 +135,7 @@ pub enum Error {
     /// An ELF file, but no percpu guest.
     #[error(
         "{path} is no percpu guest, it has no symbol {IMAGE_HEADER_SYMBOL}: give the file that \
-         `cargo xtask build` made"
+         `cargo xtask guest` made"
     )]
     ImageForeign {
         /// The file.
@@ -144,7 +144,7 @@ pub enum Error {
     /// Built from another version of the interface.
     #[error(
         "{path} speaks ABI version {image} with a header of {image_size} bytes, this host version \
-         {ABI_VERSION} with {}: build both from the same source (`cargo xtask build`)",
+         {ABI_VERSION} with {}: build both from the same source (`cargo xtask guest`)",
         size_of::<SharedHeader>()
     )]
     AbiMismatch {

@@ -42,15 +42,13 @@ unsafe extern "C" {
     pub static interrupt_stubs: u8;
 }
 
+// Entry stubs: the vector and, where the CPU pushes none, an error code of 0 for exceptions. In the
+// other syntax, because there an assembler's symbol is told from a memory operand.
 global_asm!(
-    // Entry stubs: vector and, where the CPU pushes none, an error code of 0 for exceptions.
     ".pushsection .text.stubs, \"ax\", @progbits",
     ".balign 16",
     ".globl interrupt_stubs",
     "interrupt_stubs:",
-    // In the other syntax: here an assembler symbol as an immediate must be told from a memory
-    // operand.
-    ".att_syntax prefix",
     ".set vector, 0",
     ".rept 256",
     ".balign 16",
@@ -69,8 +67,12 @@ global_asm!(
     ".endif",
     ".set vector, vector + 1",
     ".endr",
-    ".intel_syntax noprefix",
+    ".popsection",
+    options(att_syntax),
+);
 
+global_asm!(
+    ".pushsection .text.stubs, \"ax\", @progbits",
     // [rsp] = vector, rip, cs, rflags, rsp, ss
     ".balign 16",
     "irq_stub:",
