@@ -132,6 +132,75 @@ pub(crate) fn run_start(words: &[u64], floor: u32, before: u32) -> u32 {
     (word * BITS + BITS - bits.leading_zeros()).max(floor)
 }
 
+/// The first place in `from..end` where `len` bits are clear, at a multiple of `align`, a power of
+/// two. `end` is a multiple of a word's bits.
+///
+/// Costs a few operations a word, however many runs there are in it.
+#[inline]
+pub(crate) fn find_clear(words: &[u64], from: u32, end: u32, len: u32, align: u32) -> Option<u32> {
+    debug_assert!(end.is_multiple_of(BITS) && len != 0);
+    if from >= end {
+        return None;
+    }
+    if len <= BITS {
+        find_short(words, from, end, len, align)
+    } else {
+        find_long(words, from, end, len, align)
+    }
+}
+
+/// [`find_clear`] for a run that lies in two words at most.
+#[inline]
+fn find_short(words: &[u64], from: u32, end: u32, len: u32, align: u32) -> Option<u32> {
+    let aligned: u64 = if align < BITS { !0 / ((1 << align) - 1) } else { 1 };
+    let mut free = !words[(from / BITS) as usize] & (!0 << (from % BITS));
+    for word in from / BITS..end / BITS {
+        let next = if (word + 1) * BITS < end { !words[word as usize + 1] } else { 0 };
+        let wanted = if align <= BITS || (word * BITS).is_multiple_of(align) { aligned } else { 0 };
+        if free & wanted != 0 {
+            // A bit of `starts` says that this bit and the `known - 1` behind it are free.
+            let mut starts = u128::from(free) | u128::from(next) << BITS;
+            let mut known = 1;
+            while known < len {
+                let step = known.min(len - known);
+                starts &= starts >> step;
+                known += step;
+            }
+            let starts = starts as u64 & wanted;
+            if starts != 0 {
+                return Some(word * BITS + starts.trailing_zeros());
+            }
+        }
+        free = next;
+    }
+    None
+}
+
+/// [`find_clear`] for a run that reaches the end of the word it begins in.
+#[inline]
+fn find_long(words: &[u64], from: u32, end: u32, len: u32, align: u32) -> Option<u32> {
+    let mut run = Run { start: from, end: from };
+    let mut free = !words[(from / BITS) as usize] & (!0 << (from % BITS));
+    for word in from / BITS..end / BITS {
+        let first = word * BITS;
+        if free == !0 || (word == from / BITS && free == !0 << (from % BITS)) {
+            run.end = first + BITS;
+        } else {
+            if run.end == first {
+                run.end += free.trailing_ones();
+            }
+            if let Some(place) = run.fit(len, align) {
+                return Some(place);
+            }
+            run = Run { start: first + BITS - free.leading_ones(), end: first + BITS };
+        }
+        if (word + 1) * BITS < end {
+            free = !words[word as usize + 1];
+        }
+    }
+    run.fit(len, align)
+}
+
 /// The runs of clear bits in `start..end`, in order.
 #[inline]
 pub(crate) fn free_runs(words: &[u64], start: u32, end: u32) -> impl Iterator<Item = Run> + '_ {
@@ -180,6 +249,17 @@ mod tests {
             prop_assert_eq!(next_clear(&words, from, end), first(false));
             let start = (floor..from).rev().find(|&i| bit(&words, i)).map_or(floor.min(from), |i| i + 1);
             prop_assert_eq!(run_start(&words, floor, from), start);
+        }
+
+        #[test]
+        fn clear_ranges_are_found_at_the_first_aligned_place(
+            words in prop::collection::vec(prop_oneof![2 => Just(0), 1 => Just(!0), 2 => any::<u64>(),
+                2 => (any::<u64>(), any::<u64>()).prop_map(|(a, b)| a & b), 2 => (0u32..64).prop_map(|b| 1 << b)], 6),
+            from in 0u32..=384, end in 1u32..=6, len in prop_oneof![1u32..8, 1u32..=64, 60u32..300], align in 0u32..=8,
+        ) {
+            let (end, align) = (end * 64, 1 << align);
+            let fits = |&at: &u32| at % align == 0 && at + len <= end && (at..at + len).all(|i| !bit(&words, i));
+            prop_assert_eq!(find_clear(&words, from, end, len, align), (from..end).find(fits));
         }
 
         #[test]

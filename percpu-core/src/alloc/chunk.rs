@@ -286,9 +286,9 @@ impl Chunk {
             }
             if block.contig_hint >= len {
                 let from = start + block.search_start(len);
-                let mut runs = bitmap::free_runs(self.alloc_map(), from, end);
-                if let Some(place) = runs.find_map(|run| run.fit(len, align)) {
-                    return Some(place);
+                let place = bitmap::find_clear(self.alloc_map(), from, end, len, align);
+                if place.is_some() {
+                    return place;
                 }
             }
             carry = Run { start: end - block.right_free, end };
@@ -353,10 +353,7 @@ impl Chunk {
         for (page, part) in parts(area) {
             let block = &mut blocks[page as usize];
             let words = block_words(alloc, page);
-            let run = Run {
-                start: bitmap::run_start(words, 0, part.start),
-                end: bitmap::next_set(words, part.end, BLOCK_GRANULES),
-            };
+            let run = whole_run(block, words, part);
             block.give_back(run);
             if block.is_all_free() && bitmap::is_set(populated, page) {
                 emptied += 1;
@@ -455,9 +452,37 @@ fn block_words(alloc_map: &[u64], page: u32) -> &[u64] {
     &alloc_map[page as usize * BLOCK_WORDS..][..BLOCK_WORDS]
 }
 
+/// The whole free run of a block that `part`, free again, is part of. Most often the hints know.
+#[inline]
+fn whole_run(block: &BlockView, words: &[u64], part: Run) -> Run {
+    let contig = block.contig();
+    let start = if part.start == contig.end {
+        contig.start
+    } else if part.start == block.left_free {
+        0
+    } else {
+        bitmap::run_start(words, 0, part.start)
+    };
+    let end = if part.end == contig.start {
+        contig.end
+    } else if part.end == BLOCK_GRANULES - block.right_free {
+        BLOCK_GRANULES
+    } else {
+        bitmap::next_set(words, part.end, BLOCK_GRANULES)
+    };
+    Run { start, end }
+}
+
+/// Looks at all runs of a block that are longer than those before them.
 fn survey_block(words: &[u64]) -> Survey {
     let mut survey = Survey::default();
-    bitmap::free_runs(words, 0, BLOCK_GRANULES).for_each(|run| survey.see(run));
+    let mut from = 0;
+    let longer =
+        |from, than: Run| bitmap::find_clear(words, from, BLOCK_GRANULES, than.len() + 1, 1);
+    while let Some(start) = longer(from, survey.contig) {
+        from = bitmap::next_set(words, start, BLOCK_GRANULES);
+        survey.see(Run { start, end: from });
+    }
     survey
 }
 
