@@ -67,11 +67,6 @@ impl Symbols {
         text
     }
 
-    /// Address of the function or variable called `name`, without mangling.
-    pub fn find(&self, name: &str) -> Option<u64> {
-        self.functions.iter().find(|function| function.name == name).map(|f| f.start)
-    }
-
     /// The function that covers an address.
     fn function(&self, address: u64) -> Option<&Function> {
         let after = self.functions.partition_point(|function| function.start <= address);

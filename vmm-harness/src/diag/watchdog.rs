@@ -64,8 +64,7 @@ impl Watchdog {
     }
 
     /// Takes a sample of each CPU at time `now` and returns those that have stood still for too
-    /// long. Time in which the host itself did not run (between two polls more than the shorter
-    /// limit apart) is not held against the guest.
+    /// long.
     pub fn poll(&mut self, now: Duration, samples: &[Sample]) -> Vec<Stuck> {
         let mut stuck = Vec::new();
         for (cpu, (last, sample)) in (0u32..).zip(self.last.iter_mut().zip(samples)) {
@@ -88,11 +87,6 @@ impl Watchdog {
             }
         }
         stuck
-    }
-
-    /// Begins anew: the guest was stopped on purpose.
-    pub fn forgive(&mut self) {
-        self.last.fill(None);
     }
 }
 

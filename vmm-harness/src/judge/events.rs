@@ -140,6 +140,7 @@ impl Rings {
             self.next = self.next.max(event.seq.saturating_add(1));
             ready.push(event);
         }
+        findings.checked(kind::EVENTS, ready.len() as u64);
         ready
     }
 

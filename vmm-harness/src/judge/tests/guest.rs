@@ -15,6 +15,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::Judge;
 use super::super::events::ring_address;
+use super::chunk::{Chunk, metadata};
 use crate::memory::{GuestMem, write_view};
 
 pub(super) const CPUS: u32 = 4;
@@ -31,7 +32,7 @@ const UNIT: u32 = 0x8000;
 const PAGES: u32 = UNIT / PAGE;
 /// Pages of the first chunk that have memory.
 const FIRST_PAGES: u32 = 5;
-const DELTA: u64 = FIRST - TEMPLATE;
+pub(super) const DELTA: u64 = FIRST - TEMPLATE;
 const SIDELINED: u32 = 14;
 const FREE: u32 = 15;
 const TO_DEPOPULATE: u32 = 16;
@@ -54,66 +55,6 @@ pub(super) struct Guest {
     pub(super) counters: Vec<u64>,
     /// The first chunk, the reserved chunk, and one in mapped space.
     pub(super) chunks: Vec<Chunk>,
-}
-
-/// A chunk before it is written.
-pub(super) struct Chunk {
-    pub(super) address: u64,
-    base: u64,
-    taken: Vec<bool>,
-    bound: Vec<bool>,
-    populated: Vec<bool>,
-    flags: u32,
-    pub(super) view: ChunkView,
-}
-
-impl Chunk {
-    /// Pointer to a granule.
-    pub(super) fn ptr(&self, granule: u32) -> u64 {
-        self.base + u64::from(granule * GRANULE) - DELTA
-    }
-
-    fn take(&mut self, start: u32, len: u32) {
-        for bit in start..start + len {
-            assert!(!std::mem::replace(&mut self.taken[bit as usize], true));
-        }
-        self.bound[start as usize] = true;
-        self.bound[(start + len) as usize] = true;
-    }
-
-    fn longest_free(&self) -> u32 {
-        metadata(&self.taken).contig_hint
-    }
-}
-
-/// Hints of a range of granules, from nothing but the granules.
-fn metadata(taken: &[bool]) -> BlockView {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for (at, taken) in (0u32..).zip(taken) {
-        match runs.last_mut() {
-            Some((start, len)) if !taken && *start + *len == at => *len += 1,
-            _ if !taken => runs.push((at, 1)),
-            _ => {}
-        }
-    }
-    let nr_bits = taken.len() as u32;
-    let mut contig = (0, 0);
-    for run in &runs {
-        if run.1 > contig.1 {
-            contig = *run;
-        }
-    }
-    let scan = runs.iter().filter(|r| r.0 < contig.0).max_by_key(|r| r.1).unwrap_or(&(0, 0));
-    BlockView {
-        scan_hint: scan.1,
-        scan_hint_start: scan.0,
-        contig_hint: contig.1,
-        contig_hint_start: contig.0,
-        left_free: runs.first().filter(|r| r.0 == 0).map_or(0, |r| r.1),
-        right_free: runs.last().filter(|r| r.0 + r.1 == nr_bits).map_or(0, |r| r.1),
-        first_free: runs.first().map_or(nr_bits, |r| r.0),
-        nr_bits,
-    }
 }
 
 impl Guest {

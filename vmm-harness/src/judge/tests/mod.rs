@@ -1,6 +1,7 @@
 //! Tests of the judge: a sound guest passes, and each planted corruption is reported as exactly
 //! the invariant that it breaks.
 
+mod chunk;
 mod corruption;
 mod guest;
 mod hostile;
