@@ -48,27 +48,40 @@ fn down<const N: usize>(_: CpuId) {
     log(format!("down {N}"));
 }
 
-/// Two steps in each section, numbered in the order of start-up; taken out when dropped.
-struct Steps([StepId; 6]);
+/// Three steps in each section, numbered in the order of start-up; taken out when dropped.
+struct Steps(Vec<StepId>);
+
+/// How many steps [`Steps`] has, and how many of them are PREPARE steps.
+const STEPS: usize = 9;
+const PREPARE: usize = 3;
 
 impl Steps {
     fn register() -> Self {
-        use Section::{Online, Prepare, Starting};
+        fn step<const N: usize>() -> (usize, StepId) {
+            let section = [Section::Prepare, Section::Starting, Section::Online][N / 3];
+            (N, hotplug::register(section, "numbered", Some(up::<N>), Some(down::<N>)).unwrap())
+        }
         // Not in the order in which they run.
-        let four = hotplug::register(Online, "four", Some(up::<4>), Some(down::<4>)).unwrap();
-        let zero = hotplug::register(Prepare, "zero", Some(up::<0>), Some(down::<0>)).unwrap();
-        let two = hotplug::register(Starting, "two", Some(up::<2>), Some(down::<2>)).unwrap();
-        let five = hotplug::register(Online, "five", Some(up::<5>), Some(down::<5>)).unwrap();
-        let one = hotplug::register(Prepare, "one", Some(up::<1>), Some(down::<1>)).unwrap();
-        let three = hotplug::register(Starting, "three", Some(up::<3>), Some(down::<3>)).unwrap();
+        let mut steps = [
+            step::<6>(),
+            step::<0>(),
+            step::<3>(),
+            step::<7>(),
+            step::<1>(),
+            step::<4>(),
+            step::<2>(),
+            step::<5>(),
+            step::<8>(),
+        ];
+        steps.sort_by_key(|step| step.0);
         take_log();
-        Self([zero, one, two, three, four, five])
+        Self(steps.map(|step| step.1).into())
     }
 }
 
 impl Drop for Steps {
     fn drop(&mut self) {
-        for id in self.0 {
+        for &id in &self.0 {
             hotplug::unregister(id);
         }
         take_log();
@@ -100,10 +113,10 @@ fn steps_run_in_order_and_down_in_reverse() {
     let _system = system();
     let _steps = Steps::register();
     hotplug::cpu_down(victim()).unwrap();
-    assert_eq!(take_log(), downs(0..6));
+    assert_eq!(take_log(), downs(0..STEPS));
     assert_down(victim());
     hotplug::cpu_up(victim()).unwrap();
-    assert_eq!(take_log(), ups(0..6));
+    assert_eq!(take_log(), ups(0..STEPS));
     assert_up(victim());
 }
 
@@ -176,7 +189,7 @@ fn a_bring_up_that_fails_at_any_step_is_rolled_back() {
     }
     // Each failure happened once.
     hotplug::cpu_up(victim()).unwrap();
-    assert_eq!(take_log(), ups(0..6));
+    assert_eq!(take_log(), ups(0..STEPS));
     assert_up(victim());
 }
 
@@ -184,12 +197,12 @@ fn a_bring_up_that_fails_at_any_step_is_rolled_back() {
 fn a_take_down_that_fails_at_any_online_step_is_rolled_back() {
     let _system = system();
     let steps = Steps::register();
-    for n in [4, 5] {
+    for n in 6..STEPS {
         take_log();
         hotplug::inject_failure(steps.0[n], victim());
         let error = hotplug::cpu_down(victim()).unwrap_err();
         assert!(matches!(error, HotplugError::Step { id, .. } if id == steps.0[n]), "{error}");
-        assert_eq!(take_log(), [downs(n + 1..6), ups(n + 1..6)].concat(), "step {n}");
+        assert_eq!(take_log(), [downs(n + 1..STEPS), ups(n + 1..STEPS)].concat(), "step {n}");
         assert_up(victim());
     }
 }
@@ -198,7 +211,7 @@ fn a_take_down_that_fails_at_any_online_step_is_rolled_back() {
 fn past_the_point_of_no_return_a_take_down_does_not_fail() {
     let _system = system();
     let steps = Steps::register();
-    for n in 0..4 {
+    for n in 0..6 {
         hotplug::inject_failure(steps.0[n], victim());
         hotplug::cpu_down(victim()).unwrap();
         // The failure waits for the start-up.
@@ -259,12 +272,12 @@ fn a_start_that_is_lost_or_refused_is_rolled_back() {
         if fault == StartFault::Lost {
             assert!(begin.elapsed() >= Duration::from_millis(20), "it had its time");
         }
-        assert_eq!(take_log(), [ups(0..2), downs(0..2)].concat());
+        assert_eq!(take_log(), [ups(0..PREPARE), downs(0..PREPARE)].concat());
         assert_down(victim());
     }
     host::set_arrival_timeout(Duration::from_secs(10));
     hotplug::cpu_up(victim()).unwrap();
-    assert_eq!(take_log(), ups(0..6));
+    assert_eq!(take_log(), ups(0..STEPS));
 }
 
 #[test]
@@ -286,11 +299,11 @@ fn a_cpu_that_arrives_too_late_is_sent_away() {
         // Before, while and after it arrives, the next start works.
         host::set_arrival_timeout(Duration::from_secs(10));
         hotplug::cpu_up(victim()).unwrap();
-        assert_eq!(take_log(), ups(0..6));
+        assert_eq!(take_log(), ups(0..STEPS));
         std::thread::sleep(late * 2 - again_after);
         assert_up(victim());
         hotplug::cpu_down(victim()).unwrap();
-        assert_eq!(take_log(), downs(0..6), "down once");
+        assert_eq!(take_log(), downs(0..STEPS), "down once");
         assert_down(victim());
     }
     hotplug::cpu_up(victim()).unwrap();

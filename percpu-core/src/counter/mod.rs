@@ -104,6 +104,8 @@ impl PercpuCounter {
         let node = memory.cast::<Node>();
         // SAFETY: `alloc_meta` gave memory of this layout to us alone.
         unsafe { node.write(Node::new(amount, locals.cast())) };
+        // Those who walk the list by its view come by number.
+        node.as_ptr().expose_provenance();
         // SAFETY: it stays where it is until `drop` takes it out of the list.
         unsafe { list::insert(node) };
         Ok(Self { node })

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{area, cpu};
 
-const SIZE: usize = 2 * 4096;
+const SIZE: usize = 8 * 4096;
 
 #[repr(align(4096))]
 struct Block(UnsafeCell<[MaybeUninit<u8>; SIZE]>);
@@ -26,6 +26,7 @@ static BLOCK: Block = Block(UnsafeCell::new([MaybeUninit::zeroed(); SIZE]));
 /// Bytes of the block that are taken.
 static TAKEN: Mutex<usize> = Mutex::new(0);
 
+/// Addresses of the template.
 pub fn template() -> Range<usize> {
     let start = BLOCK.0.get().expose_provenance();
     start..start + SIZE
@@ -39,23 +40,26 @@ impl Place {
         Self(AtomicUsize::new(0))
     }
 
-    /// The template address of the variable whose initial value is `initial`.
-    pub(super) fn address<T>(&self, initial: &UnsafeCell<T>) -> usize {
+    /// The template address of the variable whose initial value is `initial`; it has its multiples
+    /// of `align` to itself.
+    pub(super) fn address<T>(&self, initial: &UnsafeCell<T>, align: usize) -> usize {
         match self.0.load(Ordering::Acquire) {
-            0 => self.give(initial),
+            0 => self.give(initial, align),
             address => address,
         }
     }
 
-    fn give<T>(&self, initial: &UnsafeCell<T>) -> usize {
+    fn give<T>(&self, initial: &UnsafeCell<T>, align: usize) -> usize {
         let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let given = self.0.load(Ordering::Relaxed);
         if given != 0 {
             return given;
         }
-        let start = taken.next_multiple_of(align_of::<T>().max(8));
-        assert!(start + size_of::<T>() <= SIZE, "too many per-CPU statics for Miri's template");
-        *taken = start + size_of::<T>();
+        let align = align.max(align_of::<T>());
+        let start = taken.next_multiple_of(align);
+        let end = (start + size_of::<T>()).next_multiple_of(align);
+        assert!(end <= SIZE, "too many per-CPU statics for Miri's template");
+        *taken = end;
         let address = template().start + start;
         let write = |at: usize| {
             // SAFETY: the bytes lie in the template or in the same place of a unit, and belong to

@@ -5,6 +5,7 @@
 //! refers to, keeps the section from being empty and gives it the alignment of a page: a unit is
 //! page-aligned, so a variable is as aligned in every unit as it is in the template.
 
+#[cfg(not(miri))]
 use core::ops::Range;
 
 #[cfg(not(miri))]

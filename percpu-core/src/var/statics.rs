@@ -77,7 +77,7 @@ impl<T, A: Alignment> PerCpu<T, A> {
         #[cfg(not(miri))]
         let address = self.template.get().expose_provenance();
         #[cfg(miri)]
-        let address = self.place.address(&self.template);
+        let address = self.place.address(&self.template, align_of::<A::Unit>());
         PerCpuPtr::from_raw(address)
     }
 

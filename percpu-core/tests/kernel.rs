@@ -1,0 +1,119 @@
+//! Set-up and hotplug as a kernel does them, call by call: a kernel of three CPUs, numbered with
+//! gaps, of which one is never plugged in.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use percpu_core::area::{self, Config};
+use percpu_core::cpu::{self, CpuId};
+use percpu_core::hotplug::{self, ArriveError, CpuOps, HotplugError, Section, Serve, StartError};
+use percpu_core::{arch, irq, percpu, preempt, var, view};
+
+percpu! {
+    static LIVES: PerCpu<u32> = 0;
+}
+
+const BOOT: usize = 0;
+const SECOND: usize = 2;
+const ABSENT: usize = 5;
+
+fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).unwrap()
+}
+
+/// What a started CPU executes.
+fn run(cpu: CpuId) {
+    // SAFETY: a fresh thread, the only one that is this CPU.
+    unsafe { arch::set_offset(area::offset(cpu)) };
+    let masked = irq::disable();
+    LIVES.inc();
+    // SAFETY: this is that CPU, just started.
+    unsafe { hotplug::arrive(cpu) }.unwrap();
+    drop(masked);
+    loop {
+        match hotplug::serve(cpu) {
+            Serve::Die => break,
+            Serve::Worked => assert!(!hotplug::has_work(cpu)),
+            Serve::Idle => thread::yield_now(),
+        }
+    }
+    let masked = irq::disable();
+    // SAFETY: this is that CPU, and nothing else runs on it.
+    unsafe { hotplug::die(cpu) };
+    drop(masked);
+    // SAFETY: nothing follows.
+    unsafe { hotplug::dead(cpu) };
+}
+
+struct Machine(Mutex<Option<JoinHandle<()>>>);
+
+static MACHINE: Machine = Machine(Mutex::new(None));
+
+impl CpuOps for Machine {
+    fn start(&self, cpu: CpuId) -> Result<(), StartError> {
+        *self.0.lock().unwrap() = Some(thread::spawn(move || run(cpu)));
+        // The CPU is faster than the one that starts it.
+        thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    fn reap(&self, _cpu: CpuId) {
+        self.0.lock().unwrap().take().unwrap().join().unwrap();
+    }
+
+    fn arrival_timeout_ns(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+#[test]
+fn a_kernel_boots_and_plugs_cpus() {
+    // Whatever alignment the linker would choose for the variables of this program.
+    assert!(var::template().start.is_multiple_of(4096));
+    assert!(!area::is_set_up());
+    assert_eq!(CpuId::new(BOOT), None, "no CPU is possible yet");
+    let possible = [BOOT as u32, SECOND as u32, ABSENT as u32];
+    // SAFETY: nothing per-CPU was used.
+    unsafe { area::setup_per_cpu_areas(possible.into_iter(), &Config::default()) }.unwrap();
+    // SAFETY: this thread is the boot CPU, and stays it.
+    unsafe { arch::set_offset(area::offset(cpu(BOOT))) };
+    assert_eq!((cpu::this_cpu_raw(), preempt::count()), (BOOT as u32, 0));
+    assert_eq!(cpu::possible().iter().map(|c| c.index()).collect::<Vec<_>>(), [0, 2, 5]);
+    assert_eq!((cpu::nr_cpu_ids(), CpuId::new(1)), (6, None));
+    assert_eq!(view::roots().nr_cpu_ids, 6);
+
+    let boot = cpu(BOOT);
+    hotplug::init(&MACHINE, boot);
+    assert!(cpu::present().contains(boot) && cpu::online().contains(boot));
+    // The boot CPU has no hotplug thread yet: its start-ups run here.
+    let count = |_| {
+        STARTED.fetch_add(1, SeqCst);
+        Ok(())
+    };
+    for section in [Section::Prepare, Section::Starting, Section::Online] {
+        hotplug::register(section, "early", Some(count), None).unwrap();
+    }
+    assert_eq!(STARTED.load(SeqCst), 3);
+
+    assert_eq!(hotplug::cpu_up(cpu(SECOND)), Err(HotplugError::NotPresent));
+    hotplug::set_present(cpu(SECOND));
+    assert_eq!(hotplug::cpu_up(cpu(ABSENT)), Err(HotplugError::NotPresent));
+    assert_eq!(hotplug::cpu_down(boot), Err(HotplugError::LastCpu));
+    // SAFETY: a CPU that arrives out of the blue; no CPU in fact.
+    let stray = unsafe { hotplug::arrive(cpu(SECOND)) };
+    assert_eq!(stray, Err(ArriveError::NotExpected));
+
+    for life in 1..=3 {
+        hotplug::cpu_up(cpu(SECOND)).unwrap();
+        assert_eq!(STARTED.load(SeqCst), 3 + 3 * life);
+        assert_eq!(LIVES.read_on(cpu(SECOND)), life, "its area is what it left");
+        assert_eq!(cpu::active().iter().map(|c| c.index()).collect::<Vec<_>>(), [0, 2]);
+        hotplug::cpu_down(cpu(SECOND)).unwrap();
+        assert!(MACHINE.0.lock().unwrap().is_none(), "reaped");
+    }
+    assert_eq!((LIVES.read(), LIVES.read_on(cpu(ABSENT))), (0, 0));
+}
