@@ -88,11 +88,15 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
     ("a scan hint names granules that are taken", "I8", |g| {
         add(g, block(g, 0, 0, offset_of!(BlockView, scan_hint)), 1);
     }),
-    ("a scan hint is no smaller than the contig run", "I8", |g| {
+    ("a scan hint does not precede the contig run", "I8", |g| {
         let start = block(g, 0, 0, offset_of!(BlockView, scan_hint_start));
         let contig: u32 =
             g.mem.read_virt(block(g, 0, 0, offset_of!(BlockView, contig_hint_start))).unwrap();
         g.poke(start, contig);
+    }),
+    ("a scan hint is no smaller than the contig run", "I8", |g| {
+        g.poke(block(g, 1, 0, offset_of!(BlockView, contig_hint_start)), 30u32);
+        g.poke(block(g, 1, 0, offset_of!(BlockView, scan_hint)), [4u32, 16]);
     }),
     ("a chunk says another slot than the list it is on", "I9", |g| {
         add(g, field(g, 2, offset_of!(ChunkView, slot)), 1);

@@ -358,7 +358,9 @@ impl Guest {
             (0, 300, 96, 8, AreaContent::Zero),
             (0, 400, 10, 4, AreaContent::Pattern),
             (0, 1020, 64, 16, AreaContent::Pattern),
+            // Leaves two free runs of four granules.
             (1, 20, 40, 4, AreaContent::Zero),
+            (1, 34, 952, 4, AreaContent::Zero),
             (2, 0, 4096, 4096, AreaContent::Zero),
             (2, 1030, 128, 8, AreaContent::Pattern),
             (2, 3 * 1024, 4, 4, AreaContent::Zero),
