@@ -1,1 +1,61 @@
-fn main() {}
+//! `cargo xtask`: builds the guest and the host program, runs them, tests them.
+//!
+//! Orders to cargo and to `vmm-harness`, which it knows as programs only.
+
+mod cargo;
+mod ci;
+mod doctor;
+mod guest;
+mod kvm;
+mod parts;
+mod run;
+mod test;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests percpu.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the guest under load while CPUs come and go, and judge it: `cargo xtask run --help`
+    #[command(disable_help_flag = true)]
+    Run {
+        /// Arguments of `vmm-harness run`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run all tests: of the host's crates, of the documentation, and in the guest
+    Test(test::Args),
+    /// Say what this host can do, and what is missing
+    Doctor,
+    /// Build the guest and print the path of its image
+    Guest(guest::Args),
+    /// Do what continuous integration does
+    Ci(ci::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { args } => run::run(&args),
+        Command::Test(args) => test::test(&args),
+        Command::Doctor => doctor::doctor(),
+        Command::Guest(args) => guest::guest(&args),
+        Command::Ci(args) => ci::ci(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `cargo xtask ci`: what a change must pass.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, ensure};
+use xshell::cmd;
+
+use crate::parts::Parts;
+use crate::{cargo, guest, kvm, run, test};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Leave out the tests, for a caller that runs `cargo xtask test` itself
+    #[arg(long)]
+    no_tests: bool,
+}
+
+/// Checks form, lints, documentation, a short run, tests.
+pub fn ci(args: &Args) -> Result<ExitCode> {
+    let no_vm = !kvm::exists();
+    if no_vm {
+        println!("WARNING: there is no /dev/kvm: NOTHING THAT RUNS A GUEST IS TESTED");
+    } else {
+        kvm::require()?;
+    }
+    let (sh, cargo) = (cargo::shell()?, cargo::cargo());
+    let mut parts = Parts::default();
+    parts.part("form", || Ok(cmd!(sh, "{cargo} fmt --all --check").quiet().run()?));
+    parts.part("lints", || {
+        let lints = ["-D", "warnings"];
+        let host = cmd!(sh, "{cargo} clippy --workspace --all-targets -- {lints...}");
+        cargo::run(host.into())?;
+        let mut kernel = guest::Build::choose()?.cargo("clippy")?;
+        kernel.arg("--").args(lints);
+        cargo::run(kernel)
+    });
+    parts.part("documentation", || {
+        let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
+        cargo::run(doc.into())
+    });
+    if !no_vm {
+        parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
+    }
+    if !args.no_tests {
+        test::tests(&test::Args::all(no_vm), &mut parts)?;
+    }
+    Ok(parts.exit_code())
+}
+
+fn succeed(mut command: Command) -> Result<()> {
+    let status = command.status()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}

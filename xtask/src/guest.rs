@@ -1,0 +1,139 @@
+//! `cargo xtask guest`: builds the guest kernel.
+//!
+//! It is linked at a fixed address, for a target without an operating system. Where that target
+//! cannot be had, it is built freestanding for the host's own: code for that may use vector
+//! registers and a red zone, which the guest allows for in ring 3.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use xshell::{Shell, cmd};
+
+use crate::cargo;
+
+/// The target without an operating system.
+pub const BARE: &str = "x86_64-unknown-none";
+/// The host's own.
+const HOSTED: &str = "x86_64-unknown-linux-gnu";
+
+/// For either target: fixed addresses, and frames that can be walked.
+const FLAGS: &[&str] = &[
+    "-Crelocation-model=static",
+    "-Cforce-frame-pointers=yes",
+    "-Clink-arg=-z",
+    "-Clink-arg=max-page-size=4096",
+];
+/// rustc links with its own lld.
+const BARE_FLAGS: &[&str] = &["-Clink-arg=--image-base=0x2000000"];
+/// Links through the C compiler, by GNU ld (lld and GNU ld name the base address differently).
+/// The compiled core library mentions the unwinder, which nothing calls where panics abort.
+const HOSTED_FLAGS: &[&str] = &[
+    "-Cpanic=abort",
+    "-Clink-arg=-nostartfiles",
+    "-Clink-arg=-nostdlib",
+    "-Clink-arg=-static",
+    "-Clink-arg=-fuse-ld=bfd",
+    "-Clink-arg=-Wl,-Ttext-segment=0x2000000",
+    "-Clink-arg=-Wl,--defsym=rust_eh_personality=0",
+];
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Build for the host's own target, as is done where x86_64-unknown-none cannot be had
+    #[arg(long)]
+    freestanding_host: bool,
+}
+
+/// Builds the guest and prints where it is.
+pub fn guest(args: &Args) -> Result<ExitCode> {
+    let build = if args.freestanding_host { Build::HOSTED } else { Build::choose()? };
+    println!("{}", build.image()?.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the guest for the target there is.
+pub fn image() -> Result<PathBuf> {
+    Build::choose()?.image()
+}
+
+/// A way of building the guest.
+#[derive(Clone, Copy)]
+pub struct Build {
+    target: &'static str,
+    flags: &'static [&'static str],
+}
+
+impl Build {
+    const BARE: Self = Self { target: BARE, flags: BARE_FLAGS };
+    const HOSTED: Self = Self { target: HOSTED, flags: HOSTED_FLAGS };
+
+    /// The target without an operating system, added if it is missing, else the host's own.
+    pub fn choose() -> Result<Self> {
+        let sh = cargo::shell()?;
+        if is_installed(&sh)? {
+            return Ok(Self::BARE);
+        }
+        match add(&sh) {
+            Ok(()) => Ok(Self::BARE),
+            Err(error) => {
+                eprintln!("WARNING: the rustup target {BARE} is missing and cannot be added:");
+                eprintln!("WARNING: {error:#}.");
+                eprintln!(
+                    "WARNING: The guest is built for {HOSTED} instead and runs in ring 3 only."
+                );
+                Ok(Self::HOSTED)
+            }
+        }
+    }
+
+    /// Builds it and returns where it is.
+    pub fn image(self) -> Result<PathBuf> {
+        cargo::run(self.cargo("build")?)?;
+        Ok(target_dir()?.join(self.target).join("guest/percpu-guest"))
+    }
+
+    /// A cargo command on the guest, as it is built.
+    ///
+    /// Its target directory is its own, so that it neither waits for builds of host programs nor
+    /// undoes them.
+    pub fn cargo(self, subcommand: &str) -> Result<Command> {
+        let sh = cargo::shell()?;
+        let (cargo, target, target_dir) = (cargo::cargo(), self.target, target_dir()?);
+        let flags: Vec<_> = FLAGS.iter().chain(self.flags).copied().collect();
+        let command = cmd!(
+            sh,
+            "{cargo} {subcommand} --package percpu-guest --bin percpu-guest --features kernel
+             --profile guest --target {target} --target-dir {target_dir}"
+        );
+        // In place of the user's RUSTFLAGS, which are meant for programs of the host.
+        Ok(command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).into())
+    }
+}
+
+fn target_dir() -> Result<PathBuf> {
+    Ok(cargo::target_dir()?.join("guest"))
+}
+
+/// Whether the compiler in use has the core library for [`BARE`].
+pub fn is_installed(sh: &Shell) -> Result<bool> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+    let dir = cmd!(sh, "{rustc} --print target-libdir --target {BARE}")
+        .quiet()
+        .read()
+        .context("rustc does not say where its libraries are")?;
+    let Ok(files) = Path::new(&dir).read_dir() else { return Ok(false) };
+    Ok(files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-")))
+}
+
+fn add(sh: &Shell) -> Result<()> {
+    eprintln!("adding the rustup target {BARE}");
+    let status = Command::from(cmd!(sh, "rustup target add {BARE}"))
+        .stdout(std::io::stderr())
+        .status()
+        .context("rustup does not start")?;
+    ensure!(status.success(), "`rustup target add {BARE}` failed");
+    ensure!(is_installed(sh)?, "the compiler in use is not the one that rustup looks after");
+    Ok(())
+}
