@@ -91,7 +91,7 @@ impl<T, P: Platform> DerefMut for SpinGuard<'_, T, P> {
 impl<T, P: Platform> Drop for SpinGuard<'_, T, P> {
     fn drop(&mut self) {
         self.lock.locked.store(0, Ordering::Release);
-        // SAFETY: the state is of this guard's own save, and guards of one thread nest.
+        // SAFETY: the state is of this guard's own save; guards may go in any order.
         unsafe { P::irq_restore(self.irq) };
     }
 }

@@ -116,4 +116,21 @@ fn a_kernel_boots_and_plugs_cpus() {
         assert!(MACHINE.0.lock().unwrap().is_none(), "reaped");
     }
     assert_eq!((LIVES.read(), LIVES.read_on(cpu(ABSENT))), (0, 0));
+
+    // The same, as another address space sees it.
+    let roots = view::roots();
+    let mask = |n: u64| {
+        let at = (roots.masks + n * roots.mask_size) as usize;
+        // SAFETY: the masks are statics, and nobody changes them now.
+        unsafe { std::ptr::with_exposed_provenance::<u64>(at).read() }
+    };
+    assert_eq!([0, 1, 2, 3, 4].map(mask), [0b100101, 0b101, 0b1, 0b1, 0]);
+    let areas = std::ptr::with_exposed_provenance::<view::AreasView>(roots.areas as usize);
+    // SAFETY: the areas are set up and do not change any more.
+    let areas = unsafe { areas.read() };
+    let offset = areas.offset as usize + SECOND * size_of::<u64>();
+    // SAFETY: as above.
+    let offset = unsafe { std::ptr::with_exposed_provenance::<u64>(offset).read() };
+    assert_eq!(offset as usize, area::offset(cpu(SECOND)));
+    assert_eq!(areas.template as usize, var::template().start);
 }

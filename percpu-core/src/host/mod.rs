@@ -23,8 +23,8 @@
 //!
 //! [`hotplug`] works as in a kernel: `start` spawns a thread that arrives as the new
 //! CPU, and its hotplug thread becomes the CPU for a moment whenever nobody else is. So
-//! [`cpu_down`](hotplug::cpu_down) waits until the thread that is the CPU leaves, and an offline
-//! CPU cannot be entered.
+//! [`cpu_down`](hotplug::cpu_down) waits until the thread that is the CPU leaves (if that is the
+//! thread that asks, it panics instead), and an offline CPU cannot be entered.
 //!
 //! # The platform
 //!

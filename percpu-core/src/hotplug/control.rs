@@ -43,7 +43,8 @@ pub fn set_present(cpu: CpuId) {
 /// ascending order and where the section says: a PREPARE step here, the others on the CPU's hotplug
 /// thread. Linux: `cpuhp_setup_state`.
 ///
-/// The boot CPU's start-up runs here as well as long as it has no hotplug thread.
+/// The boot CPU's start-up runs here as well as long as it has no hotplug thread. The caller may
+/// sleep, and holds no [`CpusReadGuard`](super::CpusReadGuard).
 ///
 /// # Errors
 ///
@@ -85,7 +86,8 @@ pub fn unregister(id: StepId) {
 /// Brings a CPU up. Linux: `cpu_up`.
 ///
 /// The caller may sleep, holds no guard and no [`CpusReadGuard`](super::CpusReadGuard), and is no
-/// step's callback. When this returns, all steps were run and the CPU is active.
+/// step's callback. When this returns, all steps were run and the CPU is active. A CPU that does
+/// not arrive is given up; one that did is waited for, however long its steps take.
 ///
 /// # Errors
 ///

@@ -36,6 +36,9 @@
 //! | [`with`](PerCpu::with) | `Sync` | interrupt handlers of this CPU, too |
 //! | [`remote`](PerCpu::remote) | `Sync` | other CPUs, too |
 //!
+//! A handler that cannot be masked (an NMI) is kept away by no guard: it uses the operations on
+//! scalars only.
+//!
 //! So these do not compile: a reference that outlives its guard,
 //!
 //! ```compile_fail
