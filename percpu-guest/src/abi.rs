@@ -386,8 +386,8 @@ pub struct ControlBlock {
     pub switches: AtomicU64,
     /// Operations of each workload that ended on this CPU.
     pub ops: [AtomicU64; 8],
-    /// What this CPU's timer interrupt added to the shared statics: a ledger row of its own.
-    pub irq_ledger: [AtomicI64; 8],
+    /// What this CPU's timer interrupt added: a ledger row of its own, by slot.
+    pub irq_ledger: [AtomicI64; LEDGER_SLOTS],
 }
 
 /// One thing that happened.

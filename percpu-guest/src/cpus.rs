@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
 
 use percpu_core::cpu::CpuId;
-use percpu_core::hotplug::{self, CpuOps, Serve, StartError};
+use percpu_core::hotplug::{self, CpuOps, Section, Serve, StartError};
 use percpu_core::{area, preempt};
 use percpu_guest::abi::{BootMode, CpuState, Doorbell, EventKind, MAX_CPUS, TRAMPOLINE};
 
@@ -59,6 +59,34 @@ impl CpuOps for Machine {
     fn arrival_timeout_ns(&self) -> u64 {
         ARRIVAL_TIMEOUT_NS
     }
+
+    fn wake(&self, cpu: CpuId) {
+        // The interrupt makes the scheduler look, and the hotplug thread goes first.
+        ipi::send(cpu.index() as u32);
+    }
+}
+
+/// Registers what this machine does at a CPU's coming and going.
+pub fn register_hotplug_steps() {
+    let local_apic = hotplug::register(
+        Section::Starting,
+        "lapic:starting",
+        Some(|_| {
+            lapic::enable();
+            Ok(())
+        }),
+        Some(|_| lapic::disable()),
+    );
+    let timer = hotplug::register(
+        Section::Online,
+        "tick:online",
+        Some(|_| {
+            tick::arm();
+            Ok(())
+        }),
+        None,
+    );
+    local_apic.and(timer).expect("a place for the machine's hotplug steps");
 }
 
 /// The idle and the hotplug thread of `cpu`.
@@ -97,7 +125,6 @@ pub extern "C" fn ap_main(cpu: u32) -> ! {
     IRQ_PENDING.write(0);
     preempt::clear_need_resched();
     ipi::start_with_empty_tlb(cpu);
-    lapic::enable();
     let id = CpuId::new(cpu as usize).expect("started as a CPU that is not possible");
     // SAFETY: interrupts are masked and GS holds this CPU's offset, by its start state.
     let (idle, hotplug) = match unsafe { hotplug::arrive(id) } {
@@ -110,7 +137,6 @@ pub extern "C" fn ap_main(cpu: u32) -> ! {
     hotplug.make_runnable();
     set_state(cpu, CpuState::Online);
     shared::control(cpu).onlines.fetch_add(1, Ordering::Relaxed);
-    tick::arm();
     // SAFETY: a CPU begins masked, as if by a save of "not masked".
     unsafe { irq::restore(false) };
     sched::idle()
@@ -135,7 +161,6 @@ fn die(cpu: CpuId) -> ! {
     let n = cpu.index() as u32;
     set_state(n, CpuState::Dying);
     irq::save();
-    lapic::disable();
     // SAFETY: interrupts are masked, this is that CPU and the state machine asked for it.
     unsafe { hotplug::die(cpu) };
     set_state(n, CpuState::Dead);

@@ -41,6 +41,21 @@ pub fn violation(invariant: Invariant, cpu: u32, object: u64, seen: u64, expecte
     emit(EventKind::Violation, [invariant as u64, u64::from(cpu), object, seen, expected]);
 }
 
+/// As [`violation`], where nobody can wait for room. If there is none the event counts as dropped,
+/// which the host reports by itself.
+pub fn violation_in_interrupt(
+    invariant: Invariant,
+    cpu: u32,
+    object: u64,
+    seen: u64,
+    expected: u64,
+) {
+    let args = [invariant as u64, u64::from(cpu), object, seen, expected];
+    if !try_emit(EventKind::Violation, args) {
+        shared::events(percpu_core::cpu::this_cpu_raw()).dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// One try; from any context.
 fn try_emit(kind: EventKind, args: [u64; 5]) -> bool {
     let masked = irq::save();

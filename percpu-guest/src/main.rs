@@ -29,7 +29,7 @@ use percpu_core::platform::Platform;
 use percpu_core::{area, counter, hotplug, view};
 use percpu_guest::abi::{ABI_VERSION, ImageHeader, MAGIC, SharedHeader};
 
-use arch::{entry, irq, lapic, tables};
+use arch::{entry, irq, tables};
 use control::CONTROL_CPU;
 
 /// What the host must know before the first instruction.
@@ -85,20 +85,18 @@ extern "C" fn boot_main() -> ! {
     // SAFETY: the offset is this CPU's; no reference into the template is alive.
     unsafe { percpu_core::arch::set_offset(area::offset(boot)) };
 
-    lapic::enable();
     entry::install_trampoline();
     hotplug::init(&cpus::Machine, boot);
     for cpu in (0..possible as usize).filter_map(CpuId::new) {
         hotplug::set_present(cpu);
     }
     counter::register_hotplug_steps().expect("a place for the counters' hotplug steps");
-    workloads::register_hotplug_steps();
+    cpus::register_hotplug_steps();
     shared::publish_roots(view::roots(), irq::IRQ_MASKED.ptr().raw() as u64);
 
     sched::spawn_bound(control::run, CONTROL_CPU);
     // SAFETY: on the boot CPU, once, and it goes on as its idle thread.
     unsafe { cpus::adopt_boot_cpu(CONTROL_CPU) };
-    tick::arm();
     // SAFETY: a CPU begins masked, as if by a save of "not masked".
     unsafe { kernel::Kernel::irq_restore(percpu_core::platform::IrqState(0)) };
     sched::idle()

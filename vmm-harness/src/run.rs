@@ -24,7 +24,7 @@ use crate::vm::{Vm, VmConfig, VmEventKind};
 /// How long to wait for the guest between two looks at its event rings.
 const POLL: Duration = Duration::from_millis(1);
 /// Time between two looks at what holds at any instant.
-const INSTANT_EVERY: Duration = Duration::from_millis(100);
+const INSTANT_EVERY: Duration = Duration::from_millis(20);
 /// Shortest time between two quiescent points.
 const QUIET_EVERY: Duration = Duration::from_millis(250);
 /// A quiescent point may take this part of the run: one in so many.

@@ -34,19 +34,17 @@ guest_test!(
     }
 );
 
-guest_test!(
-    a_thread_that_never_yields_is_preempted, cpus = 1, possible = 1, {
-        static STEPS: AtomicU64 = AtomicU64::new(0);
-        sched::spawn(
-            |_| loop {
-                STEPS.fetch_add(1, Ordering::Relaxed);
-            },
-            0,
-            u32::MAX,
-        );
-        while STEPS.load(Ordering::Relaxed) < 1000 {
-            sched::yield_now();
-        }
-        // Getting here at all means that the loop above lost the CPU against its will.
+guest_test!(a_thread_that_never_yields_is_preempted, cpus = 1, possible = 1, {
+    static STEPS: AtomicU64 = AtomicU64::new(0);
+    sched::spawn(
+        |_| loop {
+            STEPS.fetch_add(1, Ordering::Relaxed);
+        },
+        0,
+        u32::MAX,
+    );
+    while STEPS.load(Ordering::Relaxed) < 1000 {
+        sched::yield_now();
     }
-);
+    // Getting here at all means that the loop above lost the CPU against its will.
+});

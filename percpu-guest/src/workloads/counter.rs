@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use percpu_core::counter::PercpuCounter;
 use percpu_guest::abi::{EventKind, Invariant};
 
-use super::{Worker, slots};
+use super::{Worker, book_interrupt, slots};
 use crate::events;
 
 /// Counters that live as long as the kernel and that all threads write.
@@ -13,7 +13,9 @@ const SHARED_COUNTERS: usize = 8;
 /// Counters that a thread has for itself, made and destroyed all the time.
 const OWN_COUNTERS: usize = 4;
 /// Additions of a round between two boundaries.
-const ROUND: u32 = 48;
+const ROUND: u32 = 32;
+/// Additions to a counter of the thread's own, of which it makes some a round.
+const OWN_ADDITIONS: u32 = 8;
 
 static COUNTERS: [Slot; SHARED_COUNTERS] = [const { Slot(UnsafeCell::new(None)) }; SHARED_COUNTERS];
 
@@ -103,22 +105,31 @@ fn renew(worker: &mut Worker, own: &mut Option<Own>, slot: u32) {
         }
         return;
     };
-    for _ in 0..8 {
+    for _ in 0..OWN_ADDITIONS {
         let amount = worker.rng.below(100) as i64 - 50;
-        mine.counter.add(amount);
+        let cpu = percpu_core::cpu::this_cpu_raw();
+        mine.counter.add_batch(amount, if worker.rng.one_in(2) { 2 } else { 32 });
         worker.book(slot, amount);
-    }
-    if worker.rng.one_in(4) {
+        // Nobody else writes it, so the sum is exact at once, and a wrong one is this CPU's work.
         let seen = mine.counter.sum();
         let expected = mine.initial + worker.booked(slot);
         if seen != expected {
-            let cpu = percpu_core::cpu::this_cpu_raw();
             let address = mine.counter.address() as u64;
             events::violation(Invariant::K1, cpu, address, seen as u64, expected as u64);
         }
-        if let Some(mine) = own.take() {
-            destroy(mine);
-        }
+    }
+    if worker.rng.one_in(4)
+        && let Some(mine) = own.take()
+    {
+        destroy(mine);
+    }
+}
+
+/// The timer interrupt's share: an addition that stays local mostly, and one that folds.
+pub(super) fn on_interrupt() {
+    for (i, (amount, batch)) in [(1, 32), (-2, 2)].into_iter().enumerate() {
+        COUNTERS[i].get().add_batch(amount, batch);
+        book_interrupt(slots::COUNTERS + i as u32, amount);
     }
 }
 

@@ -12,7 +12,6 @@ mod statics;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use percpu_core::hotplug::{self, Section};
 use percpu_guest::abi::{EventKind, Fault, LEDGER_THREADS, SumKind, Workload};
 
 use crate::rng::Rng;
@@ -22,7 +21,7 @@ pub use mount::Mount;
 
 static STARTED: AtomicBool = AtomicBool::new(false);
 
-/// Ledger slots: whose is which. Slots below 8 also have a row for each CPU's interrupts.
+/// Ledger slots: whose is which.
 mod slots {
     pub const STATICS: u32 = 0;
     pub const COUNTERS: u32 = 16;
@@ -85,29 +84,39 @@ fn rest() {
 /// Work in interrupt context, each time the timer fires.
 pub fn on_interrupt() {
     let header = shared::header();
-    if !STARTED.load(Ordering::Relaxed) || shared::boot().workloads & Workload::Statics.bit() == 0 {
+    if !STARTED.load(Ordering::Acquire) {
         return;
     }
     header.busy.fetch_add(1, Ordering::SeqCst);
     if header.quiesce.load(Ordering::SeqCst) == 0 {
-        statics::on_interrupt();
+        for workload in chosen() {
+            match workload {
+                Workload::Statics => statics::on_interrupt(),
+                Workload::Counter => counter::on_interrupt(),
+                Workload::Alloc => alloc::on_interrupt(),
+                Workload::Mount => {}
+            }
+        }
     }
     header.busy.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Registers what workloads do when a CPU comes and goes.
-pub fn register_hotplug_steps() {
-    let nothing = |_| Ok(());
-    hotplug::register(Section::Prepare, "workloads:prepare", Some(nothing), None)
-        .and_then(|_| hotplug::register(Section::Online, "workloads:online", Some(nothing), None))
-        .expect("a place for the workloads' hotplug steps");
+/// Enters an amount in the ledger row of this CPU's interrupts.
+fn book_interrupt(slot: u32, amount: i64) {
+    let cell = &shared::this_control().irq_ledger[slot as usize];
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+/// The workloads that the host asked for.
+fn chosen() -> impl Iterator<Item = Workload> {
+    let chosen = shared::boot().workloads;
+    Workload::ALL.iter().copied().filter(move |workload| chosen & workload.bit() != 0)
 }
 
 /// Starts all that the host asked for.
 pub fn start() {
     let boot = shared::boot();
     let header = shared::header();
-    let chosen = || Workload::ALL.iter().copied().filter(|w| boot.workloads & w.bit() != 0);
     for workload in chosen() {
         match workload {
             Workload::Statics => statics::init(),

@@ -1,12 +1,9 @@
 //! Static variables under migration, from threads and from interrupts at once.
 
-use core::sync::atomic::Ordering;
-
 use percpu_core::{irq, percpu, preempt};
 
-use super::{Worker, announce_sum, slots};
+use super::{Worker, announce_sum, book_interrupt, slots};
 use crate::rng::Rng;
-use crate::shared;
 
 /// Operations of a round between two boundaries.
 const ROUND: u32 = 32;
@@ -118,19 +115,14 @@ fn dawdle(rng: &mut Rng) {
     }
 }
 
-/// The timer interrupt's share. Its ledger is a row of the CPU, which only interrupts write.
+/// The timer interrupt's share.
 pub(super) fn on_interrupt() {
-    let ledger = &shared::this_control().irq_ledger;
-    let book = |slot: u32, amount: i64| {
-        let cell = &ledger[slot as usize];
-        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
-    };
     ADDED.add(1);
-    book(ADD, 1);
+    book_interrupt(ADD, 1);
     MIXED.add(3);
-    book(MIX, 3);
+    book_interrupt(MIX, 3);
     MASKED.write(MASKED.read().wrapping_add(5));
-    book(MASK, 5);
+    book_interrupt(MASK, 5);
     exchange(7);
-    book(EXCHANGE, 7);
+    book_interrupt(EXCHANGE, 7);
 }

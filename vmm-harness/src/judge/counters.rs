@@ -105,9 +105,7 @@ pub(crate) fn check(
         let Some(view) = findings.sound(view) else { continue };
         let Some(locals) = findings.sound(locals(space, layout, counter, &view)) else { continue };
         check_sum(counter, &view, &locals, &book, findings);
-        // `add_batch` may have been given a larger batch, which the counter remembers.
-        let bound = max_batch.max(i64::from(view.local_bound as i32));
-        check_locals(counter, &locals, bound, findings);
+        check_locals(counter, &locals, bound_of(&view, max_batch), findings);
         for (cpu, local) in (0u32..).zip(&locals) {
             if offline.contains(cpu) {
                 findings.checked("K5", 1);
@@ -180,12 +178,13 @@ fn check_sum(
     findings.checked("K1", 1);
     let in_locals: i64 = locals.iter().map(|local| i64::from(*local)).sum();
     let seen = view.count.wrapping_add(in_locals);
-    let added = book.by_threads(counter.ledger);
-    let expected = counter.initial.wrapping_add(added);
+    let threads = book.by_threads(counter.ledger);
+    let interrupts = book.by_interrupts(counter.ledger);
+    let expected = counter.initial.wrapping_add(threads).wrapping_add(interrupts);
     if seen != expected {
         let detail = format!(
-            "counter {:#x} sums to {seen}, expected {expected} (initially {}, threads added {added}); \
-             count is {}, locals: {}",
+            "counter {:#x} sums to {seen}, expected {expected} (initially {}, threads added {threads}, \
+             interrupts {interrupts}); count is {}, locals: {}",
             counter.address,
             counter.initial,
             view.count,
@@ -195,6 +194,30 @@ fn check_sum(
             Violation::new("K1", format!("counter {:#x}", counter.address), detail)
                 .values(seen, expected),
         );
+    }
+}
+
+/// What no local may reach: `add_batch` may have been given a larger batch than the general one,
+/// which the counter remembers.
+fn bound_of(view: &CounterView, max_batch: i64) -> i64 {
+    max_batch.max(i64::from(view.local_bound as i32))
+}
+
+/// K2 while the guest runs, for counters that live as long as the guest: those that all threads
+/// write.
+pub(crate) fn check_locals_now(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    shadow: &Shadow,
+    max_batch: i64,
+    findings: &mut Findings,
+) {
+    for counter in shadow.counters.values().filter(|counter| counter.ledger.row.is_none()) {
+        let Ok(before) = space.read::<CounterView>(counter.address) else { continue };
+        let Ok(locals) = locals(space, layout, counter, &before) else { continue };
+        // The bound is announced before the local may grow, and never shrinks.
+        let Ok(after) = space.read::<CounterView>(counter.address) else { continue };
+        check_locals(counter, &locals, bound_of(&after, max_batch), findings);
     }
 }
 

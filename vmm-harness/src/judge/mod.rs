@@ -194,6 +194,10 @@ impl Judge {
             let space = mem.address_space();
             self.note_batch(&space, &layout);
             areas::check_offsets(&space, &layout, &mut findings);
+            let (shadow, batch) = (&self.shadow, self.max_batch);
+            if self.rings.is_complete() {
+                counters::check_locals_now(&space, &layout, shadow, batch, &mut findings);
+            }
         }
         self.tally.add(findings, self.shadow.now);
         self.check_offline_locals();

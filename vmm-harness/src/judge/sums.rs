@@ -15,7 +15,7 @@ pub(crate) struct LedgerBook {
     /// Sum of all rows by slot.
     threads: [i64; LEDGER_SLOTS],
     /// Sum of all CPUs' interrupts by slot.
-    interrupts: Vec<i64>,
+    interrupts: [i64; LEDGER_SLOTS],
 }
 
 impl LedgerBook {
@@ -32,13 +32,13 @@ impl LedgerBook {
                 *sum = sum.wrapping_add(*amount);
             }
         }
-        let mut interrupts = vec![0i64; 8];
+        let mut interrupts = [0i64; LEDGER_SLOTS];
         for cpu in 0..u64::from(possible) {
             let block = SHARED
                 + offset_of!(Shared, control) as u64
                 + cpu * size_of::<ControlBlock>() as u64
                 + offset_of!(ControlBlock, irq_ledger) as u64;
-            for (sum, amount) in interrupts.iter_mut().zip(words(mem, block, 8)?) {
+            for (sum, amount) in interrupts.iter_mut().zip(words(mem, block, LEDGER_SLOTS)?) {
                 *sum = sum.wrapping_add(amount);
             }
         }
@@ -54,9 +54,12 @@ impl LedgerBook {
         }
     }
 
-    /// What interrupts added.
-    fn by_interrupts(&self, slot: u32) -> i64 {
-        self.interrupts.get(slot as usize).copied().unwrap_or(0)
+    /// What interrupts added: they write objects of all threads only.
+    pub(crate) fn by_interrupts(&self, ledger: Ledger) -> i64 {
+        match ledger.row {
+            Some(_) => 0,
+            None => self.interrupts[ledger.slot as usize],
+        }
     }
 }
 
@@ -90,8 +93,9 @@ pub(crate) fn check(
         let Some(copies) = findings.sound(copies) else { continue };
         findings.checked("S1", 1);
         let seen = copies.iter().fold(0, |sum: u64, copy| sum.wrapping_add(*copy));
-        let threads = book.by_threads(Ledger { slot: sum.slot, row: None });
-        let interrupts = book.by_interrupts(sum.slot);
+        let ledger = Ledger { slot: sum.slot, row: None };
+        let threads = book.by_threads(ledger);
+        let interrupts = book.by_interrupts(ledger);
         let expected = sum.initial.wrapping_add_signed(threads).wrapping_add_signed(interrupts);
         if seen != expected {
             let detail = format!(
