@@ -1,14 +1,12 @@
 //! The host's orders at the head of the shared region, which the guest has no business to change.
 
-use std::mem::{offset_of, size_of};
-use std::path::Path;
+use std::mem::offset_of;
 
 use percpu_core::view::Roots;
-use percpu_guest::abi::{ABI_VERSION, BootParams, MAGIC, SHARED, SharedHeader};
+use percpu_guest::abi::{BootParams, SHARED, SharedHeader};
 
 use super::finding::{Findings, Violation, kind};
 use super::layout::Layout;
-use crate::error::Error;
 use crate::memory::{Following, GuestMem, Wild};
 
 /// A copy of what the host wrote, to compare with later.
@@ -91,23 +89,4 @@ impl HeaderGuard {
             findings.report(violation);
         }
     }
-}
-
-/// Compares the ABI version that the guest wrote into the header with ours. `Ok(false)`: the guest
-/// has not looked yet.
-pub fn guest_speaks_our_abi(mem: &GuestMem) -> Result<bool, Error> {
-    let word = |offset: usize| mem.load_u32(SHARED + offset as u64);
-    let image = word(offset_of!(SharedHeader, guest_version))?;
-    let image_size = word(offset_of!(SharedHeader, guest_size))?;
-    let host_size = size_of::<SharedHeader>() as u32;
-    match (image, image_size) {
-        (0, _) => Ok(false),
-        (ABI_VERSION, size) if size == host_size => Ok(true),
-        _ => Err(Error::abi_mismatch(Path::new("the running guest"), image, image_size)),
-    }
-}
-
-/// Whether `magic` begins a region that the host has prepared.
-pub fn is_prepared(mem: &GuestMem) -> bool {
-    mem.load_u64(SHARED) == Ok(MAGIC)
 }

@@ -34,11 +34,11 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::offset_of;
 
-use percpu_guest::abi::{CpuState, Event, PlugError, SHARED, SharedHeader};
+use percpu_guest::abi::{CpuState, Event, MAX_CPUS, PlugError, SHARED, SharedHeader};
 
 pub use events::Line as EventLine;
 pub use finding::{Violation, kind, meaning, order};
-pub use header::{HeaderGuard, guest_speaks_our_abi, is_prepared};
+pub use header::HeaderGuard;
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
 
 use crate::memory::{AddressSpace, GuestMem, Wild};
@@ -117,6 +117,7 @@ impl Judge {
     /// A judge of the guest in `mem`, to be made after the host has written the shared header and
     /// before the guest runs.
     pub fn new(mem: GuestMem, possible: u32) -> Result<Self, Wild> {
+        let possible = possible.min(MAX_CPUS as u32);
         Ok(Self {
             guard: HeaderGuard::new(&mem)?,
             rings: Rings::new(mem.clone(), possible),

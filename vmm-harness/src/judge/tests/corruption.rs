@@ -378,6 +378,21 @@ fn a_larger_batch_of_add_batch_allows_larger_locals() {
 }
 
 #[test]
+fn a_local_that_reaches_the_batch_is_found_while_the_guest_runs() {
+    let guest = Guest::new();
+    guest.poke(guest.copy(guest.chunks[0].ptr(280), 1), -32i32);
+    // A counter of one thread may be gone by now: only those of all threads are looked at.
+    guest.poke(guest.copy(guest.chunks[2].ptr(1028), 1), -32i32);
+    let mut judge = guest.judge();
+    judge.drain();
+    judge.check_instant();
+    let found: Vec<_> =
+        judge.violations().iter().map(|v| (v.invariant, v.cpu, &*v.object)).collect();
+    let counter = format!("counter {:#x}", guest.counters[0]);
+    assert_eq!(found, [("K2", Some(1), &*counter)]);
+}
+
+#[test]
 fn k1_lists_the_locals_of_the_cpus_that_wrote() {
     let guest = Guest::new();
     let at = guest.copy(guest.chunks[0].ptr(280), 1);
