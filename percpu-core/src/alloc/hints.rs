@@ -193,14 +193,15 @@ mod tests {
 
     /// Checks every hint against the bits.
     fn check(md: &BlockView, words: &[u64]) {
-        let runs: Vec<Run> = bitmap::free_runs(words, 0, BITS).collect();
+        let bits = md.nr_bits;
+        let runs: Vec<Run> = bitmap::free_runs(words, 0, bits).collect();
         let longest = runs.iter().map(|r| r.len()).max().unwrap_or(0);
         assert_eq!(md.contig_hint, longest, "{md:?} {runs:?}");
         assert!(longest == 0 || runs.contains(&md.contig()), "{md:?} {runs:?}");
         let (first, last) = (runs.first(), runs.last());
-        assert_eq!(md.first_free, first.map_or(BITS, |r| r.start));
+        assert_eq!(md.first_free, first.map_or(bits, |r| r.start));
         assert_eq!(md.left_free, first.filter(|r| r.start == 0).map_or(0, |r| r.end));
-        assert_eq!(md.right_free, last.filter(|r| r.end == BITS).map_or(0, |r| r.len()));
+        assert_eq!(md.right_free, last.filter(|r| r.end == bits).map_or(0, |r| r.len()));
         if md.scan_hint != 0 {
             assert!(runs.contains(&md.scan()), "{md:?} {runs:?}");
             assert!(md.scan_hint < md.contig_hint, "{md:?} {runs:?}");
@@ -211,13 +212,13 @@ mod tests {
 
     fn take(md: &mut BlockView, words: &mut [u64], taken: Run) {
         bitmap::set(words, taken.start, taken.end);
-        let words = &*words;
+        let (words, bits) = (&*words, md.nr_bits);
         md.take(
             taken,
-            || bitmap::next_clear(words, taken.end, BITS),
+            || bitmap::next_clear(words, taken.end, bits),
             || {
                 let mut survey = Survey::default();
-                bitmap::free_runs(words, 0, BITS).for_each(|run| survey.see(run));
+                bitmap::free_runs(words, 0, bits).for_each(|run| survey.see(run));
                 survey
             },
         );
@@ -226,7 +227,7 @@ mod tests {
     fn give_back(md: &mut BlockView, words: &mut [u64], run: Run) {
         bitmap::clear(words, run.start, run.end);
         let start = bitmap::run_start(words, 0, run.start);
-        let end = bitmap::next_set(words, run.end, BITS);
+        let end = bitmap::next_set(words, run.end, md.nr_bits);
         md.give_back(Run { start, end });
     }
 
@@ -255,6 +256,32 @@ mod tests {
                 check(&md, &words);
             }
         }
+    }
+
+    /// Every state that can be reached with few granules, and every operation from each of them.
+    #[test]
+    fn hints_are_exact_in_every_reachable_state() {
+        let bits = if cfg!(miri) { 4 } else { 8 };
+        let start = (0, BlockView::all_free(bits));
+        let mut states = vec![start];
+        let mut seen = std::collections::HashSet::from([(0, format!("{:?}", start.1))]);
+        while let Some((word, md)) = states.pop() {
+            for run in (0..bits).flat_map(|s| (s + 1..=bits).map(move |e| Run { start: s, end: e })) {
+                let (mut words, mut md) = ([word], md);
+                if bitmap::next_set(&words, run.start, run.end) == run.end {
+                    take(&mut md, &mut words, run);
+                } else if bitmap::next_clear(&words, run.start, run.end) == run.end {
+                    give_back(&mut md, &mut words, run);
+                } else {
+                    continue;
+                }
+                check(&md, &words);
+                if seen.insert((words[0], format!("{md:?}"))) {
+                    states.push((words[0], md));
+                }
+            }
+        }
+        assert!(seen.len() >= 1 << bits);
     }
 
     #[test]
