@@ -68,25 +68,17 @@ impl CpuOps for Machine {
 
 /// Registers what this machine does at a CPU's coming and going.
 pub fn register_hotplug_steps() {
-    let local_apic = hotplug::register(
+    hotplug::register(
         Section::Starting,
         "lapic:starting",
         Some(|_| {
             lapic::enable();
-            Ok(())
-        }),
-        Some(|_| lapic::disable()),
-    );
-    let timer = hotplug::register(
-        Section::Online,
-        "tick:online",
-        Some(|_| {
             tick::arm();
             Ok(())
         }),
-        None,
-    );
-    local_apic.and(timer).expect("a place for the machine's hotplug steps");
+        Some(|_| lapic::disable()),
+    )
+    .expect("a place for the machine's hotplug steps");
 }
 
 /// The idle and the hotplug thread of `cpu`.

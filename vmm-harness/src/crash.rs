@@ -197,7 +197,7 @@ fn with_registers(
     };
     let frames = backtrace(scene.mem, rip, rbp, rsp);
     report.masked = masked(scene.mem, registers.gs_base);
-    let shown = own.and_then(|own| own.registers.clone()).unwrap_or_else(|| Registers::from(r));
+    let shown = own.and_then(|own| own.registers).unwrap_or_else(|| Registers::from(r));
     report.registers(shown).stack(&frames, symbols)
 }
 

@@ -51,6 +51,13 @@ impl Image {
         {
             return Err(Error::abi_mismatch(path, header.version, header.header_size));
         }
+        // Below lie the page tables and the shared region.
+        if elf.segments().any(|segment| segment.address() < abi::IMAGE) {
+            return Err(Error::image_load(
+                path,
+                format_args!("it is not linked at {:#x}", abi::IMAGE),
+            ));
+        }
         let tests = tests(&elf).ok_or_else(|| Error::foreign_elf(path))?;
         Ok(Self { path: path.into(), header, tests, bytes })
     }

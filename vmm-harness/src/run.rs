@@ -151,7 +151,7 @@ pub fn run(
                 .into(),
         ));
     }
-    Run::start(image, config, host)?.to_the_end(interrupted)
+    Run::start(image, config, host)?.complete(interrupted)
 }
 
 /// A run under way.
@@ -219,7 +219,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    fn to_the_end(mut self, interrupted: &AtomicBool) -> Result<RunReport, Error> {
+    fn complete(mut self, interrupted: &AtomicBool) -> Result<RunReport, Error> {
         let end = self.drive(interrupted)?;
         self.live.finish();
         self.report.seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());

@@ -34,7 +34,7 @@ guest_test!(impossible_orders_are_refused, cpus = 2, possible = 2, {
 guest_test!(a_failing_step_is_rolled_back, cpus = 1, possible = 2, {
     use percpu_core::hotplug;
     let count = hotplug::steps().count();
-    assert!(count >= 3, "{count} steps");
+    assert!(count >= 3, "only {count} steps");
     for n in 0..count {
         let (step, ..) = hotplug::steps().nth(n).expect("counted");
         hotplug::inject_failure(step, CpuId::new(1).expect("possible"));
