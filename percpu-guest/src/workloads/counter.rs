@@ -3,13 +3,18 @@
 use core::cell::UnsafeCell;
 
 use percpu_core::counter::PercpuCounter;
+use percpu_core::preempt;
+use percpu_core::var::PerCpuPtr;
+use percpu_core::view::CounterView;
 use percpu_guest::abi::{EventKind, Invariant};
 
 use super::{Worker, book_interrupt, slots};
-use crate::events;
+use crate::{events, shared};
 
 /// Counters that live as long as the kernel and that all threads write.
 const SHARED_COUNTERS: usize = 8;
+/// The first of them are given small amounts, the others large ones.
+const SMALL_AMOUNTS: usize = 4;
 /// Counters that a thread has for itself, made and destroyed all the time.
 const OWN_COUNTERS: usize = 4;
 /// Additions of a round between two boundaries.
@@ -42,6 +47,63 @@ pub(super) fn init() {
     }
 }
 
+/// Small amounts in every way there is; batches down to two, so that many additions fold.
+fn add_little(random: u64, counter: &PercpuCounter) -> i64 {
+    let amount = (random >> 8) as i64 % 11;
+    match random % 4 {
+        0 => {
+            counter.add_batch(amount, 2);
+            amount
+        }
+        1 => {
+            counter.sub(amount);
+            -amount
+        }
+        2 => {
+            counter.inc();
+            1
+        }
+        _ => {
+            counter.add(amount);
+            amount
+        }
+    }
+}
+
+/// Amounts of either sign about as large as the batch: locals are large, too, and every third
+/// addition folds.
+fn add_much(random: u64, counter: &PercpuCounter) -> i64 {
+    let most = largest_batch() - 1;
+    let amount = (random >> 1) as i64 % (2 * most + 1) - most;
+    counter.add(amount);
+    amount
+}
+
+/// The batch when all possible CPUs are online.
+fn largest_batch() -> i64 {
+    (2 * i64::from(shared::boot().possible)).max(32)
+}
+
+/// K2 on the spot: whatever CPU this is by now, its local is below the batch. One that is not would
+/// be folded by the next addition, long before the host looks.
+fn check_local(counter: &PercpuCounter) {
+    let view = core::ptr::with_exposed_provenance::<CounterView>(counter.address());
+    // SAFETY: the counter exists, its node has the view's layout, and the locals' pointer and bound
+    // are not changed while it does, but for the bound, which is read at once.
+    let (locals, bound) =
+        unsafe { ((*view).locals, (&raw const (*view).local_bound).read_volatile()) };
+    let pin = preempt::disable();
+    // SAFETY: the locals live as long as the counter, and all accesses are of this kind.
+    let local = unsafe { PerCpuPtr::<i32>::from_raw(locals as usize).read() };
+    let cpu = pin.cpu().index() as u32;
+    drop(pin);
+    let bound = i64::from(bound).max(largest_batch());
+    if i64::from(local).abs() >= bound {
+        let address = counter.address() as u64;
+        events::violation(Invariant::K2, cpu, address, i64::from(local) as u64, bound as u64);
+    }
+}
+
 fn announce(counter: &PercpuCounter, initial: i64, slot: u32, row: u64) {
     events::emit(
         EventKind::CounterInit,
@@ -60,27 +122,13 @@ pub(super) fn run(mut worker: Worker) {
     loop {
         for _ in 0..ROUND {
             let which = worker.rng.below(SHARED_COUNTERS as u64) as usize;
-            let amount = worker.rng.below(21) as i64 - 10;
             let counter = COUNTERS[which].get();
-            let added = match worker.rng.below(4) {
-                // Nearly every addition folds.
-                0 => {
-                    counter.add_batch(amount, 2);
-                    amount
-                }
-                1 => {
-                    counter.sub(amount);
-                    -amount
-                }
-                2 => {
-                    counter.inc();
-                    1
-                }
-                _ => {
-                    counter.add(amount);
-                    amount
-                }
+            let added = if which < SMALL_AMOUNTS {
+                add_little(worker.rng.next(), counter)
+            } else {
+                add_much(worker.rng.next(), counter)
             };
+            check_local(counter);
             worker.book(slots::COUNTERS + which as u32, added);
         }
         let which = worker.rng.below(OWN_COUNTERS as u64) as usize;
