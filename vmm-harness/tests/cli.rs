@@ -1,0 +1,414 @@
+//! The program from outside: what it refuses, how it ends, what it reports.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Far more than any of these runs takes, on a slow and busy machine too.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Length of a run that is to end for another reason: longer than [`LIMIT`].
+const FOREVER: &str = "1000000";
+
+/// The image, built at most once.
+fn image() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(common::image)
+}
+
+/// A place for one test's file.
+fn scratch(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{name}"));
+    // Usually there is none; that it cannot be made again would show where it is written.
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+/// Leave to run a virtual machine: one test at a time, so that none sees the others as a hang.
+/// `None`, with a line that says so, where there are to be no virtual machines.
+fn vm(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    if common::no_vm() {
+        let line = format!("{test}: left out, PERCPU_NO_VM=1\n");
+        // Past the capture of a test's output: this is to be seen.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+        return None;
+    }
+    Some(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn harness() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-harness"));
+    command.env_remove("PERCPU_GUEST_IMAGE").stdin(Stdio::null());
+    command
+}
+
+fn run() -> Command {
+    let mut command = harness();
+    command.arg("run").env("PERCPU_GUEST_IMAGE", image());
+    command
+}
+
+/// A process under way, in a process group of its own; killed if the test fails before its end.
+struct Running {
+    child: Child,
+    deadline: Instant,
+    stdout: Option<thread::JoinHandle<String>>,
+    /// Lines as they come, and at the end the channel's own.
+    stderr: mpsc::Receiver<String>,
+    stderr_so_far: String,
+}
+
+/// What became of a process.
+struct Ended {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .process_group(0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("vmm-harness starts");
+        let mut stdout = child.stdout.take().expect("piped");
+        let stdout = Some(thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stdout.read_to_end(&mut text);
+            String::from_utf8(text).expect("output in UTF-8")
+        }));
+        let (lines, stderr) = mpsc::channel();
+        let pipe = BufReader::new(child.stderr.take().expect("piped"));
+        thread::spawn(move || {
+            for line in pipe.lines().map_while(Result::ok) {
+                // The test may have ended.
+                let _ = lines.send(line);
+            }
+        });
+        Self {
+            child,
+            deadline: Instant::now() + LIMIT,
+            stdout,
+            stderr,
+            stderr_so_far: String::new(),
+        }
+    }
+
+    /// The next line on stderr; `None` when it is closed.
+    fn line(&mut self) -> Option<&str> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.stderr.recv_timeout(left) {
+            Ok(line) => {
+                let before = self.stderr_so_far.len();
+                self.stderr_so_far += &line;
+                self.stderr_so_far.push('\n');
+                Some(&self.stderr_so_far[before..])
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                panic!("not over after {LIMIT:?}, stderr:\n{}", self.stderr_so_far)
+            }
+        }
+    }
+
+    fn interrupt(&self) {
+        // SAFETY: a signal to a process of our own that was not waited for, so the number is its.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) }, 0);
+    }
+
+    /// Waits for the end, and for there to be no process left of the group.
+    fn end(mut self) -> Ended {
+        while self.line().is_some() {}
+        let status = self.child.wait().expect("it was started");
+        let stdout = self.stdout.take().expect("taken here only").join().expect("UTF-8");
+        // SAFETY: signal 0 only asks whether there is such a process group.
+        let left = unsafe { libc::kill(-(self.child.id() as i32), 0) };
+        assert_eq!(left, -1, "there is a process left");
+        Ended { status, stdout, stderr: std::mem::take(&mut self.stderr_so_far) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both do nothing to a process that was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ended(command: &mut Command) -> Ended {
+    Running::start(command).end()
+}
+
+impl Ended {
+    #[track_caller]
+    fn with_status(self, code: i32) -> Self {
+        let Self { status, stdout, stderr } = &self;
+        assert_eq!(status.code(), Some(code), "{status}\nstdout:\n{stdout}\nstderr:\n{stderr}");
+        assert!(!stderr.contains("panicked at"), "the program panicked:\n{stderr}");
+        self
+    }
+
+    /// The program refused: one sentence that names `what`, status 2, nothing on stdout.
+    #[track_caller]
+    fn refused(self, what: &str) {
+        let Self { stdout, stderr, .. } = self.with_status(2);
+        assert_eq!(stdout, "");
+        let (sentence, rest) = stderr.split_once('\n').unwrap_or((&stderr, ""));
+        assert!(sentence.starts_with("error: "), "{stderr}");
+        assert!(sentence.contains(what), "{what} is not in: {stderr}");
+        // What the parser of arguments adds to its own sentences.
+        let rest = rest.trim();
+        assert!(rest.is_empty() || rest == "For more information, try '--help'.", "{stderr}");
+    }
+}
+
+fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).expect("a report was written");
+    serde_json::from_str(&text).expect("the report is JSON")
+}
+
+#[test]
+fn no_cpus_at_all_are_refused() {
+    let Some(_vm) = vm("no_cpus_at_all_are_refused") else { return };
+    ended(run().args(["--cpus", "0"])).refused("--cpus must be at least 1");
+}
+
+#[test]
+fn more_cpus_at_boot_than_can_be_are_refused() {
+    let Some(_vm) = vm("more_cpus_at_boot_than_can_be_are_refused") else { return };
+    ended(run().args(["--cpus", "9", "--max-cpus", "8"])).refused("--cpus 9");
+}
+
+#[test]
+fn more_cpus_than_the_guest_knows_are_refused() {
+    let Some(_vm) = vm("more_cpus_than_the_guest_knows_are_refused") else { return };
+    ended(run().args(["--max-cpus", "5000"])).refused("--max-cpus 5000");
+}
+
+#[test]
+fn unknown_workload_is_refused_with_the_names_there_are() {
+    let end = || ended(run().args(["--workload", "nonsense"]));
+    end().refused("'nonsense'");
+    end().refused("statics");
+}
+
+#[test]
+fn seconds_that_are_no_time_are_refused() {
+    for seconds in ["0", "-1", "NaN", "soon"] {
+        ended(run().arg(format!("--seconds={seconds}"))).refused("--seconds");
+    }
+}
+
+#[test]
+fn missing_image_is_refused() {
+    ended(run().args(["--image", "/nonexistent/guest"])).refused("/nonexistent/guest");
+    ended(harness().args(["list", "--image", "/nonexistent/guest"])).refused("/nonexistent/guest");
+}
+
+#[test]
+fn text_file_is_refused_as_an_image() {
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    ended(run().args(["--image", text])).refused("ELF");
+}
+
+#[test]
+fn directory_is_refused_as_an_image() {
+    ended(run().args(["--image", env!("CARGO_MANIFEST_DIR")])).refused("cannot be read");
+}
+
+#[test]
+fn elf_file_that_is_no_guest_is_refused() {
+    let own = std::env::current_exe().expect("a test has a file");
+    ended(run().arg("--image").arg(&own)).refused("no percpu guest");
+    ended(run().args(["--image", "/bin/sh"])).refused("no percpu guest");
+}
+
+/// The section headers are the last part of the file: whatever is cut off, they are hurt.
+#[test]
+fn image_cut_short_is_refused() {
+    let bytes = std::fs::read(image()).expect("the image is readable");
+    let path = scratch("cut-short");
+    for len in [0, 1, 4, 63, 64, 100, 4096, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..len]).expect("scratch space");
+        ended(harness().arg("list").arg("--image").arg(&path)).refused("cut-short");
+    }
+}
+
+#[test]
+fn report_that_cannot_be_written_is_refused_before_the_run() {
+    let directory = env!("CARGO_TARGET_TMPDIR");
+    for path in ["/nonexistent/report.json", directory] {
+        ended(run().args(["--seconds", FOREVER, "--json", path])).refused(path);
+    }
+}
+
+#[test]
+fn list_names_the_tests_of_the_image_without_booting_it() {
+    let mut list = harness();
+    list.arg("list").env("PERCPU_GUEST_IMAGE", image());
+    let end = ended(&mut list).with_status(0);
+    assert!(end.stdout.contains("statics::worked_example: test\n"), "{}", end.stdout);
+    assert!(end.stdout.lines().all(|line| line.ends_with(": test")), "{}", end.stdout);
+}
+
+#[test]
+fn good_run_is_reported_in_full() {
+    let Some(_vm) = vm("good_run_is_reported_in_full") else { return };
+    let path = scratch("good.json");
+    let end = ended(
+        run()
+            .args(["--cpus", "2", "--max-cpus", "3", "--plugs", "4", "--boot", "sipi"])
+            .args(["--ring", "3", "--seed", "0x2a", "--json"])
+            .arg(&path),
+    )
+    .with_status(0);
+    assert!(end.stdout.contains("held: "), "{}", end.stdout);
+
+    let report = json(&path);
+    assert_eq!(report["schema"], 1);
+    assert_eq!(report["verdict"], "held");
+    assert_eq!(report["seed"], 42);
+    assert_eq!(report["ring"], 3);
+    assert_eq!(report["boot"], "sipi");
+    assert_eq!(report["cpus"]["possible"], 3);
+    assert_eq!(report["cpus"]["boot"], 2);
+    assert_eq!(report["violations"], Value::Array(Vec::new()));
+    assert_eq!(report["interrupted"], false);
+    assert_eq!(report["crash"], Value::Null);
+
+    let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("a number: {report:#}"));
+    let max_online = number(&report["cpus"]["max_online"]);
+    assert!((2..=3).contains(&max_online), "{report:#}");
+    let plugs = &report["plugs"];
+    assert_eq!(number(&plugs["up"]) + number(&plugs["down"]), 4, "{report:#}");
+    assert_eq!(number(&plugs["failed"]), 0, "{report:#}");
+    assert!(plugs["per_second"].as_f64().is_some_and(|n| n > 0.0), "{report:#}");
+    assert!(report["seconds"].as_f64().is_some_and(|n| n > 0.0), "{report:#}");
+
+    let workloads = report["workloads"].as_array().expect("a list");
+    let names: Vec<_> = workloads.iter().filter_map(|w| w["name"].as_str()).collect();
+    assert_eq!(names, ["statics", "counter", "alloc", "mount"]);
+    assert!(workloads.iter().all(|w| number(&w["ops"]) > 0), "{report:#}");
+    let checks = report["checks"].as_object().expect("a map");
+    for invariant in ["I1", "I14", "K1", "S1"] {
+        assert!(checks.get(invariant).map_or(0, number) > 0, "{invariant}: {report:#}");
+    }
+}
+
+#[test]
+fn one_workload_is_the_only_one() {
+    let Some(_vm) = vm("one_workload_is_the_only_one") else { return };
+    let path = scratch("one-workload.json");
+    ended(run().args(["--plugs", "2", "--workload", "counter", "--json"]).arg(&path))
+        .with_status(0);
+    let workloads = &json(&path)["workloads"];
+    assert_eq!(workloads.as_array().map(Vec::len), Some(1), "{workloads}");
+    assert_eq!(workloads[0]["name"], "counter");
+}
+
+#[test]
+fn interrupt_ends_a_run_with_the_report_so_far() {
+    let Some(_vm) = vm("interrupt_ends_a_run_with_the_report_so_far") else { return };
+    let path = scratch("interrupted.json");
+    let mut running = Running::start(run().args(["--seconds", FOREVER, "--json"]).arg(&path));
+    // The first line on how it goes: in the middle of the run.
+    while !running.line().expect("the run goes on").contains("checks") {}
+    running.interrupt();
+    let end = running.end().with_status(0);
+    assert!(end.stdout.contains("held: "), "{}", end.stdout);
+    assert!(end.stdout.contains("interrupted"), "{}", end.stdout);
+    let report = json(&path);
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(report["verdict"], "held");
+    assert!(report["seconds"].as_f64().is_some_and(|s| s > 1.0), "{report:#}");
+    assert!(report["workloads"][0]["ops"].as_u64() > Some(0), "{report:#}");
+}
+
+#[test]
+fn reader_that_goes_away_does_not_change_the_verdict() {
+    let Some(_vm) = vm("reader_that_goes_away_does_not_change_the_verdict") else { return };
+    let mut child =
+        run().args(["--plugs", "1"]).stdout(Stdio::piped()).spawn().expect("vmm-harness starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it was started").code(), Some(0));
+}
+
+/// Runs with a fault and returns what the report says of it and of the CPU that is to blame.
+#[track_caller]
+fn fault(name: &str, status: i32, verdict: &str) -> Option<(String, Value)> {
+    let _vm = vm(&format!("fault {name}"))?;
+    let path = scratch(&format!("{name}.json"));
+    // Every CPU that can be was up once, and so has registers to show.
+    let cpus = ["--cpus", "3", "--max-cpus", "3"];
+    let end =
+        ended(run().args(cpus).args(["--seconds", FOREVER, "--fault", name, "--json"]).arg(&path))
+            .with_status(status);
+    let report = json(&path);
+    assert_eq!(report["verdict"], verdict);
+    let crash = &report["crash"];
+    let text = crash["text"].as_str().expect("what happened").to_owned();
+    let cpu = crash["cpus"][0].clone();
+    let named = format!("CPU {}", cpu["cpu"]);
+    assert!(text.contains(&named), "{named} is not in: {text}");
+    assert_eq!(crash["cpus"].as_array().map(Vec::len), Some(3), "every CPU is in the report");
+    assert!(end.stdout.contains(&text), "{}", end.stdout);
+    assert!(end.stdout.contains("--seed "), "nothing says how to repeat it: {}", end.stdout);
+    Some((text, cpu))
+}
+
+/// Whether a function is on a CPU's stack.
+#[track_caller]
+fn on_stack(cpu: &Value, function: &str) {
+    let stack = cpu["stack"].as_array().expect("a stack");
+    let found = stack.iter().filter_map(Value::as_str).any(|frame| frame.contains(function));
+    assert!(found, "{function} is not on the stack: {stack:#?}");
+}
+
+#[test]
+fn panic_of_the_guest_is_reported_with_its_message_and_stack() {
+    let Some((text, cpu)) = fault("panic", 4, "crashed") else { return };
+    assert!(text.contains("panicked at percpu-guest/src/tests/faults.rs"), "{text}");
+    on_stack(&cpu, "panic_on_purpose");
+    on_stack(&cpu, "faults.rs:");
+}
+
+#[test]
+fn page_fault_of_the_guest_is_reported_with_its_address_and_stack() {
+    let Some((text, cpu)) = fault("page-fault", 4, "crashed") else { return };
+    assert!(text.contains("page fault") && text.contains("0x10"), "{text}");
+    on_stack(&cpu, "read_unmapped");
+}
+
+#[test]
+fn store_to_the_hosts_part_of_shared_memory_is_reported() {
+    let Some((text, cpu)) = fault("scribble-header", 4, "crashed") else { return };
+    assert!(text.contains("0x100000") && text.contains("header"), "{text}");
+    on_stack(&cpu, "scribble_header");
+}
+
+#[test]
+fn triple_fault_is_reported_with_its_cpu() {
+    let Some((text, cpu)) = fault("triple-fault", 4, "crashed") else { return };
+    assert!(text.contains("triple"), "{text}");
+    on_stack(&cpu, "service");
+}
+
+#[test]
+fn cpu_that_spins_with_interrupts_masked_is_reported_as_a_hang() {
+    let Some((text, cpu)) = fault("spin-masked", 5, "hung") else { return };
+    assert!(text.contains("masked"), "{text}");
+    assert_eq!(cpu["masked"], true);
+    on_stack(&cpu, "spin_masked");
+}
