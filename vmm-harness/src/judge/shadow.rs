@@ -301,22 +301,24 @@ fn nonsense(findings: &mut Findings, event: &Event, why: &str) {
 /// What the guest itself saw broken counts like what we see.
 fn guest_violation(event: &Event, findings: &mut Findings) {
     let [invariant, cpu, object, seen, expected] = event.args;
-    let name = match u32::try_from(invariant).ok().and_then(Invariant::from_code) {
-        Some(Invariant::I14) => "I14",
-        Some(Invariant::K1) => "K1",
-        Some(Invariant::K2) => "K2",
-        Some(Invariant::S1) => "S1",
-        Some(Invariant::M1) => "M1",
+    let (name, what) = match u32::try_from(invariant).ok().and_then(Invariant::from_code) {
+        Some(Invariant::I14) => ("I14", "area"),
+        Some(Invariant::K1) => ("K1", "counter"),
+        Some(Invariant::K2) => ("K2", "counter"),
+        Some(Invariant::S1) => ("S1", "sum"),
+        Some(Invariant::M1) => ("M1", "mount"),
         None => return nonsense(findings, event, "which is no invariant"),
     };
+    let object = format!("{what} {object:#x}");
+    let (seen_number, expected_number) = (seen as i64, expected as i64);
+    let (what, expected) = match name {
+        "I14" => ("word in CPU's copy", format!("{expected:#x}")),
+        "K2" => ("CPU's local", format!("less than {expected_number} on either side of zero")),
+        _ => ("sum, after that CPU's addition,", format!("{expected_number}")),
+    };
+    let seen = if name == "I14" { format!("{seen:#x}") } else { seen_number.to_string() };
     let detail = format!(
-        "the guest itself saw it on CPU {cpu}: object {object:#x} holds {} ({seen:#x}), expected {} \
-         ({expected:#x})",
-        seen as i64, expected as i64
+        "the guest itself saw it on CPU {cpu}: {object}, that {what} is {seen}, expected {expected}"
     );
-    findings.report(
-        Violation::new(name, format!("object {object:#x}"), detail)
-            .on(cpu as u32)
-            .values(seen as i64, expected as i64),
-    );
+    findings.report(Violation::new(name, object, detail).on(cpu as u32).values(seen, expected));
 }
