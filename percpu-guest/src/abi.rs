@@ -306,6 +306,11 @@ pub struct BootParams {
     pub fault: u32,
     /// Microseconds between timer interrupts.
     pub tick_us: u32,
+    /// Threads of each workload.
+    pub threads: u32,
+    /// KiB that the area of one allocation may take over all possible CPUs: a bound on how long an
+    /// operation lasts where everything is slow.
+    pub reach_kib: u32,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for BootParams {}

@@ -5,11 +5,11 @@ use core::sync::atomic::Ordering;
 
 use percpu_core::cpu::CpuId;
 use percpu_core::hotplug::{self, CpuOps, Section, Serve, StartError};
-use percpu_core::{area, preempt};
+use percpu_core::{area, irq, preempt};
 use percpu_guest::abi::{BootMode, CpuState, Doorbell, EventKind, MAX_CPUS, TRAMPOLINE};
 
-use crate::arch::irq::{self, IRQ_MASKED, IRQ_PENDING};
-use crate::arch::{doorbell, lapic, tables};
+use crate::arch::irq::{IRQ_MASKED, IRQ_PENDING};
+use crate::arch::{self, doorbell, lapic, tables};
 use crate::sched::{self, Thread};
 use crate::{events, ipi, shared, tick};
 
@@ -42,10 +42,8 @@ impl CpuOps for Machine {
         set_state(n, CpuState::Starting);
         doorbell::ring(Doorbell::StartCpu, u64::from(n));
         if shared::boot().boot_mode == BootMode::Sipi as u32 {
-            let masked = irq::save();
+            let _masked = irq::disable();
             lapic::send_init_sipi(n, TRAMPOLINE);
-            // SAFETY: the state is of the save above.
-            unsafe { irq::restore(masked) };
         }
         Ok(())
     }
@@ -129,8 +127,8 @@ pub extern "C" fn ap_main(cpu: u32) -> ! {
     hotplug.make_runnable();
     set_state(cpu, CpuState::Online);
     shared::control(cpu).onlines.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: a CPU begins masked, as if by a save of "not masked".
-    unsafe { irq::restore(false) };
+    // SAFETY: a CPU begins masked once.
+    unsafe { arch::irq::unmask() };
     sched::idle()
 }
 
@@ -152,7 +150,7 @@ fn run_hotplug_thread(cpu: usize) {
 fn die(cpu: CpuId) -> ! {
     let n = cpu.index() as u32;
     set_state(n, CpuState::Dying);
-    irq::save();
+    arch::irq::mask();
     // SAFETY: interrupts are masked, this is that CPU and the state machine asked for it.
     unsafe { hotplug::die(cpu) };
     set_state(n, CpuState::Dead);

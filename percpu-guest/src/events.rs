@@ -7,9 +7,10 @@
 
 use core::sync::atomic::Ordering;
 
+use percpu_core::irq;
 use percpu_guest::abi::{Doorbell, EVENT_RING_LEN, EventKind, Invariant};
 
-use crate::arch::{doorbell, irq, tsc};
+use crate::arch::{doorbell, tsc};
 use crate::{sched, shared};
 
 /// How long a thread waits for room before the event counts as dropped.
@@ -58,7 +59,7 @@ pub fn violation_in_interrupt(
 
 /// One try; from any context.
 fn try_emit(kind: EventKind, args: [u64; 5]) -> bool {
-    let masked = irq::save();
+    let _masked = irq::disable();
     let cpu = percpu_core::cpu::this_cpu_raw();
     let ring = shared::events(cpu);
     // Interrupts are masked, so this CPU is the ring's only writer until they are restored.
@@ -74,7 +75,5 @@ fn try_emit(kind: EventKind, args: [u64; 5]) -> bool {
         }
         ring.head.store(head + 1, Ordering::Release);
     }
-    // SAFETY: the state is of the save above.
-    unsafe { irq::restore(masked) };
     room
 }

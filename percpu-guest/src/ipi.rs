@@ -3,10 +3,10 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use percpu_core::platform::Platform;
-use percpu_core::{cpu, preempt};
+use percpu_core::{cpu, irq, preempt};
 use percpu_guest::abi::MAX_CPUS;
 
-use crate::arch::{irq, lapic, service};
+use crate::arch::{lapic, service};
 use crate::kernel::Kernel;
 
 /// Number of the latest flush anybody asked for.
@@ -16,10 +16,8 @@ static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Interrupts `cpu`.
 pub fn send(cpu: u32) {
-    let masked = irq::save();
+    let _masked = irq::disable();
     lapic::send_ipi(cpu);
-    // SAFETY: the state is of the save above.
-    unsafe { irq::restore(masked) };
 }
 
 /// The IPI's handler.
@@ -42,10 +40,9 @@ fn flush_this_tlb() {
 /// that two CPUs that flush at once answer each other.
 pub fn flush_all_tlbs() {
     let wanted = WANTED.fetch_add(1, Ordering::AcqRel) + 1;
-    let masked = irq::save();
+    let masked = irq::disable();
     flush_this_tlb();
-    // SAFETY: the state is of the save above.
-    unsafe { irq::restore(masked) };
+    drop(masked);
     let behind = |cpu: usize| DONE[cpu].load(Ordering::Acquire) < wanted;
     for cpu in cpu::online().iter().filter(|cpu| behind(cpu.index())) {
         send(cpu.index() as u32);

@@ -20,8 +20,8 @@ pub struct Kernel;
 percpu_core::set_platform!(Kernel);
 
 // SAFETY:
-// 1. With the mask flag set, the entry stub runs no handler, and threads are switched by handlers
-//    and by explicit yields only.
+// 1. While the mask count is not 0 the entry stub runs no handler, and threads are switched by
+//    handlers and by explicit yields only.
 // 2. The heap hands a block out once until it is freed, zeroed.
 // 3. The chunk space is used by nobody else, ranges are handed out once until released, and a
 //    mapped frame is its page's alone.
@@ -29,13 +29,14 @@ percpu_core::set_platform!(Kernel);
 unsafe impl Platform for Kernel {
     #[inline]
     fn irq_save() -> IrqState {
-        IrqState(usize::from(irq::save()))
+        irq::mask();
+        IrqState(0)
     }
 
     #[inline]
-    unsafe fn irq_restore(state: IrqState) {
-        // SAFETY: the caller's state is of the matching `irq_save`.
-        unsafe { irq::restore(state.0 != 0) };
+    unsafe fn irq_restore(_: IrqState) {
+        // SAFETY: the caller gives up an `irq_save` of its own.
+        unsafe { irq::unmask() };
     }
 
     fn preempt_schedule() {

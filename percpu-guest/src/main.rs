@@ -25,7 +25,6 @@ mod tick;
 mod workloads;
 
 use percpu_core::cpu::CpuId;
-use percpu_core::platform::Platform;
 use percpu_core::{area, counter, hotplug, view};
 use percpu_guest::abi::{ABI_VERSION, ImageHeader, MAGIC, SharedHeader};
 
@@ -97,7 +96,7 @@ extern "C" fn boot_main() -> ! {
     sched::spawn_bound(control::run, CONTROL_CPU);
     // SAFETY: on the boot CPU, once, and it goes on as its idle thread.
     unsafe { cpus::adopt_boot_cpu(CONTROL_CPU) };
-    // SAFETY: a CPU begins masked, as if by a save of "not masked".
-    unsafe { kernel::Kernel::irq_restore(percpu_core::platform::IrqState(0)) };
+    // SAFETY: a CPU begins masked once.
+    unsafe { irq::unmask() };
     sched::idle()
 }

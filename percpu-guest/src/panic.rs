@@ -32,7 +32,7 @@ struct Message<'a>(&'a mut PanicRecord);
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    irq::save();
+    irq::mask();
     let cpu = percpu_core::cpu::this_cpu_raw() as usize % MAX_CPUS;
     let record = RECORDS.0[cpu].get();
     if !PANICKED[cpu].swap(true, Ordering::Relaxed) {

@@ -201,14 +201,14 @@ fn with_registers(
     report.registers(shown).stack(&frames, symbols)
 }
 
-/// The CPU's software interrupt mask, through its own GS base.
+/// The CPU's count of masked interrupts, through its own GS base.
 fn masked(mem: &GuestMem, gs_base: u64) -> Option<bool> {
     let template = mem.load_u64(SHARED + offset_of!(SharedHeader, irq_masked) as u64).ok()?;
     if template == 0 {
         return None;
     }
-    let flag: u8 = mem.address_space().read(template.wrapping_add(gs_base)).ok()?;
-    Some(flag != 0)
+    let count: u32 = mem.address_space().read(template.wrapping_add(gs_base)).ok()?;
+    Some(count != 0)
 }
 
 fn state_of(mem: &GuestMem, cpu: u32) -> Option<CpuState> {

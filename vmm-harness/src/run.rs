@@ -118,6 +118,8 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
         workloads: 0,
         fault: Fault::None as u32,
         tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
+        threads: 0,
+        reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
     }
 }
 
@@ -130,11 +132,22 @@ pub(crate) fn patience(ring: u8, host: &HostInfo) -> u32 {
     if is_emulated(ring, host) { EMULATION_FACTOR } else { 1 }
 }
 
+/// Threads of each workload: enough to keep all CPUs at work, but no more than can soon come to
+/// rest where everything is slow.
+fn threads(config: &RunConfig, host: &HostInfo) -> u32 {
+    let most = if is_emulated(config.ring, host) { EMULATED_THREADS } else { u32::MAX };
+    config.max_cpus.clamp(2, most)
+}
+
 /// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
 /// place.
 const TICK_US: u32 = 1000;
 /// The same where a tick's own instructions take milliseconds.
 const EMULATED_TICK_US: u32 = 20_000;
+const EMULATED_THREADS: u32 = 6;
+/// KiB that one allocation may take over all CPUs: no bound in practice.
+const REACH_KIB: u32 = 1 << 20;
+const EMULATED_REACH_KIB: u32 = 8;
 
 /// Runs the guest and reports.
 pub fn run(
@@ -189,6 +202,7 @@ impl<'a> Run<'a> {
             boot_mode: config.boot as u32,
             workloads: config.workloads.iter().map(|w| w.bit()).sum(),
             fault: config.fault as u32,
+            threads: threads(config, host),
             ..boot_params(config.ring, host)
         };
         let vm = Vm::new(image, VmConfig { boot, memory: VmConfig::memory_for(config.max_cpus) })?;

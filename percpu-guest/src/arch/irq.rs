@@ -1,9 +1,9 @@
 //! Interrupts masked in software.
 //!
-//! The hardware's interrupt flag stays on; a per-CPU flag says whether a handler may run. The entry
-//! stub reads it: where it is set, the vector is noted as pending and the interrupted code goes on.
-//! Whoever clears the flag looks for pending vectors and handles them by a call. Masking costs one
-//! store, unmasking a store and a load.
+//! The hardware's interrupt flag stays on; a per-CPU count says whether a handler may run. The entry
+//! stub reads it: where it is not 0, the vector is noted as pending and the interrupted code goes on.
+//! Whoever takes the count to 0 looks for pending vectors and handles them by a call. Masking costs
+//! one instruction, unmasking one and two loads.
 
 use percpu_core::{percpu, preempt};
 use percpu_guest::abi::{VECTOR_COMMAND, VECTOR_IPI, VECTOR_TIMER};
@@ -14,23 +14,19 @@ use crate::sched;
 const FIRST_VECTOR: u32 = 0x40;
 
 percpu! {
-    /// Not 0 while no handler may run on this CPU. A CPU starts masked.
+    /// How often interrupts are masked on this CPU; no handler runs while it is not 0. A count, so
+    /// that guards may be dropped in any order. A CPU starts masked.
     #[unsafe(no_mangle)]
-    pub static IRQ_MASKED: PerCpu<u8> = 1;
+    pub static IRQ_MASKED: PerCpu<u32> = 1;
     /// Vectors that arrived while interrupts were masked, bit 0 = 0x40.
     #[unsafe(no_mangle)]
     pub static IRQ_PENDING: PerCpu<u64> = 0;
 }
 
-/// Masks interrupts; says whether they already were.
-///
-/// A thread that migrates between the load and the store is right all the same: it can do so only
-/// if interrupts are on, and then they are on wherever it goes on.
+/// Masks interrupts once more: one instruction.
 #[inline]
-pub fn save() -> bool {
-    let masked = IRQ_MASKED.read() != 0;
-    IRQ_MASKED.write(1);
-    masked
+pub fn mask() {
+    IRQ_MASKED.inc();
 }
 
 /// Whether interrupts are masked on this CPU.
@@ -39,24 +35,22 @@ pub fn masked() -> bool {
     IRQ_MASKED.read() != 0
 }
 
-/// Unmasks interrupts unless `masked`, and handles what is pending.
+/// Takes one [`mask`] back; the last one unmasks, and handles what is pending.
 ///
 /// # Safety
 ///
-/// `masked` is what the matching [`save`] returned.
+/// A `mask` of this thread, or of the CPU's start, has not been taken back yet.
 #[inline]
-pub unsafe fn restore(masked: bool) {
-    if masked {
-        return;
-    }
+pub unsafe fn unmask() {
     loop {
-        IRQ_MASKED.write(0);
-        if IRQ_PENDING.read() == 0 {
+        IRQ_MASKED.dec();
+        // Once unmasked the thread may migrate between these loads. Then it was by an interrupt,
+        // whose exit has handled what was pending on the CPU it left; and what is pending on this
+        // one while it is unmasked is about to be handled here.
+        if IRQ_MASKED.read() != 0 || IRQ_PENDING.read() == 0 {
             return;
         }
-        // If the thread migrates here, it was by an interrupt, whose exit has handled what was
-        // pending on the CPU it left; then there is nothing to do on this one.
-        IRQ_MASKED.write(1);
+        IRQ_MASKED.inc();
         irq_replay_all();
     }
 }

@@ -82,9 +82,9 @@ global_asm!(
     "  mov eax, {eoi}",
     "  mov dword ptr [rax], 0",
     "  mov rcx, [rsp + 24]",              // vector
-    "  cmp byte ptr gs:[rip + {masked}], 0",
+    "  cmp dword ptr gs:[rip + {masked}], 0",
     "  jne 2f",
-    "  mov byte ptr gs:[rip + {masked}], 1",
+    "  mov dword ptr gs:[rip + {masked}], 1",
     // Build the frame on the interrupted stack. In ring 0 it overlaps what the CPU pushed, which
     // is therefore in registers by then; the saved registers lie below it.
     "  mov rax, [rsp + 56]",              // old rsp
@@ -152,11 +152,11 @@ global_asm!(
     "  cld",
     "  call {dispatch}",
     "3:",
-    "  mov byte ptr gs:[rip + {masked}], 0",
+    "  mov dword ptr gs:[rip + {masked}], 0",
     // What came while interrupts were masked is handled before the thread goes on.
     "  cmp qword ptr gs:[rip + {pending}], 0",
     "  je 4f",
-    "  mov byte ptr gs:[rip + {masked}], 1",
+    "  mov dword ptr gs:[rip + {masked}], 1",
     "  call {replay}",
     "  jmp 3b",
     "4:",

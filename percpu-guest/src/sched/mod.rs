@@ -12,10 +12,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::platform::Platform;
-use percpu_core::{percpu, preempt};
+use percpu_core::{irq, percpu, preempt};
 use percpu_guest::abi::MAX_CPUS;
 
-use crate::arch::{irq, service};
+use crate::arch::{self, service};
 use crate::kernel::Kernel;
 use crate::shared;
 
@@ -69,13 +69,11 @@ impl RunQueue {
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Queues) -> R) -> R {
-        let masked = irq::save();
+        let _masked = irq::disable();
         self.lock();
         // SAFETY: the lock is held, so this is the only reference.
         let result = f(unsafe { &mut *self.queues.get() });
         self.unlock();
-        // SAFETY: the state is of the save above.
-        unsafe { irq::restore(masked) };
         result
     }
 }
@@ -112,6 +110,7 @@ fn schedule() {
     if previous == 0 {
         return;
     }
+    thread::check_stack(previous);
     preempt::clear_need_resched();
     RUN_QUEUE.lock();
     // SAFETY: the lock is held. The reference ends before the switch.
@@ -148,16 +147,15 @@ impl Queues {
 /// The first thing a thread does that was never switched away from.
 fn finish_first_switch() {
     RUN_QUEUE.unlock();
-    // SAFETY: a thread starts inside `schedule`, which runs masked; threads begin unmasked.
-    unsafe { irq::restore(false) };
+    // SAFETY: a thread starts inside `schedule`, which runs masked once; threads begin unmasked.
+    unsafe { arch::irq::unmask() };
 }
 
 /// Gives the CPU to another thread. Preemption and interrupts are on.
 pub fn yield_now() {
-    let masked = irq::save();
+    // The count is 1 on whatever CPU the thread goes on: every switch is made masked once.
+    let _masked = irq::disable();
     schedule();
-    // SAFETY: the state is of the save above.
-    unsafe { irq::restore(masked) };
 }
 
 /// Switches threads if the last interrupt asked for it and the interrupted code allows it.
@@ -171,7 +169,7 @@ pub fn on_interrupt_exit() {
 /// A guard was dropped while a reschedule was wanted.
 pub fn preempt_schedule() {
     // Masked interrupts forbid a switch too; the next interrupt looks again.
-    while preempt::need_resched() && preempt::count() == 0 && !irq::masked() {
+    while preempt::need_resched() && preempt::count() == 0 && !arch::irq::masked() {
         yield_now();
     }
 }
@@ -191,13 +189,11 @@ pub unsafe fn adopt_idle(cpu: u32, thread: &'static Thread) {
 pub fn idle() -> ! {
     loop {
         yield_now();
-        irq::save();
+        let _masked = irq::disable();
         let cpu = cpu::this_cpu_raw();
         if !preempt::need_resched() && RUN_QUEUE.with(|queues| queues.is_idle(cpu)) {
             service::idle();
         }
-        // SAFETY: the idle thread runs unmasked; `save` just above found that.
-        unsafe { irq::restore(false) };
     }
 }
 
@@ -241,7 +237,7 @@ pub fn wait_until(wanted: fn(u32) -> bool) {
 /// Ends the current thread. Its memory stays.
 fn end_current() -> ! {
     thread::set_ended(CURRENT.read());
-    irq::save();
+    arch::irq::mask();
     schedule();
     unreachable!("a thread that has ended was run again")
 }

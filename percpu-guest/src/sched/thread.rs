@@ -26,7 +26,11 @@ pub struct Thread {
     row: u32,
     entry: fn(usize),
     arg: usize,
+    /// Last, so that a stack that grows too far hits it first.
+    canary: AtomicUsize,
 }
+
+const CANARY: usize = 0x5374_6163_6b45_6e64;
 
 fn thread(address: usize) -> &'static Thread {
     let thread = core::ptr::with_exposed_provenance::<Thread>(address);
@@ -53,6 +57,7 @@ impl Thread {
             row,
             entry,
             arg,
+            canary: AtomicUsize::new(CANARY),
         };
         // SAFETY: the frames are ours and aligned to a page.
         unsafe { at.write(new) };
@@ -132,6 +137,12 @@ pub(super) extern "C" fn run_current() -> ! {
 
 pub(super) fn row_of(address: usize) -> u32 {
     thread(address).row
+}
+
+/// Stops the kernel if the thread has used more stack than it has.
+pub(super) fn check_stack(address: usize) {
+    let intact = thread(address).canary.load(Ordering::Relaxed) == CANARY;
+    assert!(intact, "the stack of the thread at {address:#x} has overflowed");
 }
 
 pub(super) fn is_bound(address: usize) -> bool {

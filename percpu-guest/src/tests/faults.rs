@@ -31,7 +31,7 @@ fn panic_on_purpose() {
 
 #[inline(never)]
 fn spin_masked() {
-    irq::save();
+    irq::mask();
     loop {
         core::hint::spin_loop();
     }

@@ -12,8 +12,8 @@ use crate::{events, shared};
 
 /// Areas a thread holds at most.
 const HELD: usize = 24;
-/// Bytes over all CPUs that one operation touches at most, mostly.
-const REACH: u64 = 16 << 10;
+/// Bytes over all CPUs that most operations keep below.
+const USUAL_REACH: u64 = 16 << 10;
 /// Operations of a round between two boundaries.
 const ROUND: u32 = 4;
 
@@ -56,13 +56,16 @@ pub(super) fn run(mut worker: Worker) {
 
 /// Sizes as kernels ask for them: mostly a few words, now and then a page or more.
 fn size(worker: &mut Worker) -> usize {
-    let most = (REACH / u64::from(shared::boot().possible)).clamp(64, 4096);
-    match worker.rng.below(64) {
+    let boot = shared::boot();
+    let usual = (USUAL_REACH / u64::from(boot.possible)).clamp(64, 4096);
+    let most = ((boot.reach_kib as usize) << 10) / boot.possible as usize;
+    let size = match worker.rng.below(64) {
         0 => 4096 + worker.rng.below(4096) as usize,
-        1..8 => 1 + worker.rng.below(most) as usize,
+        1..8 => 1 + worker.rng.below(usual) as usize,
         8..24 => 1 + worker.rng.below(256) as usize,
         _ => 4 << worker.rng.below(5),
-    }
+    };
+    size.min(most.max(16))
 }
 
 fn take(worker: &mut Worker) -> Option<Area> {

@@ -1,6 +1,6 @@
 //! Workloads: what the kernel does all day while CPUs come and go.
 //!
-//! Each workload has as many threads as there are possible CPUs. A thread works in operations; what
+//! Each workload has as many threads as the host says. A thread works in operations; what
 //! it adds to a conserved object it also writes to its own ledger row, which no per-CPU code
 //! touches. Between operations it stands at a *boundary*: there it counts the operation for the
 //! CPU it is on, gives the CPU away, and waits as long as the host wants quiet.
@@ -125,7 +125,7 @@ pub fn start() {
             Workload::Mount => mount::init(),
         }
     }
-    let each = boot.possible.max(2);
+    let each = boot.threads.max(1);
     let mut row = 0;
     let threads = each * chosen().count() as u32;
     assert!(threads as usize <= LEDGER_THREADS, "{threads} threads, {LEDGER_THREADS} ledger rows");

@@ -189,6 +189,8 @@ impl Guest {
             workloads: 0,
             fault: 0,
             tick_us: 1000,
+            threads: 2,
+            reach_kib: 64,
         };
         let header = |field: usize| SHARED + field as u64;
         self.mem.store_u64(header(offset_of!(SharedHeader, magic)), abi::MAGIC).unwrap();
@@ -325,7 +327,7 @@ impl Guest {
     fn write_allocator(&self, nr_empty_pop_pages: u32) {
         let allocator = AllocatorView {
             lock: 0,
-            reserved: 0,
+            reach_kib: 64,
             slots: self.slots,
             nr_slots: 17,
             sidelined_slot: SIDELINED,
