@@ -169,6 +169,31 @@ fn what_is_freed_in_a_sidelined_chunk_loses_its_memory_too() {
 }
 
 #[test]
+fn free_runs_do_not_reach_across_pages_without_memory() {
+    let mut world = new_world();
+    world.fill_up();
+    balance(&world);
+    // Of each chunk's pages, page 2 keeps an area at its beginning and page 4 one at its end.
+    let mut kept = Vec::new();
+    let mut freed = Vec::new();
+    for page in 0..32 {
+        let mut area = |size| world.alloc(size, 4, AllocFlags::NONE).unwrap();
+        let (head, body, tail) = (area(64), area(PAGE - 128), area(64));
+        for (ptr, keep) in [(head, page % 8 == 2), (body, false), (tail, page % 8 == 4)] {
+            if keep { kept.push(ptr) } else { freed.push(ptr) }
+        }
+    }
+    freed.into_iter().for_each(|ptr| world.free(ptr));
+    assert!(balance(&world).depopulated_pages > 0);
+    // Pages 2 to 4 have a free run of nearly three pages, the middle one without memory.
+    world.fill(PAGE + 2000);
+    world.check();
+    kept.into_iter().for_each(|ptr| world.free(ptr));
+    world.free_all();
+    balance(&world);
+}
+
+#[test]
 fn the_fast_path_leaves_wholly_free_chunks_alone() {
     let mut world = new_world();
     world.fill_up();

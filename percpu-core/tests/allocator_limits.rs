@@ -82,7 +82,9 @@ fn warnings_stop_after_ten() {
 
 #[test]
 fn frees_of_what_is_not_live_are_refused() {
-    let mut world = world_with_reserve();
+    // A unit with a tail that is not managed.
+    let config = Config { reserved_size: 1024, dyn_size: 12 << 10, ..Config::default() };
+    let mut world = World::new(&Shape { config, ..Shape::default() });
     let small = world.alloc(20, 4, AllocFlags::NONE).unwrap();
     let large = world.alloc(3 * PAGE, PAGE, AllocFlags::NONE).unwrap();
     let reserved = world.alloc(100, 64, AllocFlags::RESERVED).unwrap();
@@ -109,9 +111,10 @@ fn frees_of_what_is_not_live_are_refused() {
     assert_eq!(world.free_raw(freed), Err(FreeError::NotLive(freed)), "freed twice");
     assert_eq!(world.free_raw(template), Err(FreeError::Static(template)));
     assert_eq!(world.free_raw(template + 96), Err(FreeError::Static(template + 96)));
-    let tail = template + unit_size - 4;
-    let wild = [4, usize::MAX, template - 4, template + unit_size, grown + unit_size, grown - 4];
-    for ptr in wild.into_iter().chain(first_chunk.end_offset.ne(&0).then_some(tail)) {
+    let end = template + unit_size;
+    assert_ne!(first_chunk.end_offset, 0);
+    let tail = end - first_chunk.end_offset as usize;
+    for ptr in [4, usize::MAX, template - 4, tail, end - 4, end, grown - 4, grown + unit_size] {
         assert_eq!(world.free_raw(ptr), Err(FreeError::Wild(ptr)), "{ptr:#x}");
     }
     assert_eq!(everything(&world), before);

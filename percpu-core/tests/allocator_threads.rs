@@ -54,6 +54,15 @@ fn free(world: &World, (ptr, size): (usize, usize)) {
     unsafe { world.allocator.free(PerCpuPtr::from_raw(ptr)) }.unwrap();
 }
 
+/// Counts a thread out.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
     let world = World::new(&Shape::default());
@@ -65,6 +74,8 @@ fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
             let (world, pool, working) = (&world, &pool, &working);
             scope.spawn(move || {
                 world.fake.adopt();
+                // Also when a check fails, or the balancing thread would wait for ever.
+                let _done = Done(working);
                 let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ n as u64);
                 for _ in 0..ROUNDS {
                     if random.below(20) < 11 {
@@ -89,7 +100,6 @@ fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
                         }
                     }
                 }
-                working.fetch_sub(1, Ordering::Relaxed);
             });
         }
         let (world, working) = (&world, &working);

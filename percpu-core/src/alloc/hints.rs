@@ -266,7 +266,8 @@ mod tests {
         let mut states = vec![start];
         let mut seen = std::collections::HashSet::from([(0, format!("{:?}", start.1))]);
         while let Some((word, md)) = states.pop() {
-            for run in (0..bits).flat_map(|s| (s + 1..=bits).map(move |e| Run { start: s, end: e })) {
+            for run in (0..bits).flat_map(|s| (s + 1..=bits).map(move |e| Run { start: s, end: e }))
+            {
                 let (mut words, mut md) = ([word], md);
                 if bitmap::next_set(&words, run.start, run.end) == run.end {
                     take(&mut md, &mut words, run);

@@ -135,3 +135,54 @@ impl<P: Platform> IndexTable<P> {
         Ok(Self(Table::zeroed(capacity)?))
     }
 }
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::host::Host;
+
+    const SHIFT: u32 = 15;
+
+    /// A chunk that is never looked at.
+    fn chunk(n: usize) -> ChunkRef {
+        let link = ptr::NonNull::new(ptr::without_provenance_mut(n + 1)).unwrap();
+        // SAFETY: nobody dereferences it.
+        unsafe { ChunkRef::of_link(link) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 64 }, ..Default::default() })]
+
+        #[test]
+        fn chunks_are_found_until_they_are_removed(
+            // Neighbours, and keys far apart that share a place.
+            ops in prop::collection::vec((any::<bool>(), 0usize..40, 0usize..3), 1..200),
+        ) {
+            let mut index = Index::<Host>::new(SHIFT);
+            let mut model = BTreeMap::new();
+            for (n, (insert, low, high)) in ops.into_iter().enumerate() {
+                let base = (low << SHIFT) + (high << 40);
+                if insert && !model.contains_key(&base) {
+                    if let Some(capacity) = index.wants_capacity() {
+                        drop(index.install(IndexTable::new(capacity).unwrap()));
+                    }
+                    index.insert(base, chunk(n));
+                    model.insert(base, chunk(n));
+                } else if !insert && model.remove(&base).is_some() {
+                    index.remove(base);
+                }
+                for base in (0..40).flat_map(|low| (0..3).map(move |high| (low << SHIFT) + (high << 40))) {
+                    let expected = model.get(&base).copied();
+                    prop_assert_eq!(index.get(base), expected);
+                    prop_assert_eq!(index.get(base + (1 << SHIFT) - 1), expected);
+                }
+                let listed = (0..).map_while(|n| index.nth(n)).flatten().count();
+                prop_assert_eq!(listed, model.len());
+            }
+        }
+    }
+}

@@ -409,12 +409,15 @@ impl<P: Platform> State<P> {
 
     // What the balancer asks.
 
-    /// A wholly free chunk beyond the one that is kept.
+    /// A wholly free chunk beyond the one that is kept: the first chunk if it is free, else the
+    /// first of the list.
     pub(crate) fn excess_chunk(&self) -> Option<ChunkRef> {
-        let free = || self.listed(self.slots.free..=self.slots.free);
-        let immutable = |&chunk: &ChunkRef| self.chunk(chunk).flags & CHUNK_IMMUTABLE != 0;
-        let keep = free().find(immutable).or(free().next())?;
-        free().find(|&chunk| chunk != keep)
+        let slot = self.slots.free;
+        let (head, first_chunk) = (self.slots.first(slot)?, self.first_chunk()?);
+        if self.chunk(first_chunk).slot == slot && head != first_chunk {
+            return Some(head);
+        }
+        self.slots.next(slot, head)
     }
 
     /// Whether there is a wholly free chunk.
@@ -440,7 +443,9 @@ impl<P: Platform> State<P> {
 
     /// A chunk that is to be depopulated, and is not on the list of those yet.
     pub(crate) fn reclaim_candidate(&self) -> Option<ChunkRef> {
-        self.listed(0..=self.slots.free).find(|&chunk| self.wants_reclaim(chunk))
+        let enough = self.nr_empty_pop_pages <= EMPTY_PAGES_HIGH;
+        let lowest = if enough { self.slots.sidelined } else { 0 };
+        self.listed(lowest..=self.slots.free).find(|&chunk| self.wants_reclaim(chunk))
     }
 
     /// The first run of free pages without memory, in the order in which a search would come to

@@ -2,6 +2,7 @@
 //! could see, and the model's intervals.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
 use std::ptr::with_exposed_provenance;
 
 use percpu_core::alloc::slot_of;
@@ -34,6 +35,18 @@ fn read<T: View>(addr: u64) -> T {
     unsafe { with_exposed_provenance::<T>(addr as usize).read() }
 }
 
+/// Reads the view of an allocator, in which one field is not initialised.
+fn read_allocator(addr: usize) -> AllocatorView {
+    let at = with_exposed_provenance::<MaybeUninit<AllocatorView>>(addr);
+    // SAFETY: as in `read`; any bytes will do.
+    let mut view = unsafe { at.read() };
+    // SAFETY: the field lies in `view`, and with it all of them are initialised.
+    unsafe {
+        (&raw mut (*view.as_mut_ptr()).reserved).write(0);
+        view.assume_init()
+    }
+}
+
 fn bits(addr: u64, count: u32) -> Vec<bool> {
     let mut bits = Vec::with_capacity(count as usize);
     for word in 0..count.div_ceil(64) {
@@ -57,9 +70,8 @@ fn read_chunk(addr: u64) -> Chunk {
 
 /// Walks all lists; checks that they are lists and that chunks know where they are (I9).
 pub fn picture(view_address: usize) -> Picture {
-    let mut view: AllocatorView = read(view_address as u64);
+    let view = read_allocator(view_address);
     assert_eq!(view.lock, 0);
-    view.reserved = 0;
     let mut chunks = BTreeMap::new();
     for slot in 0..view.nr_slots {
         let head = view.slots + u64::from(slot) * 16;
