@@ -1,4 +1,4 @@
-//! The plan of plugs: a random walk over the CPUs that is reproducible from its seed.
+//! The plan of plugs: a random walk over the CPUs.
 
 use percpu_guest::abi::{CpuState, Workload};
 
@@ -18,8 +18,6 @@ pub struct Plan {
     workloads: Vec<Workload>,
     /// Operations of each workload on each CPU when it last came up.
     born_with: Vec<[u64; 8]>,
-    /// The CPU that is due to change.
-    due: Option<u32>,
 }
 
 /// What the plan must know of a CPU.
@@ -34,34 +32,27 @@ pub struct CpuNow {
 impl Plan {
     /// A plan over CPUs `0..possible`, while `workloads` run.
     pub fn new(seed: u64, possible: u32, workloads: Vec<Workload>) -> Self {
-        Self {
-            random: seed,
-            possible,
-            workloads,
-            born_with: vec![[0; 8]; possible as usize],
-            due: None,
-        }
+        Self { random: seed, possible, workloads, born_with: vec![[0; 8]; possible as usize] }
     }
 
-    /// The next order; `None` while the CPU that is due has not worked yet.
+    /// The next order, for a CPU chosen at random among those that may change; `None` if there is
+    /// none at the moment.
     pub fn next(&mut self, cpu: impl Fn(u32) -> CpuNow) -> Option<Order> {
-        if self.possible <= FIRST {
+        let others = self.possible.saturating_sub(FIRST);
+        if others == 0 {
             return None;
         }
-        let due = match self.due {
-            Some(due) => due,
-            None => *self.due.insert(
-                FIRST + (random(&mut self.random) % u64::from(self.possible - FIRST)) as u32,
-            ),
-        };
-        let now = cpu(due);
-        let order = match now.state {
-            Some(CpuState::Online) if self.has_worked(due, &now) => Order::Unplug(due),
-            Some(CpuState::Online) => return None,
-            _ => Order::Plug(due),
-        };
-        self.due = None;
-        Some(order)
+        let start = random(&mut self.random) % u64::from(others);
+        (0..u64::from(others)).find_map(|i| {
+            let candidate = FIRST + ((start + i) % u64::from(others)) as u32;
+            let now = cpu(candidate);
+            match now.state {
+                Some(CpuState::Online) => {
+                    self.has_worked(candidate, &now).then_some(Order::Unplug(candidate))
+                }
+                _ => Some(Order::Plug(candidate)),
+            }
+        })
     }
 
     /// Notes that `cpu` has come up.
