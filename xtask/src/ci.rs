@@ -25,7 +25,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     }
     let (sh, cargo) = (cargo::shell()?, cargo::cargo());
     let mut parts = Parts::default();
-    parts.part("form", || Ok(cmd!(sh, "{cargo} fmt --all --check").quiet().run()?));
+    parts.part("form", || cargo::run(cmd!(sh, "{cargo} fmt --all --check").into()));
     parts.part("lints", || {
         let lints = ["-D", "warnings"];
         let host = cmd!(sh, "{cargo} clippy --workspace --all-targets -- {lints...}");
