@@ -151,9 +151,6 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
             Length::Time(Duration::from_secs_f64(seconds.unwrap_or(DEFAULT_SECONDS)))
         }
     };
-    if let Some(path) = &args.json {
-        report::check_writable(path)?;
-    }
     let image = Image::open(&args.image.image)?;
     let host = Host::probe()?;
     host.require_capabilities()?;
@@ -176,6 +173,10 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         process_start,
     };
     config.replay = replay_command(&config);
+    config.check(&host)?;
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
     let interrupted = interrupted()?;
     let report = run::run(&image, &config, &host, &interrupted)?;
     let stdout = std::io::stdout();

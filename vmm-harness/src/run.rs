@@ -23,6 +23,8 @@ use crate::vm::{Vm, VmConfig, VmEventKind};
 
 /// How long to wait for the guest between two looks at its event rings.
 const POLL: Duration = Duration::from_millis(1);
+/// The same while no order is on its way, because none can be given yet: that changes soon.
+const EAGER_POLL: Duration = Duration::from_micros(100);
 /// Time between two looks at what holds at any instant.
 const INSTANT_EVERY: Duration = Duration::from_millis(20);
 /// Shortest time between two quiescent points.
@@ -149,14 +151,13 @@ const EMULATED_THREADS: u32 = 6;
 const REACH_KIB: u32 = 1 << 20;
 const EMULATED_REACH_KIB: u32 = 8;
 
-/// Runs the guest and reports.
+/// Runs the guest as [checked](RunConfig::check) before, and reports.
 pub fn run(
     image: &Image,
     config: &RunConfig,
     host: &HostInfo,
     interrupted: &Arc<AtomicBool>,
 ) -> Result<RunReport, Error> {
-    config.check(host)?;
     if image.header().ring3_only != 0 && config.ring != 3 {
         return Err(Error::Usage(
             "this image was built for the host's own target and runs in ring 3 only: \
@@ -265,7 +266,9 @@ impl<'a> Run<'a> {
         let mut next_live = started;
         loop {
             let now = Instant::now();
-            if let Some(end) = self.follow(now + POLL)? {
+            let ordered = self.began.is_none() || self.injector.pending().is_some();
+            let wait = if ordered { POLL } else { EAGER_POLL };
+            if let Some(end) = self.follow(now + wait)? {
                 return Ok(Some(end));
             }
             let stop = interrupted.load(Ordering::Relaxed);
