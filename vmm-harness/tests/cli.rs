@@ -248,10 +248,18 @@ fn image_cut_short_is_refused() {
 
 #[test]
 fn report_that_cannot_be_written_is_refused_before_the_run() {
+    let Some(_vm) = vm("report_that_cannot_be_written_is_refused_before_the_run") else { return };
     let directory = env!("CARGO_TARGET_TMPDIR");
     for path in ["/nonexistent/report.json", directory] {
         ended(run().args(["--seconds", FOREVER, "--json", path])).refused(path);
     }
+}
+
+#[test]
+fn refusal_makes_no_report() {
+    let path = scratch("refused.json");
+    ended(run().args(["--image", "/nonexistent/guest", "--json"]).arg(&path)).with_status(2);
+    assert!(!path.exists());
 }
 
 #[test]
