@@ -92,10 +92,13 @@ fn a_cpu_joins_the_first_group_that_is_near_both_ways() {
     // 0 and 2 are not near to each other, 1 is near to both: 2 may not join the group of 0 and 1.
     let chain = |a: u32, b: u32| if a.abs_diff(b) <= 1 { 10 } else { 20 };
     type Case = (fn(u32, u32) -> u32, &'static [&'static [u16]]);
-    let cases: [Case; 3] = [
+    // All are near to 0 only: the second member keeps others out of its group.
+    let star = |a: u32, b: u32| if a == 0 || b == 0 || a == b { 10 } else { 20 };
+    let cases: [Case; 4] = [
         (near, &[&[0, 1], &[2, 3]]),
         (one_way, &[&[0, 1], &[2], &[3]]),
         (chain, &[&[0, 1], &[2, 3]]),
+        (star, &[&[0, 1], &[2], &[3]]),
     ];
     for (distance, expected) in cases {
         let config = Config { distance, ..Config::default() };
