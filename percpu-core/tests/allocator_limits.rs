@@ -55,6 +55,7 @@ fn before_set_up_there_is_a_typed_error() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn warnings_stop_after_ten() {
     let mut world = world_with_reserve();
     let lines = |world: &World| world.fake.lock().log.len();
@@ -157,6 +158,7 @@ fn atomic_allocations_use_populated_pages_only() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_failure_at_any_step_of_growth_changes_nothing() {
     // Growth of three kinds: a chunk, pages of a chunk, pages on both sides of a populated one.
     type Prepare = fn(&mut World);
@@ -210,6 +212,7 @@ fn a_failure_at_any_step_of_growth_changes_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_hole_of_one_granule_in_any_block_is_found_again() {
     // Regression A1: Linux 6.12 loses such a hole in every block after the first.
     let mut world = World::new(&Shape::default());
@@ -227,6 +230,7 @@ fn a_hole_of_one_granule_in_any_block_is_found_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_chunk_of_small_holes_that_failed_a_fit_is_tried_again_after_a_free() {
     let mut world = World::new(&Shape::default());
     let areas = world.fill(4);
@@ -248,6 +252,7 @@ fn a_chunk_of_small_holes_that_failed_a_fit_is_tried_again_after_a_free() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn statistics_count_what_happens() {
     let mut world = World::new(&Shape::default());
     let small = world.alloc(1, 1, AllocFlags::NONE).unwrap();
