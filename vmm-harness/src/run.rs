@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
     BootMode, BootParams, ControlBlock, CpuState, Fault, MAX_CPUS, SHARED, Shared, SharedHeader,
-    Workload,
+    VECTOR_IPI, Workload,
 };
 
 use crate::crash;
@@ -410,7 +410,15 @@ impl<'a> Run<'a> {
             }
         };
         self.mem.store_u32(quiesce, 0)?;
+        self.wake_all()?;
         Ok(end)
+    }
+
+    /// Wakes the CPUs that rest, which else would sleep until their next timer interrupt.
+    fn wake_all(&self) -> Result<(), Error> {
+        (0..self.config.max_cpus)
+            .filter(|&cpu| self.cpu_now(cpu).state == Some(CpuState::Online))
+            .try_for_each(|cpu| self.vm.interrupt(cpu, VECTOR_IPI))
     }
 
     /// Lets every CPU that is up do some of each kind of work, then judges once more.
@@ -444,7 +452,7 @@ impl<'a> Run<'a> {
         let samples: Vec<_> = (0..self.config.max_cpus)
             .map(|cpu| Sample {
                 state: self.cpu_now(cpu).state.unwrap_or(CpuState::Offline),
-                heartbeat: self.heartbeat(cpu),
+                heartbeat: self.signs_of_life(cpu),
             })
             .collect();
         let stuck = self.watchdog.poll(began.elapsed(), &samples);
@@ -483,9 +491,11 @@ impl<'a> Run<'a> {
         cpu_now(&self.mem, cpu)
     }
 
-    fn heartbeat(&self, cpu: u32) -> u64 {
-        let at = control_block(cpu) + offset_of!(ControlBlock, heartbeat) as u64;
-        self.mem.load_u64(at).unwrap_or(0)
+    /// Timer interrupts and context switches together: a CPU that does either is alive.
+    fn signs_of_life(&self, cpu: u32) -> u64 {
+        let word = |offset: usize| self.mem.load_u64(control_block(cpu) + offset as u64);
+        let ticks = word(offset_of!(ControlBlock, heartbeat)).unwrap_or(0);
+        ticks.wrapping_add(word(offset_of!(ControlBlock, switches)).unwrap_or(0))
     }
 
     /// Operations of `workload` by CPU, of those that were ever online.

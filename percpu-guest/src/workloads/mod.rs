@@ -3,7 +3,7 @@
 //! Each workload has as many threads as the host says. A thread works in operations; what
 //! it adds to a conserved object it also writes to its own ledger row, which no per-CPU code
 //! touches. Between operations it stands at a *boundary*: there it counts the operation for the
-//! CPU it is on, gives the CPU away, and waits as long as the host wants quiet.
+//! CPU it is on, gives the CPU away after its turn, and waits as long as the host wants quiet.
 
 mod alloc;
 mod counter;
@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use percpu_guest::abi::{EventKind, Fault, LEDGER_THREADS, SumKind, Workload};
 
+use crate::arch::tsc;
 use crate::rng::Rng;
 use crate::{events, sched, shared, tests};
 
@@ -34,7 +35,13 @@ struct Worker {
     workload: Workload,
     row: u32,
     rng: Rng,
+    /// When the thread last came back from a boundary where it gave the CPU away.
+    since: u64,
 }
+
+/// How long a thread works before it gives its CPU away by itself: short, since that is when
+/// threads migrate and waiting ones get their turn, and long against the switch.
+const TURN_US: u64 = 50;
 
 impl Worker {
     /// Enters an amount in the thread's ledger row.
@@ -49,17 +56,21 @@ impl Worker {
     }
 
     /// Ends an operation; false if the thread is to end.
-    fn boundary(&self) -> bool {
+    fn boundary(&mut self) -> bool {
         let header = shared::header();
         shared::this_control().ops[self.workload as usize].fetch_add(1, Ordering::Relaxed);
         if header.stopping.load(Ordering::Relaxed) != 0 {
             return false;
         }
+        let turn = TURN_US * u64::from(shared::boot().tsc_mhz);
         if header.quiesce.load(Ordering::Relaxed) != 0 {
             rest();
-        } else {
+        } else if tsc::now().wrapping_sub(self.since) > turn {
             sched::yield_now();
+        } else {
+            return true;
         }
+        self.since = tsc::now();
         true
     }
 }
@@ -156,6 +167,7 @@ fn run_worker<const WORKLOAD: u32>(row: usize) {
         workload: const { Workload::from_code(WORKLOAD).expect("a workload") },
         row,
         rng: Rng::new(shared::boot().seed, u64::from(row)),
+        since: tsc::now(),
     };
     match worker.workload {
         Workload::Statics => statics::run(worker),

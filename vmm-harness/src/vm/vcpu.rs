@@ -24,7 +24,7 @@ use crate::error::Error;
 
 /// How long each turn on a host CPU may be before another vCPU gets one. Short turns keep the wait
 /// for a lock holder or a hotplug step short where vCPUs outnumber host CPUs.
-const SLICE: Duration = Duration::from_micros(150);
+const SLICE: Duration = Duration::from_micros(300);
 
 /// What happened in a VM, to be told to whoever runs it.
 #[derive(Debug)]
