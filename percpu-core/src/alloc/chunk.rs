@@ -10,8 +10,8 @@ use core::ptr::NonNull;
 use core::slice;
 
 use super::bitmap::{self, Run};
-use super::hints::Survey;
 use super::slot::Link;
+use super::survey::{first_free, survey_block, survey_chunk, whole_run};
 use crate::platform::{NoMemory, Platform};
 use crate::view::{BLOCK_GRANULES, BlockView, ChunkView, GRANULE, ListView, PAGE};
 
@@ -450,91 +450,4 @@ fn parts(area: Run) -> impl Iterator<Item = (u32, Run)> {
 
 fn block_words(alloc_map: &[u64], page: u32) -> &[u64] {
     &alloc_map[page as usize * BLOCK_WORDS..][..BLOCK_WORDS]
-}
-
-/// The whole free run of a block that `part`, free again, is part of. Most often the hints know.
-#[inline]
-fn whole_run(block: &BlockView, words: &[u64], part: Run) -> Run {
-    let contig = block.contig();
-    let start = if part.start == contig.end {
-        contig.start
-    } else if part.start == block.left_free {
-        0
-    } else {
-        bitmap::run_start(words, 0, part.start)
-    };
-    let end = if part.end == contig.start {
-        contig.end
-    } else if part.end == BLOCK_GRANULES - block.right_free {
-        BLOCK_GRANULES
-    } else {
-        bitmap::next_set(words, part.end, BLOCK_GRANULES)
-    };
-    Run { start, end }
-}
-
-/// Looks at all runs of a block that are longer than those before them.
-fn survey_block(words: &[u64]) -> Survey {
-    let mut survey = Survey::default();
-    let mut from = 0;
-    let longer =
-        |from, than: Run| bitmap::find_clear(words, from, BLOCK_GRANULES, than.len() + 1, 1);
-    while let Some(start) = longer(from, survey.contig) {
-        from = bitmap::next_set(words, start, BLOCK_GRANULES);
-        survey.see(Run { start, end: from });
-    }
-    survey
-}
-
-/// The first free granule of a chunk in which all before `from` are taken.
-fn first_free(blocks: &[BlockView], from: u32) -> u32 {
-    let first_block = (from / BLOCK_GRANULES) as usize;
-    let rest = blocks.iter().enumerate().skip(first_block);
-    rest.map(|(page, block)| (page as u32, block.first_free))
-        .find(|&(_, first_free)| first_free < BLOCK_GRANULES)
-        .map_or(blocks.len() as u32 * BLOCK_GRANULES, |(page, bit)| page * BLOCK_GRANULES + bit)
-}
-
-/// Finds the longest run of a chunk from its blocks' hints: it is either the longest of a block or
-/// crosses a block's edge.
-fn survey_chunk(blocks: &[BlockView]) -> Survey {
-    let mut survey = Survey::default();
-    let mut carry = Run::EMPTY;
-    for (page, block) in blocks.iter().enumerate() {
-        let start = page as u32 * BLOCK_GRANULES;
-        let end = start + BLOCK_GRANULES;
-        let edge = Run {
-            start: if carry.is_empty() { start } else { carry.start },
-            end: start + block.left_free,
-        };
-        if block.is_all_free() {
-            carry = edge;
-            continue;
-        }
-        if edge.end > edge.start {
-            survey.see(edge);
-        }
-        let contig = block.contig().shifted(start);
-        if contig.start != start && contig.end != end {
-            survey.see(contig);
-        }
-        carry = Run { start: end - block.right_free, end };
-    }
-    survey.see(carry);
-
-    // Of the runs inside the block where the longest begins, only that block's hints were seen.
-    let Some(block) = blocks.get((survey.contig.start / BLOCK_GRANULES) as usize) else {
-        return survey;
-    };
-    let start = survey.contig.start / BLOCK_GRANULES * BLOCK_GRANULES;
-    let at = survey.contig.start - start;
-    let is_block_contig = block.contig_hint_start == at;
-    if is_block_contig && block.first_free < at {
-        if block.scan_hint == 0 {
-            survey.scan = Run::EMPTY;
-        } else if block.scan_hint > survey.scan.len() {
-            survey.scan = block.scan().shifted(start);
-        }
-    }
-    survey
 }

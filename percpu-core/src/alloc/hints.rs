@@ -16,25 +16,8 @@
 //! looked at, which is called a survey.
 
 use super::bitmap::Run;
+use super::survey::Survey;
 use crate::view::BlockView;
-
-/// The longest free run, the first of several, and the longest run before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Survey {
-    pub(crate) contig: Run,
-    pub(crate) scan: Run,
-}
-
-impl Survey {
-    /// Takes the next run in order into account.
-    #[inline]
-    pub(crate) fn see(&mut self, run: Run) {
-        if run.len() > self.contig.len() {
-            self.scan = self.contig;
-            self.contig = run;
-        }
-    }
-}
 
 impl BlockView {
     /// The hints of `nr_bits` granules that are all free.

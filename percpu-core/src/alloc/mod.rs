@@ -15,7 +15,7 @@
 //! | | |
 //! |---|---|
 //! | `bitmap` | bits in words, runs of clear bits |
-//! | `hints` | what is known of a block or a chunk without looking at its bits |
+//! | `hints`, `survey` | what is known of a block or a chunk without looking, and looking |
 //! | `chunk` | one chunk's account: taken granules, boundaries, populated pages |
 //! | `slot`, `index` | chunks by size of their longest free run, and by address |
 //! | `state` | all of the above together: what the short lock owns |
@@ -40,6 +40,7 @@ mod once;
 mod slot;
 mod state;
 mod stats;
+mod survey;
 mod table;
 mod warnings;
 mod zeroable;
