@@ -88,21 +88,13 @@ pub enum Error {
     },
     /// The host has no memory for the guest.
     #[error(
-        "the host has no {wanted_mib} MiB for the guest ({source}): free memory or lower --memory"
+        "the host has no {wanted_mib} MiB for the guest ({source}): free memory or lower --max-cpus"
     )]
     HostMemory {
         /// What was asked for.
         wanted_mib: u64,
         /// What mmap said.
         source: io::Error,
-    },
-    /// The guest was given less memory than it needs.
-    #[error("{given_mib} MiB are too little for this guest, it needs {needed_mib}: raise --memory")]
-    GuestMemory {
-        /// What was asked for.
-        given_mib: u64,
-        /// What it takes.
-        needed_mib: u64,
     },
     /// A signal handler, a timer or a thread could not be had from the host.
     #[error(
@@ -156,26 +148,19 @@ pub enum Error {
         image_size: u32,
     },
     /// An address that the image or the guest's set-up needs leads nowhere.
-    #[error(
-        "{0}: the image does not fit into the guest's memory, raise --memory or build it again"
-    )]
+    #[error("{0}: the image does not fit this program, build it again")]
     Wild(#[from] Wild),
     /// vm-memory refused an address.
-    #[error(
-        "{0}: the image does not fit into the guest's memory, raise --memory or build it again"
-    )]
+    #[error("{0}: the image does not fit this program, build it again")]
     GuestAddress(guest_memory::Error),
     /// A CPU beyond those that are possible.
-    #[error("CPU {cpu} cannot exist, CPUs 0 to {} are possible: raise --cpus", possible - 1)]
+    #[error("CPU {cpu} cannot exist, CPUs 0 to {} are possible: raise --max-cpus", possible - 1)]
     NoSuchCpu {
         /// The CPU.
         cpu: u32,
         /// Number of possible CPUs.
         possible: u32,
     },
-    /// No such test.
-    #[error("the image has no test named {0}: --list shows them")]
-    NoSuchTest(String),
     /// A wrong argument that the parser cannot see.
     #[error("{0}")]
     Usage(String),
@@ -205,7 +190,6 @@ impl Error {
             | Self::HostMemory { .. }
             | Self::Os { .. } => Status::Host,
             Self::TooManyCpus { .. }
-            | Self::GuestMemory { .. }
             | Self::ImageUnreadable { .. }
             | Self::ImageNotElf { .. }
             | Self::ImageForeign { .. }
@@ -213,7 +197,6 @@ impl Error {
             | Self::Wild(_)
             | Self::GuestAddress(_)
             | Self::NoSuchCpu { .. }
-            | Self::NoSuchTest(_)
             | Self::Usage(_)
             | Self::ReportUnwritable { .. } => Status::Usage,
         }

@@ -1,5 +1,6 @@
 //! `vmm-harness`: boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -129,7 +130,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args, process_start),
         Command::Doctor => {
             let doctor = Doctor::examine();
-            print!("{doctor}");
+            // As below: a closed pipe is the reader's choice.
+            let _ = write!(std::io::stdout(), "{doctor}");
             Ok(doctor.status())
         }
         Command::List(args) => list(&args),
@@ -151,10 +153,17 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
             Length::Time(Duration::from_secs_f64(seconds.unwrap_or(DEFAULT_SECONDS)))
         }
     };
+    run::check_cpus(args.cpus, max_cpus)?;
     let image = Image::open(&args.image.image)?;
     let host = Host::probe()?;
     host.require_capabilities()?;
-    let (ring, _) = host.choose_ring(args.ring);
+    host.require_vcpus(max_cpus)?;
+    let ring = match args.ring {
+        // Auto means what works.
+        RingChoice::Auto if image.header().ring3_only != 0 => 3,
+        choice => host.choose_ring(choice).0,
+    };
+    run::check_ring(&image, ring)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let mut config = RunConfig {
         cpus: args.cpus,
@@ -173,7 +182,6 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         process_start,
     };
     config.replay = replay_command(&config);
-    config.check(&host)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
@@ -221,8 +229,11 @@ fn replay_command(config: &RunConfig) -> String {
 
 fn list(args: &ImageArg) -> Result<Status, Error> {
     let image = Image::open(&args.image)?;
+    let mut stdout = std::io::stdout().lock();
     for test in image.tests() {
-        println!("{}: test", test.name);
+        if writeln!(stdout, "{}: test", test.name).is_err() {
+            break;
+        }
     }
     Ok(Status::Held)
 }

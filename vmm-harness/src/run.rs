@@ -82,27 +82,34 @@ pub struct RunConfig {
     pub process_start: Instant,
 }
 
-impl RunConfig {
-    /// Refuses what cannot be.
-    pub fn check(&self, host: &HostInfo) -> Result<(), Error> {
-        let Self { cpus, max_cpus, .. } = *self;
-        if cpus == 0 {
-            return Err(Error::Usage(
-                "--cpus must be at least 1: the boot CPU is always there".into(),
-            ));
-        }
-        if cpus > max_cpus {
-            return Err(Error::Usage(format!(
-                "--cpus {cpus} is more than --max-cpus {max_cpus}: raise --max-cpus or lower --cpus"
-            )));
-        }
-        if max_cpus as usize > MAX_CPUS {
-            return Err(Error::Usage(format!(
-                "--max-cpus {max_cpus} is more than the guest supports: give at most {MAX_CPUS}"
-            )));
-        }
-        host.require_vcpus(max_cpus)
+/// Refuses numbers of CPUs that cannot be.
+pub fn check_cpus(cpus: u32, max_cpus: u32) -> Result<(), Error> {
+    if cpus == 0 {
+        return Err(Error::Usage("--cpus must be at least 1: the boot CPU is always there".into()));
     }
+    if cpus > max_cpus {
+        return Err(Error::Usage(format!(
+            "--cpus {cpus} is more than --max-cpus {max_cpus}: raise --max-cpus or lower --cpus"
+        )));
+    }
+    if max_cpus as usize > MAX_CPUS {
+        return Err(Error::Usage(format!(
+            "--max-cpus {max_cpus} is more than the guest supports: give at most {MAX_CPUS}"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a ring that the image cannot run in.
+pub fn check_ring(image: &Image, ring: u8) -> Result<(), Error> {
+    if image.header().ring3_only != 0 && ring != 3 {
+        return Err(Error::Usage(
+            "this image was built for the host's own target and runs in ring 3 only: \
+             add the rustup target x86_64-unknown-none, or run with --ring 3"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// What the guest is told at boot.
@@ -151,20 +158,14 @@ const EMULATED_THREADS: u32 = 6;
 const REACH_KIB: u32 = 1 << 20;
 const EMULATED_REACH_KIB: u32 = 8;
 
-/// Runs the guest as [checked](RunConfig::check) before, and reports.
+/// Runs the guest and reports. What is asked for was checked before: [`check_cpus`],
+/// [`check_ring`].
 pub fn run(
     image: &Image,
     config: &RunConfig,
     host: &HostInfo,
     interrupted: &Arc<AtomicBool>,
 ) -> Result<RunReport, Error> {
-    if image.header().ring3_only != 0 && config.ring != 3 {
-        return Err(Error::Usage(
-            "this image was built for the host's own target and runs in ring 3 only: \
-             add the rustup target x86_64-unknown-none, or run with --ring 3"
-                .into(),
-        ));
-    }
     Run::start(image, config, host)?.complete(interrupted)
 }
 

@@ -327,7 +327,7 @@ impl Guest {
     fn write_allocator(&self, nr_empty_pop_pages: u32) {
         let allocator = AllocatorView {
             lock: 0,
-            reach_kib: 64,
+            reserved: 0,
             slots: self.slots,
             nr_slots: 17,
             sidelined_slot: SIDELINED,
