@@ -125,7 +125,7 @@ fn seed(text: &str) -> Result<u64, String> {
 }
 
 fn main() -> ExitCode {
-    let process_start = process_start();
+    let process_start = Instant::now();
     let result = match Cli::parse().command {
         Command::Run(args) => run(args, process_start),
         Command::Doctor => {
@@ -242,19 +242,4 @@ fn list(args: &ImageArg) -> Result<Status, Error> {
 fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 20) & 0xffff_ffff
-}
-
-/// When the kernel started this process, as far as it says; else now.
-fn process_start() -> Instant {
-    let now = Instant::now();
-    let age = || {
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
-        // Field 22 of the whole line; the second one, the name, may hold spaces.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let ticks: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
-        let uptime: f64 = uptime.split_whitespace().next()?.parse().ok()?;
-        Duration::try_from_secs_f64(uptime - ticks / 100.0).ok()
-    };
-    age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
 }
