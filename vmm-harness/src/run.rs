@@ -453,7 +453,7 @@ impl<'a> Run<'a> {
         let samples: Vec<_> = (0..self.config.max_cpus)
             .map(|cpu| Sample {
                 state: self.cpu_now(cpu).state.unwrap_or(CpuState::Offline),
-                heartbeat: self.signs_of_life(cpu),
+                heartbeat: self.heartbeat(cpu),
             })
             .collect();
         let stuck = self.watchdog.poll(began.elapsed(), &samples);
@@ -492,11 +492,9 @@ impl<'a> Run<'a> {
         cpu_now(&self.mem, cpu)
     }
 
-    /// Timer interrupts and context switches together: a CPU that does either is alive.
-    fn signs_of_life(&self, cpu: u32) -> u64 {
-        let word = |offset: usize| self.mem.load_u64(control_block(cpu) + offset as u64);
-        let ticks = word(offset_of!(ControlBlock, heartbeat)).unwrap_or(0);
-        ticks.wrapping_add(word(offset_of!(ControlBlock, switches)).unwrap_or(0))
+    fn heartbeat(&self, cpu: u32) -> u64 {
+        let at = control_block(cpu) + offset_of!(ControlBlock, heartbeat) as u64;
+        self.mem.load_u64(at).unwrap_or(0)
     }
 
     /// Operations of `workload` by CPU, of those that were ever online.

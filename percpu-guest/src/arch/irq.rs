@@ -42,6 +42,7 @@ pub fn masked() -> bool {
 /// A `mask` of this thread, or of the CPU's start, has not been taken back yet.
 #[inline]
 pub unsafe fn unmask() {
+    debug_assert!(masked(), "interrupts are unmasked more often than masked");
     loop {
         IRQ_MASKED.dec();
         // Once unmasked the thread may migrate between these loads. Then it was by an interrupt,
