@@ -30,7 +30,7 @@ const INSTANT_EVERY: Duration = Duration::from_millis(20);
 /// Shortest time between two quiescent points.
 const QUIET_EVERY: Duration = Duration::from_millis(250);
 /// A quiescent point may take this part of the run: one in so many.
-const QUIET_SHARE: u32 = 4;
+const QUIET_SHARE: u32 = 2;
 /// How long the guest may take to come to rest.
 const QUIET_LIMIT: Duration = Duration::from_secs(4);
 /// How long an order may take; longer than the guest waits for a CPU to arrive.
