@@ -395,6 +395,11 @@ pub struct ControlBlock {
     pub irq_ledger: [AtomicI64; LEDGER_SLOTS],
 }
 
+/// Guest-physical address of the [`ControlBlock`] of `cpu`.
+pub const fn control_block(cpu: u32) -> u64 {
+    SHARED + offset_of!(Shared, control) as u64 + cpu as u64 * size_of::<ControlBlock>() as u64
+}
+
 /// One thing that happened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

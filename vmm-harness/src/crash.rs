@@ -3,8 +3,8 @@
 //! Every vCPU is parked first, so that registers and stacks are of one moment and stay.
 
 use percpu_guest::abi::{
-    ControlBlock, CpuState, ExceptionFrame, HOST_PART, MAX_CPUS, PanicRecord, SHARED, Shared,
-    SharedHeader,
+    ControlBlock, CpuState, ExceptionFrame, HOST_PART, MAX_CPUS, PanicRecord, SHARED, SharedHeader,
+    control_block,
 };
 
 use std::mem::offset_of;
@@ -212,8 +212,6 @@ fn masked(mem: &GuestMem, gs_base: u64) -> Option<bool> {
 }
 
 fn state_of(mem: &GuestMem, cpu: u32) -> Option<CpuState> {
-    let block = SHARED
-        + offset_of!(Shared, control) as u64
-        + u64::from(cpu) * size_of::<ControlBlock>() as u64;
-    mem.load_u32(block + offset_of!(ControlBlock, state) as u64).ok().and_then(CpuState::from_code)
+    let state = control_block(cpu) + offset_of!(ControlBlock, state) as u64;
+    mem.load_u32(state).ok().and_then(CpuState::from_code)
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
-    BootMode, BootParams, ControlBlock, CpuState, Fault, MAX_CPUS, SHARED, Shared, SharedHeader,
-    VECTOR_IPI, Workload,
+    BootMode, BootParams, ControlBlock, CpuState, Fault, MAX_CPUS, SHARED, SharedHeader,
+    VECTOR_IPI, Workload, control_block,
 };
 
 use crate::crash;
@@ -549,11 +549,6 @@ pub fn boot_mode_name(mode: BootMode) -> &'static str {
         BootMode::Sipi => "sipi",
         BootMode::Direct => "direct",
     }
-}
-
-fn control_block(cpu: u32) -> u64 {
-    let blocks = SHARED + offset_of!(Shared, control) as u64;
-    blocks + u64::from(cpu) * size_of::<ControlBlock>() as u64
 }
 
 fn cpu_now(mem: &GuestMem, cpu: u32) -> CpuNow {

@@ -1,10 +1,10 @@
 //! K1, K2, K5: the counters.
 
 use std::collections::{BTreeMap, HashSet};
-use std::mem::{offset_of, size_of};
+use std::mem::offset_of;
 
 use percpu_core::view::{CounterView, ListView};
-use percpu_guest::abi::{ControlBlock, CpuState, SHARED, Shared};
+use percpu_guest::abi::{ControlBlock, CpuState, control_block};
 
 use super::finding::{Findings, Violation, kind};
 use super::layout::{Layout, Masks};
@@ -275,9 +275,7 @@ impl Offline {
 }
 
 fn onlines_if_offline(mem: &GuestMem, cpu: u32, masks: Masks) -> Result<Option<u64>, Wild> {
-    let block = SHARED
-        + offset_of!(Shared, control) as u64
-        + u64::from(cpu) * size_of::<ControlBlock>() as u64;
+    let block = control_block(cpu);
     let onlines = mem.load_u64(block + offset_of!(ControlBlock, onlines) as u64)?;
     let state = mem.load_u32(block + offset_of!(ControlBlock, state) as u64)?;
     let offline = state == CpuState::Offline as u32 && !masks.may_count(cpu);

@@ -2,7 +2,9 @@
 
 use std::mem::{offset_of, size_of};
 
-use percpu_guest::abi::{ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, SHARED, Shared};
+use percpu_guest::abi::{
+    ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, SHARED, Shared, control_block,
+};
 
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
@@ -33,12 +35,9 @@ impl LedgerBook {
             }
         }
         let mut interrupts = [0i64; LEDGER_SLOTS];
-        for cpu in 0..u64::from(possible) {
-            let block = SHARED
-                + offset_of!(Shared, control) as u64
-                + cpu * size_of::<ControlBlock>() as u64
-                + offset_of!(ControlBlock, irq_ledger) as u64;
-            for (sum, amount) in interrupts.iter_mut().zip(words(mem, block, LEDGER_SLOTS)?) {
+        for cpu in 0..possible {
+            let row = control_block(cpu) + offset_of!(ControlBlock, irq_ledger) as u64;
+            for (sum, amount) in interrupts.iter_mut().zip(words(mem, row, LEDGER_SLOTS)?) {
                 *sum = sum.wrapping_add(amount);
             }
         }

@@ -139,11 +139,6 @@ impl Vm {
         &self.shared.mem
     }
 
-    /// What the guest was told.
-    pub fn boot_params(&self) -> &BootParams {
-        &self.shared.boot
-    }
-
     /// Waits for something to happen, until `deadline` at most.
     pub fn next_event(&self, deadline: Instant) -> Option<VmEvent> {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -160,12 +155,6 @@ impl Vm {
         };
         self.shared.fd.signal_msi(msi).map_err(Error::kvm("KVM_SIGNAL_MSI"))?;
         Ok(())
-    }
-
-    /// Whether vCPU `cpu` exists and is not parked.
-    pub fn is_running(&self, cpu: u32) -> bool {
-        let vcpus = self.shared.vcpus();
-        vcpus.get(cpu as usize).and_then(Option::as_ref).is_some_and(VcpuHandle::is_running)
     }
 
     /// Parks every vCPU.

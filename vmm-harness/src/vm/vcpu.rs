@@ -7,7 +7,7 @@
 //! (Firecracker's protocol).
 
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
@@ -109,7 +109,6 @@ enum Order {
 pub(super) struct VcpuHandle {
     orders: Sender<Order>,
     immediate_exit: Arc<ImmediateExit>,
-    running: Arc<AtomicBool>,
     /// The thread leaves its file descriptor behind, so that `immediate_exit` stays mapped until it
     /// is joined.
     thread: Option<JoinHandle<VcpuFd>>,
@@ -139,7 +138,6 @@ impl VcpuHandle {
         install_kick_handler()?;
         let pristine = CpuState::save(&fd)?;
         let immediate_exit = Arc::new(ImmediateExit(&raw mut fd.get_kvm_run().immediate_exit));
-        let running = Arc::new(AtomicBool::new(false));
         let (orders, inbox) = mpsc::channel();
         let vcpu = Vcpu {
             cpu,
@@ -148,19 +146,13 @@ impl VcpuHandle {
             vm,
             inbox,
             immediate_exit: immediate_exit.clone(),
-            running: running.clone(),
             next: None,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{cpu}"))
             .spawn(move || vcpu.main())
             .map_err(Error::thread)?;
-        Ok(Self { orders, immediate_exit, running, thread: Some(thread) })
-    }
-
-    /// Whether the vCPU is in its run loop.
-    pub(super) fn is_running(&self) -> bool {
-        self.running.load(Ordering::Acquire)
+        Ok(Self { orders, immediate_exit, thread: Some(thread) })
     }
 
     pub(super) fn start(&self, entry: Entry) {
@@ -258,7 +250,6 @@ struct Vcpu {
     vm: Arc<Shared>,
     inbox: Receiver<Order>,
     immediate_exit: Arc<ImmediateExit>,
-    running: Arc<AtomicBool>,
     /// A start that came while the CPU's life before was not quite over.
     next: Option<Order>,
 }
@@ -288,7 +279,6 @@ impl Vcpu {
                 Order::Park => continue,
                 Order::End => break,
             };
-            self.running.store(true, Ordering::Release);
             let stop = match prepared {
                 Ok(()) => self.run(),
                 Err(e) => {
@@ -296,7 +286,6 @@ impl Vcpu {
                     Stop::Parked
                 }
             };
-            self.running.store(false, Ordering::Release);
             if let Stop::End = stop {
                 break;
             }
