@@ -2,6 +2,7 @@
 //!
 //! Orders to cargo and to `vmm-harness`, which it knows as programs only.
 
+mod bench;
 mod cargo;
 mod ci;
 mod doctor;
@@ -35,6 +36,9 @@ enum Command {
     },
     /// Run all tests: of the host's crates, of the documentation, and in the guest
     Test(test::Args),
+    /// Measure how fast it is
+    #[command(subcommand)]
+    Bench(bench::Subject),
     /// Say what this host can do, and what is missing
     Doctor,
     /// Build the guest and print the path of its image
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { args } => run::run(&args),
         Command::Test(args) => test::test(&args),
+        Command::Bench(subject) => bench::bench(&subject),
         Command::Doctor => doctor::doctor(),
         Command::Guest(args) => guest::guest(&args),
         Command::Ci(args) => ci::ci(&args),
