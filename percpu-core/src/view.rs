@@ -43,7 +43,7 @@ unsafe impl View for i64 {}
 unsafe impl<T: View, const N: usize> View for [T; N] {}
 
 /// Changes whenever a view changes its layout or its meaning.
-pub const VIEW_VERSION: u32 = 1;
+pub const VIEW_VERSION: u32 = 2;
 
 /// Granule of the allocation map, in bytes. Linux: `PCPU_MIN_ALLOC_SIZE`.
 pub const GRANULE: u32 = 4;
@@ -51,6 +51,11 @@ pub const GRANULE: u32 = 4;
 pub const PAGE: u32 = 4096;
 /// Granules of a block. Linux: `PCPU_BITMAP_BLOCK_BITS`.
 pub const BLOCK_GRANULES: u32 = PAGE / GRANULE;
+
+/// Shelves of a CPU's cache.
+pub const CACHE_SHELVES: usize = 32;
+/// Areas on a full shelf.
+pub const SHELF_DEPTH: usize = 15;
 
 /// The chunk's static part is its own affair and its map is immutable (the first chunk and the
 /// reserved chunk are never given back nor depopulated).
@@ -104,6 +109,11 @@ view! {
         /// Address of the boundary map: one bit more than `alloc_map`; set where an area starts or
         /// the one before it ends.
         pub bound_map: u64,
+        /// Address of the live map: one bit a granule; set where an area starts that somebody holds.
+        /// A taken area whose bit is clear is on one CPU's cache shelf.
+        pub live_map: u64,
+        /// Address of what frees read without the lock; nothing that is not here too.
+        pub ledger: u64,
         /// Address of the blocks' metadata: `nr_pages` times [`BlockView`].
         pub blocks: u64,
         /// Address of the populated map: 64-bit words, bit = page.
@@ -160,6 +170,48 @@ view! {
         pub nr_empty_pop_pages: u32,
         /// Number of chunks, the reserved one not counted.
         pub nr_chunks: u32,
+        /// Address of `nr_caches` addresses of [`CacheView`], by CPU number; 0 where a CPU has none.
+        pub caches: u64,
+        /// Number of entries of that table.
+        pub nr_caches: u32,
+        /// Not used.
+        pub reserved2: u32,
+    }
+
+    /// A freed area that waits in a cache.
+    pub struct CachedView {
+        /// Address of its chunk's ledger.
+        pub ledger: u64,
+        /// Address of the area in unit space, as [`ChunkView::base`].
+        pub address: u64,
+    }
+
+    /// Freed areas of one size.
+    pub struct ShelfView {
+        /// Granules of each area; of no meaning if there is none.
+        pub len: u32,
+        /// Number of areas.
+        pub count: u32,
+        /// The areas: the first `count` count.
+        pub areas: [CachedView; SHELF_DEPTH],
+    }
+
+    /// A CPU's cache of freed areas.
+    pub struct CacheView {
+        /// The word of the cache's lock: not 0 while somebody holds it.
+        pub lock: u32,
+        /// Not used, not even initialised.
+        pub reserved: u32,
+        /// Granules of all areas here.
+        pub held: u32,
+        /// Of no interest.
+        pub victim: u32,
+        /// Areas ever handed out through this cache.
+        pub allocs: u64,
+        /// Areas ever taken in through this cache.
+        pub frees: u64,
+        /// The shelves.
+        pub shelves: [ShelfView; CACHE_SHELVES],
     }
 
     /// The static areas.

@@ -31,7 +31,7 @@ impl<P: Platform> Allocator<P> {
         self.balance_wanted.load(Ordering::Relaxed)
     }
 
-    /// Frees all wholly free chunks but one, takes memory away from empty pages of chunks that have
+    /// Drains the caches, frees all wholly free chunks but one, takes memory away from empty pages of chunks that have
     /// many, and gives memory to pages until atomic allocations find four empty ones. Sleeps.
     ///
     /// The first chunk and the reserved chunk are never given back, nor is a page of them.
@@ -41,6 +41,7 @@ impl<P: Platform> Allocator<P> {
         let mut growth = self.growth.lock();
         // What comes up from here on is for the next time.
         self.balance_wanted.store(false, Ordering::Relaxed);
+        self.drain_caches();
         self.free_excess_chunks(first, &mut growth, &mut balanced);
         self.reclaim(first, &mut growth, &mut balanced);
         // Chunks whose last area was freed while they were isolated are listed as free now.
@@ -52,7 +53,7 @@ impl<P: Platform> Allocator<P> {
     fn free_excess_chunks(
         &self,
         first: &FirstChunk<P>,
-        _growth: &mut Growth,
+        growth: &mut Growth,
         balanced: &mut Balanced,
     ) {
         loop {
@@ -60,10 +61,13 @@ impl<P: Platform> Allocator<P> {
             let Some(chunk) = state.excess_chunk() else { return };
             state.unlink(chunk);
             let base = state.chunk(chunk).base;
-            state.index.remove(base);
+            self.index.remove(growth, base);
             drop(state);
+            // A free of something that is no area may look at its ledger.
+            self.wait_for_grace();
             // SAFETY: the chunk is free, so no area is in it, and it has left the list and the
-            // index under the lock. It is not the first one, so it came from growth.
+            // index under the lock, and who found it there before is done with it. It is not the
+            // first one, so it came from growth.
             drop(unsafe { DetachedChunk::take_over(first, chunk) });
             balanced.freed_chunks += 1;
         }

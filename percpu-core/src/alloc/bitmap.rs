@@ -40,7 +40,7 @@ impl Run {
 
 /// The bits of word `word` that lie in `start..end`.
 #[inline]
-fn mask(word: u32, start: u32, end: u32) -> u64 {
+pub(crate) fn mask(word: u32, start: u32, end: u32) -> u64 {
     let first = word * BITS;
     let mut mask = !0;
     if start > first {

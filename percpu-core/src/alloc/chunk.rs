@@ -8,8 +8,10 @@ use core::alloc::Layout;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::slice;
+use core::sync::atomic::AtomicU64;
 
 use super::bitmap::{self, Run};
+use super::ledger::Ledger;
 use super::slot::Link;
 use super::survey::{first_free, survey_block, survey_chunk, whole_run};
 use crate::platform::{NoMemory, Platform};
@@ -26,7 +28,9 @@ pub(crate) struct Chunk {
     pub(crate) link: Link,
     pub(crate) base: usize,
     alloc_map: *mut u64,
-    bound_map: *mut u64,
+    bound_map: *const AtomicU64,
+    live_map: *const AtomicU64,
+    ledger: NonNull<Ledger>,
     blocks: *mut BlockView,
     populated: *mut u64,
     md: BlockView,
@@ -48,7 +52,7 @@ const _: () = {
         };
     }
     same_layout!(Link, ListView: next prev);
-    same_layout!(Chunk, ChunkView: link base alloc_map bound_map blocks populated md free_bytes
+    same_layout!(Chunk, ChunkView: link base alloc_map bound_map live_map ledger blocks populated md free_bytes
         start_offset end_offset nr_pages nr_populated nr_empty_pop_pages slot flags);
 };
 
@@ -89,7 +93,6 @@ pub(crate) enum NoArea {
 /// The maps of a chunk, borrowed one by one.
 struct Maps<'a> {
     alloc: &'a mut [u64],
-    bound: &'a mut [u64],
     blocks: &'a mut [BlockView],
     populated: &'a [u64],
     md: &'a mut BlockView,
@@ -101,7 +104,9 @@ struct MapsLayout {
     blocks: usize,
     alloc: usize,
     bound: usize,
+    live: usize,
     populated: usize,
+    ledger: usize,
 }
 
 impl MapsLayout {
@@ -110,11 +115,13 @@ impl MapsLayout {
         let words = |bits: usize| Layout::array::<u64>(bits.div_ceil(WORD_BITS));
         let layout = || {
             let whole = Layout::new::<Chunk>();
+            let (whole, ledger) = whole.extend(Layout::new::<Ledger>())?;
             let (whole, blocks) = whole.extend(Layout::array::<BlockView>(nr_pages as usize)?)?;
             let (whole, alloc) = whole.extend(words(bits)?)?;
             let (whole, bound) = whole.extend(words(bits + 1)?)?;
+            let (whole, live) = whole.extend(words(bits)?)?;
             let (whole, populated) = whole.extend(words(nr_pages as usize)?)?;
-            Ok(Self { whole, blocks, alloc, bound, populated })
+            Ok(Self { whole, blocks, alloc, bound, live, populated, ledger })
         };
         layout().map_err(|_: core::alloc::LayoutError| NoMemory)
     }
@@ -132,23 +139,30 @@ impl Chunk {
         let layout = MapsLayout::new(nr_pages)?;
         let memory = P::alloc_meta(layout.whole).ok_or(NoMemory)?;
         // SAFETY: all offsets lie within the layout of which this memory is.
-        let (blocks, alloc_map, bound_map, populated) = unsafe {
+        let (ledger, blocks, alloc_map, bound_map, live_map, populated) = unsafe {
             (
+                memory.add(layout.ledger).cast::<Ledger>(),
                 memory.add(layout.blocks).cast::<BlockView>().as_ptr(),
                 memory.add(layout.alloc).cast::<u64>().as_ptr(),
-                memory.add(layout.bound).cast::<u64>().as_ptr(),
+                memory.add(layout.bound).cast::<AtomicU64>().as_ptr().cast_const(),
+                memory.add(layout.live).cast::<AtomicU64>().as_ptr().cast_const(),
                 memory.add(layout.populated).cast::<u64>().as_ptr(),
             )
         };
         let nr_bits = nr_pages * BLOCK_GRANULES;
         let chunk = memory.cast::<Chunk>();
-        // SAFETY: the memory is aligned, large enough and unaliased.
+        let maps = (bound_map, live_map);
+        // SAFETY: the memory is aligned, large enough and unaliased; the maps have these sizes, are
+        // zeroed, and live as long as the chunk.
         unsafe {
+            ledger.write(Ledger::new(ChunkRef(chunk), base, nr_bits, maps));
             chunk.write(Chunk {
                 link: Link::unlinked(),
                 base,
                 alloc_map,
                 bound_map,
+                live_map,
+                ledger,
                 blocks,
                 populated,
                 md: BlockView::all_free(nr_bits),
@@ -167,10 +181,12 @@ impl Chunk {
         let chunk = unsafe { &mut *this.as_ptr() };
         chunk.maps().blocks.fill(BlockView::all_free(BLOCK_GRANULES));
         if start_offset != 0 {
-            chunk.take(Run { start: 0, end: start_offset / GRANULE });
+            let hidden = start_offset / GRANULE;
+            chunk.take(Run { start: 0, end: hidden }, hidden);
         }
         if end_offset != 0 {
-            chunk.take(Run { start: nr_bits - end_offset / GRANULE, end: nr_bits });
+            let hidden = end_offset / GRANULE;
+            chunk.take(Run { start: nr_bits - hidden, end: nr_bits }, hidden);
         }
         Ok(this)
     }
@@ -202,7 +218,6 @@ impl Chunk {
         unsafe {
             Maps {
                 alloc: slice::from_raw_parts_mut(self.alloc_map, bits / WORD_BITS),
-                bound: slice::from_raw_parts_mut(self.bound_map, bits / WORD_BITS + 1),
                 blocks: slice::from_raw_parts_mut(self.blocks, pages),
                 populated: slice::from_raw_parts(self.populated, pages.div_ceil(WORD_BITS)),
                 md: &mut self.md,
@@ -215,9 +230,17 @@ impl Chunk {
         unsafe { slice::from_raw_parts(self.alloc_map, self.nr_bits() as usize / WORD_BITS) }
     }
 
-    fn bound_map(&self) -> &[u64] {
-        // SAFETY: as in `maps`, shared for as long as `self` is.
-        unsafe { slice::from_raw_parts(self.bound_map, self.nr_bits() as usize / WORD_BITS + 1) }
+    /// The ledger, which whoever asks may keep for as long as the chunk lives.
+    #[inline]
+    pub(crate) fn ledger(&self) -> NonNull<Ledger> {
+        self.ledger
+    }
+
+    /// The ledger, for as long as the chunk is borrowed.
+    #[inline]
+    fn areas(&self) -> &Ledger {
+        // SAFETY: written by `create`, never changed, and it lives as long as the chunk.
+        unsafe { self.ledger.as_ref() }
     }
 
     fn blocks(&self) -> &[BlockView] {
@@ -296,17 +319,28 @@ impl Chunk {
         None
     }
 
-    /// Takes the free granules `area` out, and marks them as one area. Returns the number of
-    /// populated pages that were free before.
-    pub(crate) fn take(&mut self, area: Run) -> u32 {
+    /// The free run from `area` on, made longer for up to `count` areas of its length, as far as the
+    /// granules are free and have memory like those of `area`.
+    pub(crate) fn extend(&self, area: Run, count: u32) -> Run {
+        let len = area.len();
+        let limit = (area.start + len * count).min(self.nr_bits());
+        let mut end = bitmap::next_set(self.alloc_map(), area.end, limit);
+        let pages = area.end.div_ceil(BLOCK_GRANULES)..end.div_ceil(BLOCK_GRANULES);
+        if let Some(page) = pages.into_iter().find(|&page| !self.is_populated(page)) {
+            end = page * BLOCK_GRANULES;
+        }
+        Run { start: area.start, end: area.start + (end - area.start) / len * len }
+    }
+
+    /// Takes the free granules `area` out, and marks them as areas of `len` granules each. Returns
+    /// the number of populated pages that were free before.
+    pub(crate) fn take(&mut self, area: Run, len: u32) -> u32 {
         let mut no_longer_empty = 0;
         self.free_bytes -= area.len() * GRANULE;
-        let Maps { alloc, bound, blocks, populated, md } = self.maps();
+        self.areas().mark(area, len);
+        let Maps { alloc, blocks, populated, md } = self.maps();
         debug_assert!(bitmap::next_set(alloc, area.start, area.end) == area.end);
         bitmap::set(alloc, area.start, area.end);
-        bitmap::clear(bound, area.start + 1, area.end);
-        bitmap::set(bound, area.start, area.start + 1);
-        bitmap::set(bound, area.end, area.end + 1);
         for (page, part) in parts(area) {
             let block = &mut blocks[page as usize];
             let words = block_words(alloc, page);
@@ -324,30 +358,32 @@ impl Chunk {
         no_longer_empty
     }
 
-    /// The area that begins at byte `offset` of the chunk.
-    pub(crate) fn area_at(&self, offset: u32) -> Result<Run, NoArea> {
+    /// Takes in the area that begins at byte `offset` of the chunk: from now on it is the caller's,
+    /// to be given back or put into a cache.
+    pub(crate) fn take_in(&self, offset: u32) -> Result<Run, NoArea> {
         let end = self.nr_pages * PAGE - self.end_offset;
         if offset < self.start_offset || offset >= end {
             return Err(NoArea::Hidden);
         }
         let start = offset / GRANULE;
-        if !bitmap::is_set(self.alloc_map(), start) {
-            return Err(NoArea::Free);
+        if offset.is_multiple_of(GRANULE) && self.areas().take_in(start) {
+            return Ok(self.areas().area_at(start));
         }
-        if !offset.is_multiple_of(GRANULE) || !bitmap::is_set(self.bound_map(), start) {
-            return Err(NoArea::Interior);
+        let is_taken = bitmap::is_set(self.alloc_map(), start);
+        if is_taken && (!offset.is_multiple_of(GRANULE) || !self.areas().is_bound(start)) {
+            Err(NoArea::Interior)
+        } else {
+            Err(NoArea::Free)
         }
-        let end = bitmap::next_set(self.bound_map(), start + 1, self.nr_bits() + 1);
-        Ok(Run { start, end })
     }
 
-    /// Gives `area`, which is live, back. Returns the number of populated pages that are free now
+    /// Gives `area`, which was taken in, back. Returns the number of populated pages that are free now
     /// and were not before.
     pub(crate) fn give_back(&mut self, area: Run) -> u32 {
         let mut emptied = 0;
         let nr_bits = self.nr_bits();
         self.free_bytes += area.len() * GRANULE;
-        let Maps { alloc, blocks, populated, md, .. } = self.maps();
+        let Maps { alloc, blocks, populated, md } = self.maps();
         bitmap::clear(alloc, area.start, area.end);
         let mut whole = area;
         for (page, part) in parts(area) {

@@ -5,6 +5,7 @@
 
 use super::bitmap::Run;
 use super::chunk::{Chunk, ChunkRef};
+use super::front::Handed;
 use super::index::IndexTable;
 use super::state::{Reach, Request};
 use super::{Allocator, memory};
@@ -120,12 +121,20 @@ impl<P: Platform> Allocator<P> {
         &self,
         first: &FirstChunk<P>,
         request: Request,
-    ) -> Result<Taken, NoMemory> {
+    ) -> Result<Handed, NoMemory> {
         let mut growth = self.growth.lock();
+        let mut drained = false;
         let mut state = self.state.lock();
         loop {
             let Some(place) = state.find(request, Reach::AnyPage) else {
                 drop(state);
+                if !drained {
+                    // What waits in caches may be all that is missing.
+                    drained = true;
+                    self.drain_caches();
+                    state = self.state.lock();
+                    continue;
+                }
                 let pages = request.bytes().div_ceil(PAGE as usize) as u32;
                 self.add_chunk(first, &mut growth, pages)?;
                 state = self.state.lock();
@@ -133,8 +142,9 @@ impl<P: Platform> Allocator<P> {
             };
             let (pages, missing) = state.missing_pages(place);
             if missing == 0 {
-                state.take(place);
-                return Ok(Taken { pointer: state.pointer(place), address: state.address(place) });
+                state.take(place, 1);
+                state.statistics.allocs += 1;
+                return Ok(Handed::out(&state, place));
             }
             // The place is not taken yet: while the lock is open others may take a part of it that
             // is populated. Then the pages stay for whoever comes next, and the search goes on.
@@ -152,34 +162,27 @@ impl<P: Platform> Allocator<P> {
     pub(crate) fn add_chunk(
         &self,
         first: &FirstChunk<P>,
-        _growth: &mut Growth,
+        growth: &mut Growth,
         populated: u32,
     ) -> Result<(), NoMemory> {
         let mut chunk = DetachedChunk::reserve(first)?;
         chunk.populate(populated)?;
-        let capacity = self.state.lock().index.wants_capacity();
+        let capacity = self.index.wants_capacity();
         let table = capacity.map(IndexTable::<P>::new).transpose()?;
 
         let base = chunk.get().base;
         let mut state = self.state.lock();
-        let old_table = table.map(|table| state.index.install(table));
+        let old_table = table.map(|table| self.index.install(growth, table));
         let chunk = chunk.into_chunk();
-        state.index.insert(base, chunk);
+        self.index.insert(growth, base, state.ledger(chunk));
         state.link(chunk);
         drop(state);
-        // With interrupts on again.
-        drop(old_table);
+        if old_table.is_some() {
+            // A free may look at the old table.
+            self.wait_for_grace();
+        }
         Ok(())
     }
-}
-
-/// An area that has been taken, not zeroed yet.
-#[derive(Clone, Copy)]
-pub(crate) struct Taken {
-    /// The per-CPU pointer.
-    pub(crate) pointer: usize,
-    /// The address in unit space.
-    pub(crate) address: usize,
 }
 
 /// The runs of pages that `mask` names, bit 0 being page `first`.

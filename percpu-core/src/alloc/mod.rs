@@ -20,21 +20,28 @@
 //! | `slot`, `index` | chunks by size of their longest free run, and by address |
 //! | `state` | all of the above together: what the short lock owns |
 //! | `memory` | pages behind units, zeroing |
+//! | `ledger` | where a chunk's areas begin and end, and which of them are held |
+//! | `cache` | freed areas that wait on a CPU for the next allocation |
+//! | `front` | allocating and freeing: the way through the caches and beside them |
 //! | `grow`, `balance` | more memory, less memory: what the growth lock owns |
 //!
 //! The **short lock** masks interrupts and is held for bounded steps over the maps; the **growth
-//! lock** lets its waiters sleep and is held while memory comes and goes. The growth lock is taken
-//! first. An allocation that finds room on populated pages of a chunk in use takes the short lock
-//! only; Linux takes its mutex for every allocation that may sleep.
+//! lock** lets its waiters sleep and is held while memory comes and goes. Each CPU's **cache** has a
+//! lock of its own. The order is growth lock, cache, short lock. An allocation or a free that the
+//! CPU's cache serves takes the cache's lock only, one that finds room on populated pages of a chunk
+//! in use the short lock too; Linux takes its mutex for every allocation that may sleep.
 
 mod balance;
 mod bitmap;
 mod boxed;
+mod cache;
 mod chunk;
 mod error;
+mod front;
 mod grow;
 mod hints;
 mod index;
+mod ledger;
 mod memory;
 mod once;
 mod slot;
@@ -45,7 +52,7 @@ mod table;
 mod warnings;
 mod zeroable;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 pub use balance::Balanced;
 pub use boxed::PerCpuBox;
@@ -60,10 +67,12 @@ use crate::area::{FirstChunk, SetupError};
 use crate::platform::{Global, Platform};
 use crate::sync::{Mutex, SpinLock};
 use crate::var::PerCpuPtr;
-use crate::view::GRANULE;
-use grow::{DetachedChunk, Growth, Taken, chunk_align};
+use cache::Caches;
+use grow::{DetachedChunk, Growth, chunk_align};
+use index::Index;
+use ledger::Ledger;
 use once::Once;
-use state::{EMPTY_PAGES_LOW, Reach, Request, State};
+use state::State;
 use warnings::Warnings;
 
 /// Largest area. Linux: `PCPU_MIN_UNIT_SIZE`.
@@ -104,7 +113,11 @@ pub struct Allocator<P: Platform> {
     /// First: its address is that of the [`AllocatorView`](crate::view::AllocatorView).
     state: SpinLock<State<P>, P>,
     growth: Mutex<Growth, P>,
+    index: Index<P>,
     first: Once<FirstChunk<P>>,
+    /// The ledger of the first chunk's dynamic part.
+    first_ledger: AtomicPtr<Ledger>,
+    caches: Once<Caches<P>>,
     balance_wanted: AtomicBool,
     atomic_failed: AtomicBool,
     failed_allocs: Warnings,
@@ -118,7 +131,10 @@ impl<P: Platform> Allocator<P> {
         Self {
             state: SpinLock::new(State::empty()),
             growth: Mutex::new(Growth::new()),
+            index: Index::new(),
             first: Once::new(),
+            first_ledger: AtomicPtr::new(core::ptr::null_mut()),
+            caches: Once::new(),
             balance_wanted: AtomicBool::new(false),
             atomic_failed: AtomicBool::new(false),
             failed_allocs: Warnings::new(),
@@ -137,8 +153,16 @@ impl<P: Platform> Allocator<P> {
         if self.first.get().is_some() {
             return Err(SetupError::AlreadySetUp);
         }
-        let state = State::new(&first, chunk_align(&first))?;
+        let caches = Caches::new(first.unit_offsets.len())?;
+        first.units.iter().try_for_each(|unit| caches.add(unit.cpu))?;
+        let state = State::new(&first, &caches)?;
+        self.index.set_shift(chunk_align(&first).trailing_zeros());
+        let ledger = state.first_chunk().map(|chunk| state.ledger(chunk));
+        let ledger = ledger.map_or(core::ptr::null_mut(), core::ptr::NonNull::as_ptr);
+        self.first_ledger.store(ledger, Ordering::Relaxed);
         let first = self.first.set(first).map_err(|_| SetupError::AlreadySetUp)?;
+        // Nobody but this call, under the growth lock, sets either of them.
+        let _ = self.caches.set(caches);
         // The old state is empty; dropping it under the lock frees nothing.
         *self.state.lock() = state;
         Ok(first)
@@ -149,124 +173,13 @@ impl<P: Platform> Allocator<P> {
         self.first.get()
     }
 
+    fn caches(&self) -> Option<&Caches<P>> {
+        self.caches.get()
+    }
+
     /// Address of the [`AllocatorView`](crate::view::AllocatorView).
     pub fn view_address(&self) -> usize {
         (&raw const self.state).expose_provenance()
-    }
-
-    /// Hands out `size` bytes on every possible CPU, all zero, at a multiple of `align`. Sizes and
-    /// alignments are rounded up to [`GRANULE`]. Linux: `pcpu_alloc`.
-    ///
-    /// Masks interrupts for a search that is bounded by the number of chunks of its size and the
-    /// blocks in them. Unless `flags` has [`ATOMIC`](AllocFlags::ATOMIC), it may sleep to get
-    /// memory, so it must not be called with preemption off or interrupts masked.
-    ///
-    /// # Errors
-    ///
-    /// [`Size`](AllocError::Size) unless the size is from 1 to [`MAX_ALLOC_SIZE`],
-    /// [`Align`](AllocError::Align) unless the alignment is a power of two up to [`MAX_ALIGN`], and
-    /// one for each way to have no room. The first ten failures are logged, those of atomic
-    /// allocations for want of room excepted.
-    pub fn alloc(
-        &self,
-        size: usize,
-        align: usize,
-        flags: AllocFlags,
-    ) -> Result<PerCpuPtr<u8>, AllocError> {
-        self.try_alloc(size, align, flags).inspect_err(|error| {
-            if *error != AllocError::NoPopulatedRoom {
-                self.failed_allocs.warn::<P>(format_args!(
-                    "allocation failed, size={size} align={align} flags={:#x}: {error}",
-                    flags.0
-                ));
-            }
-        })
-    }
-
-    #[inline]
-    fn try_alloc(
-        &self,
-        size: usize,
-        align: usize,
-        flags: AllocFlags,
-    ) -> Result<PerCpuPtr<u8>, AllocError> {
-        if size == 0 || size > MAX_ALLOC_SIZE {
-            return Err(AllocError::Size(size));
-        }
-        if !align.is_power_of_two() || align > MAX_ALIGN {
-            return Err(AllocError::Align(align));
-        }
-        let request = Request {
-            len: (size as u32).div_ceil(GRANULE),
-            align: (align as u32).div_ceil(GRANULE),
-        };
-        let first = self.first.get().ok_or(AllocError::NotSetUp)?;
-        let taken = match self.take_populated(request, flags) {
-            Some(taken) => taken,
-            None if flags.contains(AllocFlags::RESERVED) => {
-                return Err(AllocError::NoReservedRoom);
-            }
-            None if flags.contains(AllocFlags::ATOMIC) => {
-                self.atomic_failed.store(true, Ordering::Relaxed);
-                self.want_balance();
-                return Err(AllocError::NoPopulatedRoom);
-            }
-            None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
-        };
-        // SAFETY: the area was taken on populated pages, which keep their memory as long as it is
-        // live (I13), and nobody else knows of it before it is returned.
-        unsafe { memory::zero(first, taken.address, request.bytes()) };
-        Ok(PerCpuPtr::from_raw(taken.pointer))
-    }
-
-    /// Takes a place on populated pages.
-    #[inline]
-    fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
-        let mut state = self.state.lock();
-        let place = if flags.contains(AllocFlags::RESERVED) {
-            state.find_reserved(request)?
-        } else if flags.contains(AllocFlags::ATOMIC) {
-            state.find(request, Reach::Populated)?
-        } else {
-            state.find(request, Reach::Active)?
-        };
-        state.take(place);
-        if state.empty_pages() < EMPTY_PAGES_LOW {
-            self.want_balance();
-        }
-        Some(Taken { pointer: state.pointer(place), address: state.address(place) })
-    }
-
-    /// Takes an area back. May be called from any context, interrupt handlers included. Linux:
-    /// `free_percpu`.
-    ///
-    /// A null pointer is ignored.
-    ///
-    /// # Errors
-    ///
-    /// A pointer that is not the start of a live area is refused: nothing changes, and the first
-    /// ten such calls are logged.
-    ///
-    /// # Safety
-    ///
-    /// Nobody uses the area any more, on any CPU.
-    pub unsafe fn free(&self, ptr: PerCpuPtr<u8>) -> Result<(), FreeError> {
-        if ptr.raw() == 0 {
-            return Ok(());
-        }
-        let result = self.state.lock().give_back(ptr.raw());
-        match result {
-            Ok(balance) => {
-                if balance {
-                    self.want_balance();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.refused_frees.warn::<P>(format_args!("free refused: {error}"));
-                Err(error)
-            }
-        }
     }
 
     /// Asks for [`balance`](Self::balance). The flag's cache line is written when it changes only.
@@ -283,12 +196,15 @@ impl<P: Platform> Drop for Allocator<P> {
         let Some(first) = self.first.get() else { return };
         let state = self.state.get_mut();
         let mut n = 0;
-        while let Some(chunk) = state.index.nth(n) {
+        while let Some(ledger) = self.index.nth(n) {
             n += 1;
-            let Some(chunk) = chunk else { continue };
+            let Some(ledger) = ledger else { continue };
+            // SAFETY: the index names chunks that exist, and this loop asks for each once.
+            let chunk = unsafe { ledger.as_ref() }.chunk();
             state.unlink(chunk);
             // SAFETY: the chunk has left its list; the index is not asked again, except for the
-            // chunks behind this one. `&mut self` says that no area is used any more.
+            // chunks behind this one, and nor are the caches. `&mut self` says that no area is used
+            // any more.
             drop(unsafe { DetachedChunk::take_over(first, chunk) });
         }
     }

@@ -4,11 +4,13 @@
 //! or sleeps.
 
 use core::mem::{offset_of, size_of};
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 use super::bitmap::Run;
+use super::cache::Caches;
 use super::chunk::{Chunk, ChunkRef, NoArea};
 use super::index::Index;
+use super::ledger::Ledger;
 use super::slot::{self, Link, Slots};
 use super::{FreeError, Statistics, Table};
 use crate::area::FirstChunk;
@@ -69,13 +71,14 @@ pub(crate) struct State<P: Platform> {
     delta: usize,
     nr_empty_pop_pages: u32,
     nr_chunks: u32,
+    caches: usize,
+    nr_caches: u32,
     // Not part of the view from here on.
     /// Slots that have a chunk, a bit each.
     occupied: u64,
     /// Bytes of the first chunk before the reserved and before the dynamic part.
     static_end: u32,
     reserved_end: u32,
-    pub(crate) index: Index<P>,
     pub(crate) statistics: Statistics,
     heads: Table<Link, P>,
 }
@@ -94,6 +97,8 @@ const _: () = {
     let empty_pages = AT + offset_of!(S, nr_empty_pop_pages);
     assert!(empty_pages == offset_of!(AllocatorView, nr_empty_pop_pages));
     assert!(AT + offset_of!(S, nr_chunks) == offset_of!(AllocatorView, nr_chunks));
+    assert!(AT + offset_of!(S, caches) == offset_of!(AllocatorView, caches));
+    assert!(AT + offset_of!(S, nr_caches) == offset_of!(AllocatorView, nr_caches));
     assert!(AT + offset_of!(S, occupied) == size_of::<AllocatorView>());
 };
 
@@ -112,17 +117,18 @@ impl<P: Platform> State<P> {
             delta: 0,
             nr_empty_pop_pages: 0,
             nr_chunks: 0,
+            caches: 0,
+            nr_caches: 0,
             occupied: 0,
             static_end: 0,
             reserved_end: 0,
-            index: Index::new(0),
             statistics: Statistics::new(),
             heads: Table::empty(),
         }
     }
 
     /// The state over a first chunk, which is to live as long.
-    pub(crate) fn new(first: &FirstChunk<P>, chunk_align: usize) -> Result<Self, NoMemory> {
+    pub(crate) fn new(first: &FirstChunk<P>, caches: &Caches<P>) -> Result<Self, NoMemory> {
         let nr_pages = (first.unit_size / PAGE as usize) as u32;
         let populated = Run { start: 0, end: first.populated_pages as u32 };
         let static_end = first.static_size.next_multiple_of(GRANULE as usize) as u32;
@@ -139,7 +145,7 @@ impl<P: Platform> State<P> {
         state.delta = first.delta();
         state.static_end = static_end;
         state.reserved_end = reserved_end;
-        state.index = Index::new(chunk_align.trailing_zeros());
+        (state.caches, state.nr_caches) = caches.table();
         if first.reserved_size != 0 {
             let hidden_end = unit_size - reserved_end;
             let chunk = Chunk::create::<P>(first.base, nr_pages, static_end, hidden_end)?;
@@ -173,7 +179,8 @@ impl<P: Platform> State<P> {
         unsafe { &*chunk.as_ptr() }
     }
 
-    fn first_chunk(&self) -> Option<ChunkRef> {
+    /// The chunk that serves dynamic allocations from the first units.
+    pub(crate) fn first_chunk(&self) -> Option<ChunkRef> {
         Self::reference(self.first_chunk)
     }
 
@@ -183,7 +190,7 @@ impl<P: Platform> State<P> {
 
     fn reference(chunk: *mut Chunk) -> Option<ChunkRef> {
         // SAFETY: a chunk's list node is its first field.
-        ptr::NonNull::new(chunk).map(|chunk| unsafe { ChunkRef::of_link(chunk.cast()) })
+        NonNull::new(chunk).map(|chunk| unsafe { ChunkRef::of_link(chunk.cast()) })
     }
 
     /// Empty populated pages of all chunks that serve allocations.
@@ -231,10 +238,14 @@ impl<P: Platform> State<P> {
         Some(Place { chunk, area: Run { start, end: start + len } })
     }
 
-    /// Takes a place that `find` has found under the same hold of the lock.
-    pub(crate) fn take(&mut self, place: Place) {
+    /// Takes a place that `find` has found under the same hold of the lock, and up to `count - 1`
+    /// areas of the same length behind it if they are free. The areas are the caller's, and nobody
+    /// holds them by the ledger.
+    pub(crate) fn take(&mut self, place: Place, count: u32) -> Run {
         let chunk = self.chunk_mut(place.chunk);
-        let no_longer_empty = chunk.take(place.area);
+        let len = place.area.len();
+        let areas = if count > 1 { chunk.extend(place.area, count) } else { place.area };
+        let no_longer_empty = chunk.take(areas, len);
         let flags = chunk.flags;
         if flags & CHUNK_RESERVED == 0 {
             if flags & CHUNK_ISOLATED == 0 {
@@ -244,7 +255,8 @@ impl<P: Platform> State<P> {
                 self.reintegrate(place.chunk);
             }
         }
-        self.statistics.allocated(place.area.len() * GRANULE);
+        self.statistics.taken(areas.len() / len, len * GRANULE);
+        areas
     }
 
     /// The pages under `place` that have no memory, as a mask from its first page on.
@@ -261,20 +273,26 @@ impl<P: Platform> State<P> {
 
     // Giving back.
 
-    /// Gives the area at per-CPU pointer `ptr` back. Returns whether there is work for the
-    /// balancer.
-    pub(crate) fn give_back(&mut self, ptr: usize) -> Result<bool, FreeError> {
-        let (chunk, offset) = self.locate(ptr)?;
-        let area = self.chunk(chunk).area_at(offset).map_err(|why| match why {
+    /// Takes in the area at per-CPU pointer `ptr`: nobody holds it any more, and it is to be given
+    /// back.
+    pub(crate) fn take_in(&self, ptr: usize, index: &Index<P>) -> Result<Place, FreeError> {
+        let (chunk, offset) = self.locate(ptr, index)?;
+        let area = self.chunk(chunk).take_in(offset).map_err(|why| match why {
             NoArea::Hidden => FreeError::Wild(ptr),
             NoArea::Interior => FreeError::Interior(ptr),
             NoArea::Free => FreeError::NotLive(ptr),
         })?;
+        Ok(Place { chunk, area })
+    }
+
+    /// Gives an area back that was taken in. Returns whether there is work for the balancer.
+    pub(crate) fn give_back(&mut self, place: Place) -> bool {
+        let Place { chunk, area } = place;
         let emptied = self.chunk_mut(chunk).give_back(area);
-        self.statistics.freed();
+        self.statistics.given_back();
         let flags = self.chunk(chunk).flags;
         if flags & CHUNK_RESERVED != 0 {
-            return Ok(false);
+            return false;
         }
         if flags & CHUNK_ISOLATED == 0 {
             self.nr_empty_pop_pages += emptied;
@@ -284,11 +302,11 @@ impl<P: Platform> State<P> {
             self.reintegrate(chunk);
         }
         let is_free = self.chunk(chunk).slot == self.slots.free;
-        Ok((is_free && self.excess_chunk().is_some()) || self.wants_reclaim(chunk))
+        (is_free && self.excess_chunk().is_some()) || self.wants_reclaim(chunk)
     }
 
     /// The chunk that per-CPU pointer `ptr` points into, and the offset there.
-    fn locate(&self, ptr: usize) -> Result<(ChunkRef, u32), FreeError> {
+    fn locate(&self, ptr: usize, index: &Index<P>) -> Result<(ChunkRef, u32), FreeError> {
         let addr = ptr.wrapping_add(self.delta);
         let first = self.first_chunk().ok_or(FreeError::NotSetUp)?;
         let offset = addr.wrapping_sub(self.chunk(first).base);
@@ -302,19 +320,16 @@ impl<P: Platform> State<P> {
                 Ok((first, offset))
             };
         }
-        let chunk = self.index.get(addr).ok_or(FreeError::Wild(ptr))?;
+        let ledger = index.get(addr).ok_or(FreeError::Wild(ptr))?;
+        // SAFETY: under the short lock the index names chunks that exist.
+        let chunk = unsafe { ledger.as_ref() }.chunk();
         let offset = addr.wrapping_sub(self.chunk(chunk).base);
         if offset < self.unit_size { Ok((chunk, offset as u32)) } else { Err(FreeError::Wild(ptr)) }
     }
 
-    /// The per-CPU pointer to byte 0 of an area.
-    pub(crate) fn pointer(&self, place: Place) -> usize {
-        self.address(place).wrapping_sub(self.delta)
-    }
-
-    /// The area's address in unit space: plus a unit's offset it is the address of a CPU's copy.
-    pub(crate) fn address(&self, place: Place) -> usize {
-        self.chunk(place.chunk).base + (place.area.start * GRANULE) as usize
+    /// The ledger of a chunk, which lives as long as the chunk.
+    pub(crate) fn ledger(&self, chunk: ChunkRef) -> NonNull<Ledger> {
+        self.chunk(chunk).ledger()
     }
 
     // Slots.
@@ -469,11 +484,12 @@ impl<P: Platform> State<P> {
 
     /// Of all chunks the `n`th, in an order that changes only when chunks come or go and that may
     /// have gaps; `None` beyond the end.
-    pub(crate) fn nth_chunk(&self, n: usize) -> Option<Option<ChunkRef>> {
+    pub(crate) fn nth_chunk(&self, n: usize, index: &Index<P>) -> Option<Option<ChunkRef>> {
         match n {
             0 => Some(self.first_chunk()),
             1 => Some(self.reserved_chunk()),
-            n => self.index.nth(n - 2),
+            // SAFETY: under the short lock the index names chunks that exist.
+            n => Some(index.nth(n - 2)?.map(|ledger| unsafe { ledger.as_ref() }.chunk())),
         }
     }
 
@@ -497,8 +513,8 @@ impl<P: Platform> Drop for State<P> {
             } else {
                 self.take_off(chunk);
             }
-            // SAFETY: the state created it with this platform, and no list has it now. The index
-            // is never asked again.
+            // SAFETY: the state created it with this platform, and no list has it now. It is dropped
+            // with its allocator, whose index and caches are not asked again.
             unsafe { Chunk::destroy::<P>(chunk) };
         }
     }

@@ -2,6 +2,7 @@
 
 use super::Allocator;
 use super::bitmap::{self, Run};
+use super::cache::Caches;
 use super::chunk::Chunk;
 use crate::platform::Platform;
 use crate::view::{BLOCK_GRANULES, GRANULE};
@@ -15,7 +16,7 @@ pub struct Statistics {
     pub frees: u64,
     /// Areas that are live.
     pub live: u64,
-    /// The most areas that were ever live at a time.
+    /// The most areas that were ever live at a time, those included that waited in caches then.
     pub peak_live: u64,
     /// Chunks, the reserved one not counted.
     pub chunks: u32,
@@ -44,19 +45,20 @@ impl Statistics {
         }
     }
 
+    /// Counts `count` areas taken out of a chunk. While the state has the numbers, `live` includes
+    /// cached areas, and `allocs` and `frees` leave out what went through caches.
     #[inline]
-    pub(crate) fn allocated(&mut self, bytes: u32) {
-        self.allocs += 1;
-        self.live += 1;
+    pub(crate) fn taken(&mut self, count: u32, bytes: u32) {
+        self.live += u64::from(count);
         self.peak_live = self.peak_live.max(self.live);
         // 0 stands for "none yet", which wrapping makes the largest number.
         self.smallest = self.smallest.wrapping_sub(1).min(bytes - 1) + 1;
         self.largest = self.largest.max(bytes);
     }
 
+    /// Counts an area given back to its chunk.
     #[inline]
-    pub(crate) fn freed(&mut self) {
-        self.frees += 1;
+    pub(crate) fn given_back(&mut self) {
         self.live -= 1;
     }
 
@@ -125,8 +127,18 @@ impl ChunkStatistics {
 impl<P: Platform> Allocator<P> {
     /// The counts now.
     pub fn statistics(&self) -> Statistics {
-        let state = self.state.lock();
-        Statistics { empty_populated_pages: state.empty_pages(), ..state.statistics }
+        let mut statistics = {
+            let state = self.state.lock();
+            Statistics { empty_populated_pages: state.empty_pages(), ..state.statistics }
+        };
+        for cache in self.caches().into_iter().flat_map(Caches::iter) {
+            let shelves = cache.lock();
+            statistics.allocs += shelves.allocs;
+            statistics.frees += shelves.frees;
+        }
+        // Others may go on between the locks.
+        statistics.live = statistics.allocs.saturating_sub(statistics.frees);
+        statistics
     }
 
     /// Shows each chunk's fragmentation to `visit`; no lock that an allocation takes is held
@@ -141,7 +153,7 @@ impl<P: Platform> Allocator<P> {
         for n in 0.. {
             let chunk = {
                 let state = self.state.lock();
-                match state.nth_chunk(n) {
+                match state.nth_chunk(n, &self.index) {
                     Some(chunk) => chunk.map(|chunk| ChunkStatistics::of(state.chunk(chunk))),
                     None => return,
                 }

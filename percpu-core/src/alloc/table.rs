@@ -38,6 +38,25 @@ impl<T: Zeroable, P: Platform> Table<T, P> {
 }
 
 impl<T, P: Platform> Table<T, P> {
+    /// Lets go of the table: its first entry and its length.
+    pub(crate) fn into_raw(self) -> (*mut T, usize) {
+        let table = core::mem::ManuallyDrop::new(self);
+        (table.as_ptr(), table.len)
+    }
+
+    /// The table that [`into_raw`](Self::into_raw) let go of; one without entries if `start` is
+    /// null.
+    ///
+    /// # Safety
+    ///
+    /// `start` is null, or it and `len` came from `into_raw`, and nobody else has the table.
+    pub(crate) unsafe fn from_raw(start: *mut T, len: usize) -> Self {
+        match NonNull::new(start) {
+            Some(start) => Self { start, len, platform: PhantomData },
+            None => Self { start: NonNull::dangling(), len: 0, platform: PhantomData },
+        }
+    }
+
     /// The first entry. Valid as long as the table, wherever that is moved.
     pub(crate) fn as_ptr(&self) -> *mut T {
         self.start.as_ptr()

@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use super::memory;
+use crate::arch;
+use crate::cpu;
 use crate::platform::{IrqState, NoMemory, Platform};
 use crate::preempt;
 
@@ -60,6 +62,11 @@ unsafe impl Platform for Host {
         // Whoever yields waits for others; a short sleep, unlike a yield, is not charged with the
         // time slices of all threads that have something to do.
         std::thread::sleep(Duration::from_micros(20));
+    }
+
+    fn cache_cpu() -> u32 {
+        // A thread that is no CPU uses the first one's.
+        if arch::host::offset() == 0 { 0 } else { cpu::this_cpu_raw() }
     }
 
     fn clock_ns() -> u64 {

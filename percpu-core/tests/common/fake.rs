@@ -19,6 +19,15 @@ const GARBAGE: u8 = 0xa5;
 const ARENA: usize = if cfg!(miri) { 2 << 20 } else { 32 << 20 };
 const ARENA_ALIGN: usize = 1 << 20;
 
+/// A CPU without a cache of freed areas: what the calling thread is unless it says otherwise, so
+/// that chunks show each free at once.
+pub const NO_CACHE: u32 = u32::MAX;
+
+/// Makes the calling thread use `cpu`'s cache.
+pub fn use_cache_of(cpu: u32) {
+    CACHE_CPU.set(cpu);
+}
+
 /// What may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -61,6 +70,7 @@ pub struct FakeHandle(Arc<Mutex<State>>);
 std::thread_local! {
     static STATE: RefCell<Option<FakeHandle>> = const { RefCell::new(None) };
     static IRQ_DEPTH: Cell<usize> = const { Cell::new(0) };
+    static CACHE_CPU: Cell<u32> = const { Cell::new(NO_CACHE) };
 }
 
 /// A new platform for this thread.
@@ -191,6 +201,10 @@ unsafe impl Platform for Fake {
 
     fn yield_now() {
         std::thread::yield_now();
+    }
+
+    fn cache_cpu() -> u32 {
+        CACHE_CPU.get()
     }
 
     fn clock_ns() -> u64 {

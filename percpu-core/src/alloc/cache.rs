@@ -1,0 +1,324 @@
+//! A CPU's cache of freed areas, so that most allocations and frees take no lock that another CPU
+//! wants, and a CPU gets memory back whose lines it has. After the magazines of Bonwick and Adams
+//! (USENIX 2001); Linux has such a thing for pages (`struct per_cpu_pages`), not for `mm/percpu.c`.
+//!
+//! A cache has shelves, each for areas of one size. Its lock masks interrupts like the short lock,
+//! but other CPUs take it only to [drain](super::Allocator::drain_caches) the cache. An area on a
+//! shelf is taken in its chunk's map and nobody holds it by its [ledger](super::ledger), so it is on
+//! one shelf alone: who puts it there has taken it in.
+//!
+//! Lock order: growth, cache, short.
+//!
+//! # Grace periods
+//!
+//! A free finds its chunk by the [index](super::index) without the short lock, but with its cache
+//! locked. So who has removed something from the index and then seen each cache's lock free, knows
+//! that no free looks at it any more.
+
+use core::alloc::Layout;
+use core::mem::{offset_of, size_of};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use super::Table;
+use super::bitmap::Run;
+use super::ledger::Ledger;
+use super::state::Request;
+use super::zeroable::Zeroable;
+use crate::platform::{NoMemory, Platform};
+use crate::sync::SpinLock;
+use crate::view::{CACHE_SHELVES, CacheView, CachedView, GRANULE, SHELF_DEPTH, ShelfView};
+
+/// Sizes in granules up to this have the shelf of their number.
+const SMALL: u32 = 16;
+/// Areas of more granules are not cached: making them zero costs more than the rest.
+const MAX_LEN: u32 = 4096 / GRANULE;
+/// No shelf holds more granules than this, one area excepted.
+const MAX_SHELF: u32 = 4096 / GRANULE;
+/// No cache holds more granules than this.
+const MAX_HELD: u32 = (16 << 10) / GRANULE;
+
+/// An area that nobody holds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Cached {
+    /// The ledger of its chunk, which lives because the area is taken.
+    ledger: *const Ledger,
+    /// Where the area lies in unit space.
+    pub(crate) address: usize,
+}
+
+impl Cached {
+    /// The area at granule `start` of the chunk of `ledger`.
+    #[inline]
+    pub(crate) fn new(ledger: &Ledger, start: u32) -> Self {
+        Self { ledger, address: ledger.base() + (start * GRANULE) as usize }
+    }
+
+    /// The ledger of the area's chunk.
+    #[inline]
+    pub(crate) fn ledger(&self) -> &Ledger {
+        // SAFETY: the area is taken, so its chunk is not wholly free and stays.
+        unsafe { &*self.ledger }
+    }
+
+    /// The area's first granule in its chunk.
+    #[inline]
+    pub(crate) fn start(&self) -> u32 {
+        (self.address - self.ledger().base()) as u32 / GRANULE
+    }
+
+    /// Whether the area begins at a multiple of `align` granules, a power of two up to a page.
+    #[inline]
+    fn is_aligned(&self, align: u32) -> bool {
+        self.address & (align * GRANULE - 1) as usize == 0
+    }
+}
+
+/// Areas of one size; the last one put there is the first one taken.
+#[repr(C)]
+struct Shelf {
+    /// Granules of an area; of no meaning if there is none.
+    len: u32,
+    count: u32,
+    areas: [Cached; SHELF_DEPTH],
+}
+
+impl Shelf {
+    fn depth(len: u32) -> u32 {
+        (MAX_SHELF / len).clamp(1, SHELF_DEPTH as u32)
+    }
+
+    #[inline]
+    fn pop(&mut self, align: u32) -> Option<Cached> {
+        let areas = &mut self.areas[..self.count as usize];
+        let found = areas.iter().rposition(|area| area.is_aligned(align))?;
+        let area = areas[found];
+        areas.copy_within(found + 1.., found);
+        self.count -= 1;
+        Some(area)
+    }
+
+    /// Takes the `count` areas off that have been there longest.
+    fn drain(&mut self, count: u32, mut give: impl FnMut(Cached, u32)) {
+        let count = count.min(self.count) as usize;
+        self.areas[..count].iter().for_each(|&area| give(area, self.len));
+        self.areas.copy_within(count..self.count as usize, 0);
+        self.count -= count as u32;
+    }
+}
+
+/// What a cache's lock owns.
+#[repr(C)]
+pub(crate) struct Shelves {
+    /// Granules of all areas on the shelves.
+    held: u32,
+    /// The shelf that is cleared next for areas of another size.
+    victim: u32,
+    /// Areas that were handed out and taken in with this cache locked.
+    pub(crate) allocs: u64,
+    pub(crate) frees: u64,
+    shelves: [Shelf; CACHE_SHELVES],
+}
+
+/// A CPU's cache.
+pub(crate) type Cache<P> = SpinLock<Shelves, P>;
+
+const _: () = {
+    type Lock = Cache<crate::platform::Global>;
+    const AT: usize = Lock::VALUE_OFFSET;
+    assert!(size_of::<Lock>() == size_of::<CacheView>());
+    assert!(offset_of!(CacheView, lock) == 0);
+    assert!(AT + offset_of!(Shelves, held) == offset_of!(CacheView, held));
+    assert!(AT + offset_of!(Shelves, allocs) == offset_of!(CacheView, allocs));
+    assert!(AT + offset_of!(Shelves, frees) == offset_of!(CacheView, frees));
+    assert!(AT + offset_of!(Shelves, shelves) == offset_of!(CacheView, shelves));
+    assert!(size_of::<Shelf>() == size_of::<ShelfView>());
+    assert!(offset_of!(Shelf, len) == offset_of!(ShelfView, len));
+    assert!(offset_of!(Shelf, count) == offset_of!(ShelfView, count));
+    assert!(offset_of!(Shelf, areas) == offset_of!(ShelfView, areas));
+    assert!(size_of::<Cached>() == size_of::<CachedView>());
+    assert!(offset_of!(Cached, address) == offset_of!(CachedView, address));
+};
+
+// SAFETY: the pointers are to ledgers that live as long as the areas are here, and whose methods
+// are for all CPUs.
+unsafe impl Send for Shelves {}
+
+impl Shelves {
+    /// Whether areas of `len` granules may be cached at all.
+    #[inline]
+    pub(crate) fn takes(len: u32) -> bool {
+        len <= MAX_LEN
+    }
+
+    /// The shelf of areas of `len` granules.
+    #[inline]
+    fn shelf(&self, len: u32) -> Option<usize> {
+        if len <= SMALL {
+            return Some(len as usize - 1);
+        }
+        let large = &self.shelves[SMALL as usize..];
+        Some(SMALL as usize + large.iter().position(|shelf| shelf.len == len)?)
+    }
+
+    /// Takes an area for `request` from its shelf.
+    #[inline]
+    pub(crate) fn pop(&mut self, request: Request) -> Option<Cached> {
+        let shelf = self.shelf(request.len)?;
+        let area = self.shelves[shelf].pop(request.align)?;
+        self.held -= request.len;
+        Some(area)
+    }
+
+    /// How many areas of `len` granules a refill may bring, the one included that is handed out.
+    #[inline]
+    pub(crate) fn refill(&self, len: u32) -> u32 {
+        let room = MAX_HELD.saturating_sub(self.held) / len;
+        match self.shelf(len) {
+            Some(shelf) if self.shelves[shelf].count == 0 => {
+                (Shelf::depth(len) / 2).min(room).max(1)
+            }
+            // Areas that are misaligned for the request, or a size nobody has freed yet.
+            _ => 1,
+        }
+    }
+
+    /// Puts an area of `len` granules on its shelf. What there is no room for is given to `give`,
+    /// with its length.
+    #[inline]
+    pub(crate) fn push(&mut self, area: Cached, len: u32, give: impl FnMut(Cached, u32)) {
+        let shelf = match self.shelf(len) {
+            Some(shelf)
+                if self.shelves[shelf].count < Shelf::depth(len) && self.held + len <= MAX_HELD =>
+            {
+                shelf
+            }
+            other => self.make_room(other, len, give),
+        };
+        let shelf = &mut self.shelves[shelf];
+        shelf.len = len;
+        shelf.areas[shelf.count as usize] = area;
+        shelf.count += 1;
+        self.held += len;
+    }
+
+    /// Clears the older half of the shelf of `len` granules, or finds a shelf for them; then clears
+    /// further shelves until the cache has room.
+    #[cold]
+    fn make_room(
+        &mut self,
+        shelf: Option<usize>,
+        len: u32,
+        mut give: impl FnMut(Cached, u32),
+    ) -> usize {
+        let large = &self.shelves[SMALL as usize..];
+        let empty = || Some(SMALL as usize + large.iter().position(|shelf| shelf.count == 0)?);
+        let shelf = shelf.or_else(empty).unwrap_or_else(|| {
+            let victim = self.next_victim(SMALL as usize);
+            self.clear(victim, &mut give);
+            victim
+        });
+        if self.shelves[shelf].count >= Shelf::depth(len) {
+            let half = self.shelves[shelf].count.div_ceil(2);
+            self.shelves[shelf].drain(half, &mut give);
+            self.held -= half * len;
+        }
+        while self.held + len > MAX_HELD {
+            let victim = self.next_victim(0);
+            self.clear(victim, &mut give);
+        }
+        shelf
+    }
+
+    /// The shelves from `first` on, one after the other.
+    fn next_victim(&mut self, first: usize) -> usize {
+        self.victim = self.victim.wrapping_add(1);
+        first + self.victim as usize % (CACHE_SHELVES - first)
+    }
+
+    fn clear(&mut self, shelf: usize, give: impl FnMut(Cached, u32)) {
+        let shelf = &mut self.shelves[shelf];
+        self.held -= shelf.count * shelf.len;
+        shelf.drain(shelf.count, give);
+    }
+
+    /// Takes everything off all shelves.
+    pub(crate) fn drain(&mut self, mut give: impl FnMut(Cached, u32)) {
+        if self.held != 0 {
+            (0..CACHE_SHELVES).for_each(|shelf| self.clear(shelf, &mut give));
+        }
+    }
+}
+
+/// The CPUs' caches.
+pub(crate) struct Caches<P: Platform> {
+    /// Null for a CPU that has none.
+    table: Table<AtomicPtr<Cache<P>>, P>,
+}
+
+impl<P: Platform> Caches<P> {
+    /// No caches yet, for the CPUs below `nr_cpu_ids`.
+    pub(crate) fn new(nr_cpu_ids: usize) -> Result<Self, NoMemory> {
+        Ok(Self { table: Table::zeroed(nr_cpu_ids)? })
+    }
+
+    /// Makes `cpu`'s cache if there is none. One caller at a time.
+    pub(crate) fn add(&self, cpu: u32) -> Result<(), NoMemory> {
+        let Some(entry) = self.table.get(cpu as usize) else { return Ok(()) };
+        if entry.load(Ordering::Relaxed).is_null() {
+            let cache = P::alloc_meta(Layout::new::<Cache<P>>()).ok_or(NoMemory)?;
+            // The memory is zero: an open lock around empty shelves.
+            entry.store(cache.as_ptr().cast(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The cache of `cpu`.
+    #[inline]
+    pub(crate) fn get(&self, cpu: u32) -> Option<&Cache<P>> {
+        let cache = NonNull::new(self.table.get(cpu as usize)?.load(Ordering::Acquire))?;
+        // SAFETY: `add` made it before it published it; it stays as long as the table.
+        Some(unsafe { cache.as_ref() })
+    }
+
+    /// All caches.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Cache<P>> {
+        (0..self.table.len() as u32).filter_map(|cpu| self.get(cpu))
+    }
+
+    /// Waits until everybody who has a cache locked now has unlocked it.
+    pub(crate) fn wait_for_grace(&self) {
+        self.iter().for_each(|cache| drop(cache.lock()));
+    }
+
+    /// Address and length of the table, for the view.
+    pub(crate) fn table(&self) -> (usize, u32) {
+        for cache in self.iter() {
+            ptr::from_ref(cache).expose_provenance();
+        }
+        (self.table.as_ptr().expose_provenance(), self.table.len() as u32)
+    }
+}
+
+impl<P: Platform> Drop for Caches<P> {
+    fn drop(&mut self) {
+        for entry in self.table.iter() {
+            if let Some(cache) = NonNull::new(entry.load(Ordering::Relaxed)) {
+                // SAFETY: `add` got it with this layout, and `&mut self` says that nobody uses it.
+                unsafe { P::free_meta(cache.cast(), Layout::new::<Cache<P>>()) };
+            }
+        }
+    }
+}
+
+// SAFETY: null pointers and integers, and no shelf has an area.
+unsafe impl Zeroable for Shelves {}
+
+/// The areas of `run`, `len` granules each.
+pub(crate) fn areas(
+    run: Run,
+    len: u32,
+) -> impl DoubleEndedIterator<Item = u32> + ExactSizeIterator {
+    (run.start..run.end).step_by(len as usize)
+}

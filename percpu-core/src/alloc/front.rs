@@ -1,0 +1,309 @@
+//! Allocating and freeing: the fast ways through a CPU's cache, and the ways beside it.
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use super::bitmap::Run;
+use super::cache::{self, Cache, Cached, Caches, Shelves};
+use super::ledger::Ledger;
+use super::state::{EMPTY_PAGES_LOW, Place, Reach, Request, State};
+use super::{AllocError, AllocFlags, Allocator, FreeError, MAX_ALIGN, MAX_ALLOC_SIZE, memory};
+use crate::area::FirstChunk;
+use crate::platform::Platform;
+use crate::sync::SpinGuard;
+use crate::var::PerCpuPtr;
+use crate::view::GRANULE;
+
+/// An area that somebody holds now, at this address in unit space; not zeroed yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Handed {
+    address: usize,
+}
+
+impl Handed {
+    /// Hands the area at `place`, which was taken, out.
+    pub(crate) fn out<P: Platform>(state: &State<P>, place: Place) -> Self {
+        // SAFETY: the chunk is the state's, and so lives as long as it has the area.
+        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
+        Self::from_cache(Cached::new(ledger, place.area.start))
+    }
+
+    /// Hands an area out that nobody holds and that has left its shelf.
+    #[inline]
+    fn from_cache(area: Cached) -> Self {
+        area.ledger().hand_out(area.start());
+        Self { address: area.address }
+    }
+}
+
+impl<P: Platform> Allocator<P> {
+    /// Hands out `size` bytes on every possible CPU, all zero, at a multiple of `align`. Sizes and
+    /// alignments are rounded up to [`GRANULE`]. Linux: `pcpu_alloc`.
+    ///
+    /// Masks interrupts for a search that is bounded by the number of chunks of its size and the
+    /// blocks in them. Unless `flags` has [`ATOMIC`](AllocFlags::ATOMIC), it may sleep to get
+    /// memory, so it must not be called with preemption off or interrupts masked.
+    ///
+    /// # Errors
+    ///
+    /// [`Size`](AllocError::Size) unless the size is from 1 to [`MAX_ALLOC_SIZE`],
+    /// [`Align`](AllocError::Align) unless the alignment is a power of two up to [`MAX_ALIGN`], and
+    /// one for each way to have no room. The first ten failures are logged, those of atomic
+    /// allocations for want of room excepted.
+    pub fn alloc(
+        &self,
+        size: usize,
+        align: usize,
+        flags: AllocFlags,
+    ) -> Result<PerCpuPtr<u8>, AllocError> {
+        self.try_alloc(size, align, flags).inspect_err(|error| {
+            if *error != AllocError::NoPopulatedRoom {
+                self.failed_allocs.warn::<P>(format_args!(
+                    "allocation failed, size={size} align={align} flags={:#x}: {error}",
+                    flags.0
+                ));
+            }
+        })
+    }
+
+    #[inline]
+    fn try_alloc(
+        &self,
+        size: usize,
+        align: usize,
+        flags: AllocFlags,
+    ) -> Result<PerCpuPtr<u8>, AllocError> {
+        if size == 0 || size > MAX_ALLOC_SIZE {
+            return Err(AllocError::Size(size));
+        }
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            return Err(AllocError::Align(align));
+        }
+        let request = Request {
+            len: (size as u32).div_ceil(GRANULE),
+            align: (align as u32).div_ceil(GRANULE),
+        };
+        let first = self.first.get().ok_or(AllocError::NotSetUp)?;
+        let area = match self.take(request, flags) {
+            Some(area) => area,
+            None if flags.contains(AllocFlags::RESERVED) => {
+                return Err(AllocError::NoReservedRoom);
+            }
+            None if flags.contains(AllocFlags::ATOMIC) => {
+                self.atomic_failed.store(true, Ordering::Relaxed);
+                self.want_balance();
+                return Err(AllocError::NoPopulatedRoom);
+            }
+            None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
+        };
+        // SAFETY: the area was taken on populated pages, which keep their memory as long as it is
+        // live (I13), and nobody else knows of it before it is returned.
+        unsafe { memory::zero(first, area.address, request.bytes()) };
+        Ok(PerCpuPtr::from_raw(area.address.wrapping_sub(first.delta())))
+    }
+
+    /// Takes an area from the CPU's cache, or from populated pages.
+    #[inline]
+    fn take(&self, request: Request, flags: AllocFlags) -> Option<Handed> {
+        match self.cache() {
+            Some(cache) if Shelves::takes(request.len) && !flags.contains(AllocFlags::RESERVED) => {
+                let mut shelves = cache.lock();
+                let handed = match shelves.pop(request) {
+                    Some(area) => Handed::from_cache(area),
+                    None => self.refill(&mut shelves, request, flags)?,
+                };
+                shelves.allocs += 1;
+                Some(handed)
+            }
+            _ => self.take_populated(request, flags),
+        }
+    }
+
+    /// Takes areas on populated pages, one for `request` and some to put on its shelf.
+    fn refill(
+        &self,
+        shelves: &mut SpinGuard<'_, Shelves, P>,
+        request: Request,
+        flags: AllocFlags,
+    ) -> Option<Handed> {
+        let mut state = self.state.lock();
+        let place = match self.find_populated(&mut state, request, flags) {
+            Some(place) => place,
+            None if flags.contains(AllocFlags::ATOMIC) => {
+                // Nothing else will help it.
+                self.drain(shelves, &mut state);
+                self.find_populated(&mut state, request, flags)?
+            }
+            None => return None,
+        };
+        // Areas behind the first one are as well aligned if their length allows it.
+        let many = request.len.is_multiple_of(request.align);
+        let count = if many { shelves.refill(request.len) } else { 1 };
+        let run = state.take(place, count);
+        self.want_empty_pages(&state);
+        // SAFETY: the chunk has areas that are ours, so it stays.
+        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
+        let give = |_, _| unreachable!("a refill fits on its shelf");
+        drop(state);
+        for start in cache::areas(run, request.len).skip(1).rev() {
+            shelves.push(Cached::new(ledger, start), request.len, give);
+        }
+        Some(Handed::from_cache(Cached::new(ledger, run.start)))
+    }
+
+    /// Takes an area on populated pages.
+    #[inline]
+    fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Handed> {
+        let mut state = self.state.lock();
+        let place = self.find_populated(&mut state, request, flags)?;
+        state.take(place, 1);
+        state.statistics.allocs += 1;
+        self.want_empty_pages(&state);
+        Some(Handed::out(&state, place))
+    }
+
+    #[inline]
+    fn find_populated(
+        &self,
+        state: &mut State<P>,
+        request: Request,
+        flags: AllocFlags,
+    ) -> Option<Place> {
+        if flags.contains(AllocFlags::RESERVED) {
+            state.find_reserved(request)
+        } else if flags.contains(AllocFlags::ATOMIC) {
+            state.find(request, Reach::Populated)
+        } else {
+            state.find(request, Reach::Active)
+        }
+    }
+
+    fn want_empty_pages(&self, state: &State<P>) {
+        if state.empty_pages() < EMPTY_PAGES_LOW {
+            self.want_balance();
+        }
+    }
+
+    /// Takes an area back. May be called from any context, interrupt handlers included. Linux:
+    /// `free_percpu`.
+    ///
+    /// A null pointer is ignored.
+    ///
+    /// # Errors
+    ///
+    /// A pointer that is not the start of a live area is refused: nothing changes, and the first
+    /// ten such calls are logged.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the area any more, on any CPU.
+    pub unsafe fn free(&self, ptr: PerCpuPtr<u8>) -> Result<(), FreeError> {
+        if ptr.raw() == 0 {
+            return Ok(());
+        }
+        if self.free_to_cache(ptr.raw()) {
+            return Ok(());
+        }
+        let result = {
+            let mut state = self.state.lock();
+            state.take_in(ptr.raw(), &self.index).map(|place| {
+                state.statistics.frees += 1;
+                state.give_back(place)
+            })
+        };
+        match result {
+            Ok(balance) => {
+                if balance {
+                    self.want_balance();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.refused_frees.warn::<P>(format_args!("free refused: {error}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the area at `ptr` in with the CPU's cache locked. Whether that was done: if not, there
+    /// may be no such area, or no cache.
+    #[inline]
+    fn free_to_cache(&self, ptr: usize) -> bool {
+        let (Some(first), Some(cache)) = (self.first.get(), self.cache()) else { return false };
+        let mut shelves = cache.lock();
+        let Some((ledger, start)) = self.ledger_of(first, ptr) else { return false };
+        // SAFETY: the index named the chunk, and our cache has been locked since before: the chunk
+        // was not destroyed yet.
+        let ledger = unsafe { ledger.as_ref() };
+        if !ledger.take_in(start) {
+            return false;
+        }
+        let area = ledger.area_at(start);
+        shelves.frees += 1;
+        if Shelves::takes(area.len()) {
+            let mut state = None;
+            shelves.push(Cached::new(ledger, start), area.len(), |area, len| {
+                self.give_back(state.get_or_insert_with(|| self.state.lock()), area, len);
+            });
+        } else {
+            let place = Place { chunk: ledger.chunk(), area };
+            if self.state.lock().give_back(place) {
+                self.want_balance();
+            }
+        }
+        true
+    }
+
+    /// The ledger of the chunk in which `ptr` points to a granule of the part that caches serve, and
+    /// the granule. Without the short lock a chunk may be missed.
+    #[inline]
+    fn ledger_of(&self, first: &FirstChunk<P>, ptr: usize) -> Option<(NonNull<Ledger>, u32)> {
+        let addr = ptr.wrapping_add(first.delta());
+        // Published with the caches; its granules below the dynamic part are never live.
+        let mut ledger = NonNull::new(self.first_ledger.load(Ordering::Relaxed))?;
+        let mut offset = addr.wrapping_sub(first.base());
+        if offset >= first.unit_size {
+            ledger = self.index.get(addr)?;
+            // SAFETY: as in `free_to_cache`, which asks with its cache locked.
+            offset = addr.wrapping_sub(unsafe { ledger.as_ref() }.base());
+        }
+        let granule = GRANULE as usize;
+        let is_granule = offset < first.unit_size && offset.is_multiple_of(granule);
+        is_granule.then_some((ledger, (offset / granule) as u32))
+    }
+
+    /// Gives a cached area of `len` granules back to its chunk.
+    fn give_back(&self, state: &mut State<P>, area: Cached, len: u32) {
+        let start = area.start();
+        let place = Place { chunk: area.ledger().chunk(), area: Run { start, end: start + len } };
+        if state.give_back(place) {
+            self.want_balance();
+        }
+    }
+
+    /// Gives everything in every CPU's cache back to the chunks. Any context; costs some 50 ns for
+    /// each area, of which a CPU has some hundreds at most, one CPU's at a time with interrupts
+    /// masked.
+    pub fn drain_caches(&self) {
+        for cache in self.caches().into_iter().flat_map(Caches::iter) {
+            let mut shelves = cache.lock();
+            let mut state = self.state.lock();
+            self.drain(&mut shelves, &mut state);
+        }
+    }
+
+    fn drain(&self, shelves: &mut Shelves, state: &mut State<P>) {
+        shelves.drain(|area, len| self.give_back(state, area, len));
+    }
+
+    /// Waits until no free looks at what was removed from the index before.
+    pub(super) fn wait_for_grace(&self) {
+        self.caches().into_iter().for_each(Caches::wait_for_grace);
+    }
+
+    /// The cache that serves here.
+    #[inline]
+    fn cache(&self) -> Option<&Cache<P>> {
+        self.caches()?.get(P::cache_cpu())
+    }
+}
