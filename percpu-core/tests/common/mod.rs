@@ -6,6 +6,7 @@
 
 pub mod checker;
 pub mod fake;
+pub mod random;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ pub struct World {
     pub fake: FakeHandle,
     seed: u8,
     /// The bytes of the first chunk's units come from here; nobody changes it.
-    _template: Vec<Page>,
+    template: Vec<Page>,
+    pub static_size: usize,
 }
 
 #[derive(Clone)]
@@ -89,8 +91,14 @@ impl World {
             live,
             fake,
             seed: 1,
-            _template: template,
+            template,
+            static_size: shape.static_size,
         }
+    }
+
+    /// The per-CPU pointer to the first static variable.
+    pub fn first_static(&self) -> usize {
+        self.template.as_ptr().addr()
     }
 
     /// Shows `f` the bytes of each CPU's copy of the area at `ptr`.
@@ -119,7 +127,11 @@ impl World {
         });
         let reserved = flags.contains(AllocFlags::RESERVED);
         let area = Area { size: size.next_multiple_of(4), align: align.max(4), reserved, fill };
-        assert_eq!(self.live.insert(ptr, area), None, "{ptr:#x} was handed out twice");
+        let end = ptr + area.size;
+        if let Some((&other, below)) = self.live.range(..end).next_back() {
+            assert!(other + below.size <= ptr, "I1: {ptr:#x}..{end:#x} overlaps {other:#x}");
+        }
+        self.live.insert(ptr, area);
         Ok(ptr)
     }
 
