@@ -1,0 +1,261 @@
+//! What the tracker's lock owns: a record of every live area, and the log of calls that came before
+//! there was memory for records.
+
+use core::ops::Range;
+use core::panic::Location;
+
+use super::pool::{NewSlab, Pool};
+use super::tree::{Node, NodeRef, Tree};
+use crate::platform::Platform;
+
+/// Calls that the early log holds. Linux: `CONFIG_DEBUG_KMEMLEAK_MEM_POOL_SIZE`.
+pub const EARLY_CALLS: usize = 200;
+
+/// A live area, as the tracker is told of it.
+#[derive(Clone, Copy)]
+pub(super) struct Area {
+    pub(super) pointer: usize,
+    pub(super) size: u32,
+    pub(super) site: &'static Location<'static>,
+    pub(super) born_ns: u64,
+}
+
+/// What happened to areas before the tracker was up.
+#[derive(Clone, Copy)]
+enum Call {
+    Alloc(Area),
+    Free(usize),
+}
+
+/// The log of early calls; full, it only counts.
+struct EarlyLog {
+    calls: [Option<Call>; EARLY_CALLS],
+    len: usize,
+    lost: u64,
+}
+
+impl EarlyLog {
+    fn push(&mut self, call: Call) {
+        match self.calls.get_mut(self.len) {
+            Some(entry) => {
+                *entry = Some(call);
+                self.len += 1;
+            }
+            None => self.lost += 1,
+        }
+    }
+}
+
+/// How far the tracker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Nothing is recorded.
+    Off,
+    /// Calls are logged, to be replayed when the tracker starts.
+    Early,
+    /// Live areas are recorded.
+    On,
+    /// Nothing is recorded, and a start is refused: too many calls came early.
+    Disabled,
+}
+
+/// Everything that is recorded.
+pub(super) struct Records<P: Platform> {
+    pub(super) tracking: Tracking,
+    early: EarlyLog,
+    pub(super) tree: Tree,
+    pool: Pool<P>,
+    /// Referenced areas that are still to be searched.
+    pending: Option<NodeRef>,
+    /// The number of the latest scan.
+    pub(super) scan: u32,
+    /// Whether it is searching: what is allocated now may have got the last reference to something.
+    searching: bool,
+    /// Recorded areas, and their bytes on one CPU.
+    pub(super) areas: u64,
+    pub(super) bytes: u64,
+    /// Areas that were not recorded.
+    pub(super) missed: u64,
+    /// Every pointer that was ever recorded lies here, its area's bytes included.
+    bounds: Range<usize>,
+}
+
+impl<P: Platform> Records<P> {
+    pub(super) const fn new() -> Self {
+        Self {
+            tracking: Tracking::Off,
+            early: EarlyLog { calls: [None; EARLY_CALLS], len: 0, lost: 0 },
+            tree: Tree::new(),
+            pool: Pool::new(),
+            pending: None,
+            scan: 0,
+            searching: false,
+            areas: 0,
+            bytes: 0,
+            missed: 0,
+            bounds: 0..0,
+        }
+    }
+
+    /// Nodes that are wanted before the tracker can start.
+    pub(super) fn early_nodes(&self) -> usize {
+        self.early.len
+    }
+
+    /// Early calls that found the log full.
+    pub(super) fn early_lost(&self) -> u64 {
+        self.early.lost
+    }
+
+    /// Records what the early log has, and forgets that.
+    pub(super) fn replay(&mut self) {
+        for n in 0..self.early.len {
+            match self.early.calls[n].take() {
+                Some(Call::Alloc(area)) => _ = self.record(area),
+                Some(Call::Free(pointer)) => self.forget(pointer),
+                None => {}
+            }
+        }
+        self.early.len = 0;
+    }
+
+    /// Takes note of an area that was just handed out. Whether that was possible.
+    pub(super) fn allocated(&mut self, area: Area) -> bool {
+        match self.tracking {
+            Tracking::On => self.record(area),
+            Tracking::Early => {
+                self.early.push(Call::Alloc(area));
+                true
+            }
+            Tracking::Off | Tracking::Disabled => true,
+        }
+    }
+
+    /// Takes note that an area is being freed. What is not recorded is none, which is the
+    /// allocator's to say.
+    pub(super) fn freed(&mut self, pointer: usize) {
+        match self.tracking {
+            Tracking::On => self.forget(pointer),
+            Tracking::Early => self.early.push(Call::Free(pointer)),
+            Tracking::Off | Tracking::Disabled => {}
+        }
+    }
+
+    fn record(&mut self, area: Area) -> bool {
+        debug_assert!(self.tree.find(area.pointer).is_none());
+        let Some(node) = self.pool.take(&mut self.tree) else {
+            self.missed += 1;
+            return false;
+        };
+        let (scan, searching) = (self.scan, self.searching);
+        let this = self.tree.get_mut(node);
+        (this.key, this.size) = (area.pointer, area.size);
+        (this.site, this.born_ns) = (Some(area.site), area.born_ns);
+        (this.seen, this.newborn) = (scan, true);
+        (this.pinned, this.leaked) = (false, false);
+        self.tree.insert(node);
+        self.areas += 1;
+        self.bytes += u64::from(area.size);
+        let end = area.pointer.saturating_add(area.size as usize);
+        if self.bounds.is_empty() {
+            self.bounds = area.pointer..end;
+        }
+        self.bounds.start = self.bounds.start.min(area.pointer);
+        self.bounds.end = self.bounds.end.max(end);
+        if searching {
+            self.push_pending(node);
+        }
+        true
+    }
+
+    fn forget(&mut self, pointer: usize) {
+        let Some(node) = self.tree.remove(pointer) else { return };
+        let Node { size, pending, .. } = *self.tree.get(node);
+        self.areas -= 1;
+        self.bytes -= u64::from(size);
+        // A node on the list of pending ones is taken back when it is its turn there.
+        if !pending {
+            self.pool.put(node, &mut self.tree);
+        }
+    }
+
+    /// Forgets everything. Returns the nodes, to be given back when interrupts are on.
+    pub(super) fn reset(&mut self) -> Pool<P> {
+        self.tracking = Tracking::Off;
+        (self.early.len, self.early.lost) = (0, 0);
+        (self.tree, self.pending) = (Tree::new(), None);
+        (self.areas, self.bytes, self.missed) = (0, 0, 0);
+        (self.bounds, self.searching) = (0..0, false);
+        core::mem::replace(&mut self.pool, Pool::new())
+    }
+
+    // Nodes.
+
+    pub(super) fn nr_free(&self) -> usize {
+        self.pool.nr_free()
+    }
+
+    pub(super) fn node_bytes(&self) -> usize {
+        self.pool.bytes()
+    }
+
+    pub(super) fn add_nodes(&mut self, slab: NewSlab<P>) {
+        self.pool.add(slab, &mut self.tree);
+    }
+
+    // Searching.
+
+    /// Begins a scan: no area counts as referenced, those excepted that are pinned. Returns where
+    /// pointers to recorded areas are.
+    pub(super) fn begin_search(&mut self) -> Range<usize> {
+        // What an earlier scan has left, whose caller panicked.
+        while self.pop_pending().is_some() {}
+        self.scan = self.scan.wrapping_add(1);
+        self.searching = true;
+        self.bounds.clone()
+    }
+
+    /// Ends the search for references. What is not marked now has none.
+    pub(super) fn end_search(&mut self) {
+        self.searching = false;
+    }
+
+    /// Marks the area that `pointer` points into, to be searched itself if this is the first
+    /// reference to it.
+    pub(super) fn refer(&mut self, pointer: usize) {
+        let Some(node) = self.tree.floor(pointer) else { return };
+        let this = self.tree.get(node);
+        if pointer - this.key < this.size as usize && this.seen != self.scan {
+            self.mark(node);
+        }
+    }
+
+    /// Marks an area as referenced, to be searched.
+    pub(super) fn mark(&mut self, node: NodeRef) {
+        let scan = self.scan;
+        let this = self.tree.get_mut(node);
+        (this.seen, this.newborn, this.leaked) = (scan, false, false);
+        self.push_pending(node);
+    }
+
+    fn push_pending(&mut self, node: NodeRef) {
+        let next = self.pending;
+        let this = self.tree.get_mut(node);
+        debug_assert!(!this.pending);
+        (this.pending, this.next) = (true, next);
+        self.pending = Some(node);
+    }
+
+    /// An area that is to be searched: its pointer and size.
+    pub(super) fn pop_pending(&mut self) -> Option<(usize, u32)> {
+        loop {
+            let node = self.pending?;
+            let this = self.tree.get_mut(node);
+            (this.pending, self.pending) = (false, this.next.take());
+            if this.linked {
+                return Some((this.key, this.size));
+            }
+            self.pool.put(node, &mut self.tree);
+        }
+    }
+}
