@@ -22,7 +22,7 @@ use percpu_core::view::{Roots, View};
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this file changes its layout or meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -131,6 +131,35 @@ codes! {
         Unplug = 2,
         /// From now on the hotplug step numbered `arg1` fails, once, for CPU `arg0`.
         FailStep = 3,
+        /// Carry out [`Trial`] `arg0` with argument `arg1`, while all workloads rest.
+        Trial = 4,
+    }
+
+    /// What the control thread does on purpose at a quiescent point, for the host to judge by what
+    /// it finds before and after.
+    pub enum Trial: u32 {
+        /// Allocate a few areas and free some of them again.
+        PrepareFrees = 1,
+        /// Free what is no live area: what `PrepareFrees` freed, the inside of what it kept, statics,
+        /// addresses that lead nowhere, and null. Changes nothing (I16).
+        RefusedFrees = 2,
+        /// Balance the allocator (I15).
+        Balance = 3,
+        /// Allocate until the next area needs more memory. Argument: a [`TrialSize`].
+        FillUp = 4,
+        /// Allocate one more area while the kernel grants only so many requests for memory. A
+        /// failure changes nothing (I17). Argument: requests granted, and a [`TrialSize`] << 32.
+        FailedGrowth = 5,
+        /// Free all that the trials hold.
+        Release = 6,
+    }
+
+    /// Sizes of areas of [`Trial::FillUp`] and [`Trial::FailedGrowth`].
+    pub enum TrialSize: u32 {
+        /// A page: more memory means a page of a chunk that is there.
+        Page = 0,
+        /// The largest there is: more memory means another chunk.
+        Largest = 1,
     }
 
     /// What the guest tells the host.
@@ -162,11 +191,14 @@ codes! {
         Violation = 11,
         /// A guest test ended. a0 = 1 passed, 0 failed.
         TestDone = 12,
-        /// An allocation was refused for want of memory. a0 = size.
+        /// An allocation was refused for want of memory. a0 = size, a1 = alignment.
         AllocFailed = 13,
         /// A counter's quiet read at a sync point: a0 = address, a1 = `sum()` seen by the guest. Only from a
         /// thread that knows no one else writes.
         CounterSum = 14,
+        /// A trial is over. a0 = [`Trial`], a1 = operations tried, a2 = those that ended as specified
+        /// (`RefusedFrees`), were refused (`FailedGrowth`, `FillUp`), a3 = command's sequence number.
+        TrialDone = 15,
     }
 
     /// Bytes the host can expect in an area, on every possible CPU.
@@ -223,6 +255,8 @@ codes! {
         Alloc = 2,
         /// Mounts with per-CPU reference counts.
         Mount = 3,
+        /// A recorded trace of allocations, replayed by all threads together.
+        Trace = 4,
     }
 
     /// Deliberate misbehaviour, for tests of the host.
@@ -250,6 +284,7 @@ impl Workload {
             Self::Counter => "counter",
             Self::Alloc => "alloc",
             Self::Mount => "mount",
+            Self::Trace => "trace",
         }
     }
 
@@ -374,6 +409,49 @@ pub struct SharedHeader {
     pub busy: AtomicU32,
     /// Workload threads that exist.
     pub threads: AtomicU32,
+    /// What the kernel's balance thread did, and why.
+    pub balance: BalanceCounts,
+    /// How far the trace's replay has come.
+    pub trace: TraceCounts,
+    /// What the allocator holds of the kernel's memory.
+    pub resources: Resources,
+}
+
+/// Counts about the balance work, since boot.
+#[repr(C)]
+pub struct BalanceCounts {
+    /// Times that the thread balanced the allocator.
+    pub done: AtomicU64,
+    /// Chunks given back.
+    pub freed_chunks: AtomicU64,
+    /// Pages of a unit whose memory was given back.
+    pub depopulated_pages: AtomicU64,
+    /// Pages of a unit that got memory.
+    pub populated_pages: AtomicU64,
+    /// Times that there was no memory to be had.
+    pub out_of_memory: AtomicU64,
+    /// Atomic allocations that found no populated room.
+    pub atomic_failures: AtomicU64,
+}
+
+/// Counts of the workload [`Workload::Trace`].
+#[repr(C)]
+pub struct TraceCounts {
+    /// Operations that ended, those at the end of a pass included that free what is left.
+    pub ops: AtomicU64,
+    /// Times that the whole trace was replayed and everything of it freed.
+    pub passes: AtomicU64,
+}
+
+/// Memory that the kernel has granted to percpu-core and not had back.
+#[repr(C)]
+pub struct Resources {
+    /// Page frames behind chunks.
+    pub frames: AtomicU64,
+    /// Bytes of tables.
+    pub meta: AtomicU64,
+    /// Bytes of address space.
+    pub space: AtomicU64,
 }
 
 /// What one CPU says about itself, all by the guest.

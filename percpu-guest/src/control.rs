@@ -7,7 +7,8 @@ use percpu_core::hotplug::{self, HotplugError};
 use percpu_core::preempt;
 use percpu_guest::abi::{COMMAND_RING_LEN, CommandKind, EventKind, PlugError};
 
-use crate::{events, sched, shared, tests, workloads};
+use crate::trials::Trials;
+use crate::{balance, events, sched, shared, tests, workloads};
 
 /// The CPU the control thread belongs to, the boot CPU: it cannot go down.
 pub const CONTROL_CPU: u32 = 0;
@@ -31,6 +32,7 @@ fn boot() {
         }
     }
     events::emit_and_ring(EventKind::Booted, [0; 5]);
+    balance::start();
     match shared::boot().test {
         0 => workloads::start(),
         test => tests::start(test as usize),
@@ -40,6 +42,7 @@ fn boot() {
 /// The thread.
 pub fn run(_cpu: usize) {
     boot();
+    let mut trials = Trials::new();
     loop {
         sched::wait_until(has_command);
         let header = shared::header();
@@ -59,6 +62,7 @@ pub fn run(_cpu: usize) {
                 report(EventKind::UnplugDone, cpu, result, n);
             }
             Some(CommandKind::FailStep) => fail_step(cpu, arg),
+            Some(CommandKind::Trial) => trials.run(cpu, arg, n),
             None => panic!("the host sent a command of unknown kind {kind}"),
         }
     }

@@ -19,7 +19,7 @@ const PATIENCE_NS: u64 = 5_000_000_000;
 /// Tells the host of `kind`. To be called by threads with interrupts on; waits for room.
 pub fn emit(kind: EventKind, args: [u64; 5]) {
     let mut since = None;
-    while !try_emit(kind, args) {
+    while !emit_now(kind, args) {
         let now = tsc::now_ns();
         if now.saturating_sub(*since.get_or_insert(now)) > PATIENCE_NS {
             shared::events(percpu_core::cpu::this_cpu_raw())
@@ -52,13 +52,13 @@ pub fn violation_in_interrupt(
     expected: u64,
 ) {
     let args = [invariant as u64, u64::from(cpu), object, seen, expected];
-    if !try_emit(EventKind::Violation, args) {
+    if !emit_now(EventKind::Violation, args) {
         shared::events(percpu_core::cpu::this_cpu_raw()).dropped.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// One try; from any context.
-fn try_emit(kind: EventKind, args: [u64; 5]) -> bool {
+/// Tells the host of `kind` if there is room; says whether there was. From any context.
+pub fn emit_now(kind: EventKind, args: [u64; 5]) -> bool {
     let _masked = irq::disable();
     let cpu = percpu_core::cpu::this_cpu_raw();
     let ring = shared::events(cpu);

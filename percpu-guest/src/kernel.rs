@@ -3,13 +3,14 @@
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 
 use percpu_core::platform::{IrqState, NoMemory, Platform};
 use percpu_guest::abi::Doorbell;
 
 use crate::arch::{doorbell, irq, tsc};
-use crate::mem::{heap, paging};
-use crate::{ipi, log, sched};
+use crate::mem::{heap, paging, shortage};
+use crate::{ipi, log, sched, shared};
 
 /// After so many turns of a spin loop the lock's holder has probably lost its host CPU.
 const SPINS_BEFORE_YIELD: u32 = 200;
@@ -65,20 +66,32 @@ unsafe impl Platform for Kernel {
     }
 
     fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
-        heap::alloc(layout)
+        if shortage::strikes() {
+            return None;
+        }
+        let memory = heap::alloc(layout)?;
+        shared::header().resources.meta.fetch_add(layout.size() as u64, Ordering::Relaxed);
+        Some(memory)
     }
 
     unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout) {
         // SAFETY: the caller's contract is the heap's.
         unsafe { heap::free(ptr, layout) };
+        shared::header().resources.meta.fetch_sub(layout.size() as u64, Ordering::Relaxed);
     }
 
     fn reserve(size: usize, align: usize) -> Option<usize> {
-        paging::reserve(size, align)
+        if shortage::strikes() {
+            return None;
+        }
+        let addr = paging::reserve(size, align)?;
+        shared::header().resources.space.fetch_add(size as u64, Ordering::Relaxed);
+        Some(addr)
     }
 
     unsafe fn release(addr: usize, size: usize) {
         paging::release(addr, size);
+        shared::header().resources.space.fetch_sub(size as u64, Ordering::Relaxed);
     }
 
     unsafe fn populate(addr: usize, pages: usize, _cpu: u32) -> Result<(), NoMemory> {

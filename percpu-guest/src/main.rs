@@ -9,6 +9,7 @@
 #![no_main]
 
 mod arch;
+mod balance;
 mod control;
 mod cpus;
 mod events;
@@ -22,6 +23,7 @@ mod sched;
 mod shared;
 mod tests;
 mod tick;
+mod trials;
 mod workloads;
 
 use percpu_core::cpu::CpuId;

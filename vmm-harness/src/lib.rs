@@ -1,5 +1,6 @@
 //! A small VMM that runs the percpu guest and judges it.
 
+mod counts;
 mod crash;
 pub mod diag;
 pub mod error;

@@ -60,6 +60,9 @@ struct RunArgs {
     /// End after so many plugs and unplugs instead.
     #[arg(long, value_name = "P")]
     plugs: Option<u64>,
+    /// End after so many passes of the workload trace instead.
+    #[arg(long, value_name = "P", conflicts_with_all = ["seconds", "plugs"])]
+    passes: Option<u64>,
     /// What the guest does: one workload, or all at once.
     #[arg(long, default_value = "all", value_name = "NAME", value_parser = workloads)]
     workload: Workloads,
@@ -147,13 +150,15 @@ fn main() -> ExitCode {
 
 fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
     let max_cpus = args.max_cpus.unwrap_or(MAX_CPUS.max(args.cpus));
-    let length = match (args.plugs, args.seconds) {
-        (Some(plugs), _) => Length::Plugs(plugs),
-        (None, seconds) => {
+    let length = match (args.plugs, args.passes, args.seconds) {
+        (Some(plugs), ..) => Length::Plugs(plugs),
+        (None, Some(passes), _) => Length::Passes(passes),
+        (None, None, seconds) => {
             Length::Time(Duration::from_secs_f64(seconds.unwrap_or(DEFAULT_SECONDS)))
         }
     };
     run::check_cpus(args.cpus, max_cpus)?;
+    run::check_length(length, &args.workload.0)?;
     let image = Image::open(&args.image.image)?;
     let host = Host::probe()?;
     host.require_capabilities()?;
@@ -212,6 +217,7 @@ fn replay_command(config: &RunConfig) -> String {
     let length = match config.length {
         Length::Time(time) => format!("--seconds {}", time.as_secs_f64()),
         Length::Plugs(plugs) => format!("--plugs {plugs}"),
+        Length::Passes(passes) => format!("--passes {passes}"),
     };
     let workload = match config.workloads.as_slice() {
         [one] => one.name(),

@@ -10,14 +10,15 @@ use percpu_guest::abi::{
     VECTOR_IPI, Workload, control_block,
 };
 
+use crate::counts;
 use crate::crash;
 use crate::diag::{Limits, Sample, Watchdog};
 use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
-use crate::judge::{Judge, Quiescent, Signal};
+use crate::judge::{Judge, Quiescent, Signal, TrialEnd};
 use crate::memory::GuestMem;
-use crate::plug::{CpuNow, Injector, Order, Plan};
+use crate::plug::{CpuNow, Injector, Order, Plan, Trials};
 use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
 use crate::vm::{Vm, VmConfig, VmEventKind};
 
@@ -53,6 +54,8 @@ pub enum Length {
     Time(Duration),
     /// After so many plugs and unplugs.
     Plugs(u64),
+    /// After so many passes of the trace.
+    Passes(u64),
 }
 
 /// What to run.
@@ -96,6 +99,16 @@ pub fn check_cpus(cpus: u32, max_cpus: u32) -> Result<(), Error> {
         return Err(Error::Usage(format!(
             "--max-cpus {max_cpus} is more than the guest supports: give at most {MAX_CPUS}"
         )));
+    }
+    Ok(())
+}
+
+/// Refuses to wait for passes of a trace that is not replayed.
+pub fn check_length(length: Length, workloads: &[Workload]) -> Result<(), Error> {
+    if matches!(length, Length::Passes(_)) && !workloads.contains(&Workload::Trace) {
+        return Err(Error::Usage(
+            "--passes counts passes of the workload trace: add --workload trace, or all".into(),
+        ));
     }
     Ok(())
 }
@@ -178,6 +191,9 @@ struct Run<'a> {
     judge: Judge,
     plan: Plan,
     injector: Injector,
+    trials: Trials,
+    /// The trial that has ended, until it is judged.
+    trial_end: Option<TrialEnd>,
     watchdog: Watchdog,
     live: LiveLine,
     report: RunReport,
@@ -213,6 +229,8 @@ impl<'a> Run<'a> {
             judge: Judge::new(mem.clone(), config.max_cpus)?,
             plan: Plan::new(config.seed, config.max_cpus, config.workloads.clone()),
             injector: Injector::new(mem.clone()),
+            trials: Trials::default(),
+            trial_end: None,
             watchdog: Watchdog::new(LIMITS, config.max_cpus),
             live: LiveLine::new(config.quiet),
             report: RunReport {
@@ -362,6 +380,10 @@ impl<'a> Run<'a> {
                 let online = self.judge.shadow().online();
                 self.report.cpus.max_online = self.report.cpus.max_online.max(online);
             }
+            Signal::TrialDone(end) => {
+                self.answered(end.command, true);
+                self.trial_end = Some(end);
+            }
             Signal::CpuChanged { .. } | Signal::TestDone { .. } => {}
         }
     }
@@ -376,6 +398,7 @@ impl<'a> Run<'a> {
         match self.config.length {
             Length::Time(time) => began.elapsed() >= time,
             Length::Plugs(plugs) => self.report.plugs.up + self.report.plugs.down >= plugs,
+            Length::Passes(passes) => counts::trace(&self.mem).passes >= passes,
         }
     }
 
@@ -394,7 +417,7 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let end = loop {
             match self.judge.check_quiescent() {
-                Quiescent::Checked => break None,
+                Quiescent::Checked => break self.go_through_trials()?,
                 Quiescent::NotYet(why) if since.elapsed() > QUIET_LIMIT * self.patience => {
                     let text = format!("the guest does not come to rest: {why}");
                     break Some(self.hung(&text, &[]));
@@ -413,6 +436,35 @@ impl<'a> Run<'a> {
         self.mem.store_u32(quiesce, 0)?;
         self.wake_all()?;
         Ok(end)
+    }
+
+    /// Lets the guest do on purpose what must change nothing, and judges each.
+    fn go_through_trials(&mut self) -> Result<Option<End>, Error> {
+        let mut last = None;
+        // One that left the allocator in disorder is not followed by another.
+        while self.judge.violations().is_empty()
+            && let Some(order) = self.trials.next(last.as_ref())
+        {
+            if let Order::Trial(trial, _) = order {
+                self.judge.before_trial(trial);
+            }
+            self.injector.send(&self.vm, order)?;
+            while self.trial_end.is_none() {
+                if let Some(end) = self.follow(Instant::now() + POLL)? {
+                    return Ok(Some(end));
+                }
+                if let Some(began) = self.began
+                    && let Some(end) = self.watch(began)?
+                {
+                    return Ok(Some(end));
+                }
+            }
+            last = self.trial_end.take();
+            if let Some(end) = &last {
+                self.judge.after_trial(end);
+            }
+        }
+        Ok(None)
     }
 
     /// Wakes the CPUs that rest, which else would sleep until their next timer interrupt.
@@ -464,11 +516,12 @@ impl<'a> Run<'a> {
         if let Some(pending) = self.injector.pending()
             && pending.since.elapsed() > ORDER_LIMIT * self.patience
         {
-            let (verb, cpu) = match pending.order {
-                Order::Plug(cpu) => ("plugged in", cpu),
-                Order::Unplug(cpu) => ("unplugged", cpu),
+            let (what, cpu) = match pending.order {
+                Order::Plug(cpu) => (format!("CPU {cpu} was to be plugged in"), cpu),
+                Order::Unplug(cpu) => (format!("CPU {cpu} was to be unplugged"), cpu),
+                Order::Trial(trial, _) => (format!("the trial {trial:?} was ordered"), 0),
             };
-            let text = format!("CPU {cpu} was to be {verb}, and the guest does not answer");
+            let text = format!("{what}, and the guest does not answer");
             return Ok(Some(self.hung(&text, &[cpu])));
         }
         Ok(None)
@@ -508,7 +561,7 @@ impl<'a> Run<'a> {
     fn show(&mut self, began: Instant) {
         let total = match self.config.length {
             Length::Time(time) => Some(time),
-            Length::Plugs(_) => None,
+            Length::Plugs(_) | Length::Passes(_) => None,
         };
         let progress = Progress {
             elapsed: began.elapsed(),
@@ -536,6 +589,10 @@ impl<'a> Run<'a> {
                 least_on_a_cpu: self.ops(workload).min().unwrap_or(0),
             })
             .collect();
+        self.report.balance = counts::balance(&self.mem);
+        if self.config.workloads.contains(&Workload::Trace) {
+            self.report.trace = Some(counts::trace(&self.mem));
+        }
         self.report.checks =
             self.judge.checks().iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         self.report.violations = self.judge.violations().to_vec();

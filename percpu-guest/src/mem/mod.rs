@@ -5,6 +5,7 @@ pub mod heap;
 pub mod paging;
 #[cfg(not(target_os = "none"))]
 mod routines;
+pub mod shortage;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;

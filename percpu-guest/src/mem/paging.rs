@@ -9,7 +9,8 @@ use percpu_core::platform::NoMemory;
 use percpu_core::sync::SpinLock;
 use percpu_guest::abi::{CHUNK_SPACE, PAGE_TABLES};
 
-use super::{PAGE, frames};
+use super::{PAGE, frames, shortage};
+use crate::shared;
 
 const PRESENT: u64 = 1;
 /// Present, writable, reachable from ring 3.
@@ -96,8 +97,9 @@ pub fn map(addr: usize, pages: usize) -> Result<(), NoMemory> {
     for page in 0..pages {
         let at = addr + page * PAGE;
         let frame = entry(at, true).and_then(|entry| {
-            let frame = frames::alloc()?;
+            let frame = if shortage::strikes() { None } else { frames::alloc() }?;
             entry.store(frame as u64 | PTE, Ordering::Release);
+            shared::header().resources.frames.fetch_add(1, Ordering::Relaxed);
             Some(frame)
         });
         if frame.is_none() {
@@ -128,6 +130,7 @@ pub fn free(addr: usize, pages: usize) {
             if old & FRAME != 0 {
                 // SAFETY: the frame was this page's alone, and its translation is gone.
                 unsafe { frames::free((old & FRAME) as usize) };
+                shared::header().resources.frames.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }

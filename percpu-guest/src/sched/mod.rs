@@ -99,7 +99,7 @@ impl Queues {
         if quiet || !CpuId::new(cpu as usize).is_some_and(|cpu| cpu::active().contains(cpu)) {
             return None;
         }
-        self.shared.pop_if(|_| true)
+        self.shared.pop_if(|thread| thread.is_wanted(cpu))
     }
 }
 
@@ -224,11 +224,10 @@ pub fn current_row() -> u32 {
     }
 }
 
-/// Lets the current thread, which is bound to its CPU, wait until `wanted` says otherwise.
+/// Lets the current thread wait until `wanted` says otherwise, of whatever CPU comes by.
 pub fn wait_until(wanted: fn(u32) -> bool) {
-    let cpu = cpu::this_cpu_raw();
     thread::set_wanted(CURRENT.read(), Some(wanted));
-    while !wanted(cpu) {
+    while !wanted(cpu::this_cpu_raw()) {
         yield_now();
     }
     thread::set_wanted(CURRENT.read(), None);

@@ -1,13 +1,17 @@
-//! Allocator churn: areas of all sizes, each filled on every CPU and checked before it goes.
+//! Allocator churn: areas of all sizes, each filled on every CPU and checked before it goes, by
+//! threads and interrupt handlers that free what the other has allocated.
 
 use core::sync::atomic::Ordering;
 
-use percpu_core::alloc::{self, AllocFlags};
-use percpu_core::cpu;
-use percpu_core::var::PerCpuPtr;
-use percpu_guest::abi::{AreaContent, EventKind, Invariant, pattern_word};
+use percpu_core::alloc::AllocFlags;
+use percpu_core::percpu;
+use percpu_guest::abi::{AreaContent, EventKind};
 
 use super::Worker;
+use super::areas::{Area, most_bytes};
+use super::exchange;
+use crate::arch::tsc;
+use crate::rng::Rng;
 use crate::{events, shared};
 
 /// Areas a thread holds at most.
@@ -17,13 +21,9 @@ const USUAL_REACH: u64 = 16 << 10;
 /// Operations of a round between two boundaries.
 const ROUND: u32 = 4;
 
-/// An area that this thread owns.
-#[derive(Clone, Copy)]
-struct Area {
-    pointer: PerCpuPtr<u8>,
-    size: usize,
-    /// Seed of the pattern; `None` while nobody has written.
-    seed: Option<u32>,
+percpu! {
+    /// State of this CPU's choices in interrupts; 0 = not seeded.
+    static CHOICES: PerCpu<u64> = 0;
 }
 
 pub(super) fn run(mut worker: Worker) {
@@ -34,13 +34,13 @@ pub(super) fn run(mut worker: Worker) {
             held[which] = match held[which] {
                 None => take(&mut worker),
                 Some(area) if area.seed.is_none() && worker.rng.one_in(2) => {
-                    check(&area);
+                    area.check();
                     Some(fill(&mut worker, area))
                 }
                 Some(area) => {
                     // Areas go back dirty, so that the next owner's zeroes are somebody's work.
                     let area = if area.seed.is_none() { fill(&mut worker, area) } else { area };
-                    give_back(&area);
+                    give_back(&mut worker, area);
                     None
                 }
             };
@@ -49,114 +49,75 @@ pub(super) fn run(mut worker: Worker) {
             break;
         }
     }
-    for area in held.iter().flatten() {
-        give_back(area);
-    }
+    held.into_iter().flatten().for_each(Area::retire);
 }
 
 /// Sizes as kernels ask for them: mostly a few words, now and then a page or more.
 fn size(worker: &mut Worker) -> usize {
-    let boot = shared::boot();
-    let usual = (USUAL_REACH / u64::from(boot.possible)).clamp(64, 4096);
-    let most = ((boot.reach_kib as usize) << 10) / boot.possible as usize;
+    let usual = (USUAL_REACH / u64::from(shared::boot().possible)).clamp(64, 4096);
     let size = match worker.rng.below(64) {
         0 => 4096 + worker.rng.below(4096) as usize,
         1..8 => 1 + worker.rng.below(usual) as usize,
         8..24 => 1 + worker.rng.below(256) as usize,
         _ => 4 << worker.rng.below(5),
     };
-    size.min(most.max(16))
+    size.min(most_bytes().max(16))
 }
 
+/// An area: mostly a new one, now and then one that an interrupt handler has allocated.
 fn take(worker: &mut Worker) -> Option<Area> {
+    if worker.rng.one_in(8)
+        && let Some(area) = exchange::collect()
+    {
+        area.check();
+        return Some(area);
+    }
     let size = size(worker);
     let alignments = if worker.rng.one_in(16) { 8 } else { 3 };
     let align = 4 << worker.rng.below(alignments);
     let flags = if worker.rng.one_in(4) { AllocFlags::ATOMIC } else { AllocFlags::NONE };
-    let Ok(pointer) = alloc::global().alloc(size, align, flags) else {
+    let Ok(area) = Area::alloc(size, align, flags) else {
         events::emit(EventKind::AllocFailed, [size as u64, align as u64, 0, 0, 0]);
         return None;
     };
-    let area = Area { pointer, size, seed: None };
-    check(&area);
-    let args = [pointer.raw() as u64, size as u64, align as u64, AreaContent::Zero as u64, 0];
-    events::emit(EventKind::Alloc, args);
+    area.check();
+    events::emit(EventKind::Alloc, area.announcement(align));
     Some(if worker.rng.one_in(2) { fill(worker, area) } else { area })
 }
 
-/// Fills every CPU's copy. The area's last few bytes, where the size is no multiple of a word,
-/// stay as they are.
-fn fill(worker: &mut Worker, area: Area) -> Area {
+/// Fills the area, while the host expects anything there.
+fn fill(worker: &mut Worker, mut area: Area) -> Area {
     let seed = worker.rng.next() as u32;
     let pointer = area.pointer.raw() as u64;
     let content = |content: AreaContent| {
         events::emit(EventKind::Filled, [pointer, 0, 0, content as u64, u64::from(seed)]);
     };
     content(AreaContent::Any);
-    for cpu in cpu::possible().iter() {
-        let word = pattern_word(seed, cpu.index() as u32);
-        let words = area.pointer.on(cpu).cast::<u32>();
-        for i in 0..area.size / 4 {
-            // SAFETY: this thread owns the area, `i` stays inside it, and areas are aligned to 4.
-            unsafe { words.add(i).write_volatile(word) };
-        }
-    }
+    area.fill(seed);
     content(AreaContent::Pattern);
-    Area { seed: Some(seed), ..area }
+    area
 }
 
-/// Checks every CPU's copy against what the thread left there; tells the host if it differs.
-fn check(area: &Area) {
-    for cpu in cpu::possible().iter() {
-        let n = cpu.index() as u32;
-        let expected = area.seed.map_or(0, |seed| pattern_word(seed, n));
-        let words = area.pointer.on(cpu).cast::<u32>();
-        for i in 0..area.size / 4 {
-            // SAFETY: as in `fill`.
-            let seen = unsafe { words.add(i).read_volatile() };
-            if seen != expected {
-                let object = area.pointer.raw() as u64 + 4 * i as u64;
-                events::violation(Invariant::I14, n, object, u64::from(seen), u64::from(expected));
-                return;
-            }
-        }
+/// Frees the area, or leaves it to an interrupt handler.
+fn give_back(worker: &mut Worker, area: Area) {
+    if area.size <= exchange::MOST_BYTES && worker.rng.one_in(8) && exchange::leave(area) {
+        return;
     }
+    area.retire();
 }
 
-/// The timer interrupt's share, now and then: an atomic allocation, checked, dirtied and freed at
-/// once. The host hears nothing of it, since no interrupt is under way when it looks.
+/// The timer interrupt's share: an area freed that a thread allocated, or allocated for a thread
+/// to free, or both by interrupts, in any order.
 pub(super) fn on_interrupt() {
-    const SIZE: usize = 16;
-    const EVERY: u64 = 4;
+    const EVERY: u64 = 2;
     if !shared::this_control().heartbeat.load(Ordering::Relaxed).is_multiple_of(EVERY) {
         return;
     }
-    let Ok(pointer) = alloc::global().alloc(SIZE, 8, AllocFlags::ATOMIC) else {
-        // Nothing populated has room; a thread's allocation will see to that.
-        return;
-    };
-    for cpu in cpu::possible().iter() {
-        let word = pointer.on(cpu).cast::<u64>();
-        // SAFETY: the area was just allocated, with this size and alignment.
-        let seen = unsafe { word.read_volatile() };
-        if seen != 0 {
-            let object = pointer.raw() as u64;
-            events::violation_in_interrupt(Invariant::I14, cpu.index() as u32, object, seen, 0);
-        }
-        // SAFETY: as above.
-        unsafe { word.write_volatile(!0) };
-    }
-    // SAFETY: allocated above and forgotten here.
-    if let Err(e) = unsafe { alloc::global().free(pointer) } {
-        panic!("the allocator refused to take back an area it handed out: {e}");
-    }
-}
-
-fn give_back(area: &Area) {
-    check(area);
-    events::emit(EventKind::Free, [area.pointer.raw() as u64, 0, 0, 0, 0]);
-    // SAFETY: this thread owns the area and forgets it.
-    if let Err(e) = unsafe { alloc::global().free(area.pointer) } {
-        panic!("the allocator refused to take back an area it handed out: {e}");
+    let mut rng = Rng::new(CHOICES.read() ^ tsc::now(), 1);
+    CHOICES.write(rng.next());
+    if rng.one_in(2) {
+        exchange::free_one_in_interrupt();
+    } else {
+        exchange::alloc_one_in_interrupt(&mut rng);
     }
 }

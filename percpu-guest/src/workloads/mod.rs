@@ -6,9 +6,12 @@
 //! CPU it is on, gives the CPU away after its turn, and waits as long as the host wants quiet.
 
 mod alloc;
+mod areas;
 mod counter;
+mod exchange;
 mod mount;
 mod statics;
+mod trace;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -105,7 +108,7 @@ pub fn on_interrupt() {
                 Workload::Statics => statics::on_interrupt(),
                 Workload::Counter => counter::on_interrupt(),
                 Workload::Alloc => alloc::on_interrupt(),
-                Workload::Mount => {}
+                Workload::Mount | Workload::Trace => {}
             }
         }
     }
@@ -132,7 +135,7 @@ pub fn start() {
         match workload {
             Workload::Statics => statics::init(),
             Workload::Counter => counter::init(),
-            Workload::Alloc => {}
+            Workload::Alloc | Workload::Trace => {}
             Workload::Mount => mount::init(),
         }
     }
@@ -141,7 +144,8 @@ pub fn start() {
     let threads = each * chosen().count() as u32;
     assert!(threads as usize <= LEDGER_THREADS, "{threads} threads, {LEDGER_THREADS} ledger rows");
     header.threads.store(threads, Ordering::Relaxed);
-    header.busy.store(threads, Ordering::SeqCst);
+    // The balance thread may be about already.
+    header.busy.fetch_add(threads, Ordering::SeqCst);
     STARTED.store(true, Ordering::Release);
     // Kinds in turn, so that any few threads in the queue are of all kinds.
     for _ in 0..each {
@@ -151,6 +155,7 @@ pub fn start() {
                 Workload::Counter => run_worker::<{ Workload::Counter as u32 }>,
                 Workload::Alloc => run_worker::<{ Workload::Alloc as u32 }>,
                 Workload::Mount => run_worker::<{ Workload::Mount as u32 }>,
+                Workload::Trace => run_worker::<{ Workload::Trace as u32 }>,
             };
             sched::spawn(run, row as usize, row);
             row += 1;
@@ -174,6 +179,7 @@ fn run_worker<const WORKLOAD: u32>(row: usize) {
         Workload::Counter => counter::run(worker),
         Workload::Alloc => alloc::run(worker),
         Workload::Mount => mount::run(worker),
+        Workload::Trace => trace::run(worker),
     }
     shared::header().busy.fetch_sub(1, Ordering::SeqCst);
     shared::header().threads.fetch_sub(1, Ordering::SeqCst);

@@ -34,6 +34,11 @@ impl Bits {
         Self::new(vec![0; len.div_ceil(64) as usize], len)
     }
 
+    /// The words, lowest bits first.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     pub(crate) fn len(&self) -> u32 {
         self.len
     }

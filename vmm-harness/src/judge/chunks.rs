@@ -1,16 +1,17 @@
 //! The allocator's chunks: the walk of the slot lists, and what holds for chunks as a whole
-//! (I9 to I12, I15).
+//! (I9 to I12).
 
 use std::collections::HashMap;
 
 use percpu_core::view::{
-    AllocatorView, BLOCK_GRANULES, BlockView, CHUNK_DEMOTED, CHUNK_IMMUTABLE, CHUNK_ISOLATED,
-    CHUNK_RESERVED, ChunkView, GRANULE, ListView, PAGE,
+    AllocatorView, BLOCK_GRANULES, BlockView, CHUNK_DEMOTED, CHUNK_ISOLATED, CHUNK_RESERVED,
+    ChunkView, GRANULE, ListView, PAGE,
 };
 
 use super::bits::Bits;
 use super::counters::Registered;
 use super::finding::{Findings, Violation, kind};
+use super::kept::Kept;
 use super::layout::Layout;
 use super::owners::Owners;
 use super::shadow::Shadow;
@@ -109,6 +110,7 @@ pub(crate) fn check(
     layout: &Layout,
     shadow: Option<&Shadow>,
     registered: &Registered,
+    kept: &mut Kept,
     findings: &mut Findings,
 ) {
     let allocator = match layout.allocator(space) {
@@ -123,7 +125,7 @@ pub(crate) fn check(
         maps::check(chunk, findings);
         check_slot(chunk, &allocator, findings);
         check_counts(chunk, findings);
-        check_kept(chunk, findings);
+        kept.check(space, layout, chunk, findings);
     }
     if whole {
         check_totals(&chunks, &allocator, findings);
@@ -139,7 +141,7 @@ pub(crate) fn check(
 }
 
 /// All chunks on the slot lists, and the reserved chunk.
-fn walk(
+pub(crate) fn walk(
     space: &AddressSpace<'_>,
     allocator: &AllocatorView,
     findings: &mut Findings,
@@ -280,25 +282,6 @@ fn empty_pages(chunk: &Chunk) -> u32 {
         chunk.populated.get(*page) && chunk.alloc.next(true, block.clone()) == block.end
     };
     (0..chunk.view.nr_pages).filter(empty).count() as u32
-}
-
-/// I15, the part that needs no history: the first and the reserved chunk are never depopulated.
-fn check_kept(chunk: &Chunk, findings: &mut Findings) {
-    if !chunk.is(CHUNK_IMMUTABLE) && !chunk.is(CHUNK_RESERVED) {
-        return;
-    }
-    findings.checked("I15", 1);
-    // Pages behind the managed part may have been given back at set-up.
-    let pages = chunk.first() / BLOCK_GRANULES..chunk.last().div_ceil(BLOCK_GRANULES);
-    let hole = chunk.populated.next(false, pages.clone());
-    if hole < pages.end {
-        let detail = format!(
-            "page {hole} of chunk {:#x} was depopulated, though the chunk is the first or the \
-             reserved one",
-            chunk.address
-        );
-        findings.report(Violation::new("I15", chunk.name(), detail));
-    }
 }
 
 /// I12: the allocator's own counts are the sums over its chunks.

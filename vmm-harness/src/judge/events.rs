@@ -7,6 +7,7 @@ use std::mem::{offset_of, size_of};
 
 use percpu_guest::abi::{
     AreaContent, CpuState, EVENT_RING_LEN, Event, EventKind, EventRing, PlugError, SHARED, Shared,
+    Trial,
 };
 
 use super::finding::{Findings, Violation, kind};
@@ -271,6 +272,10 @@ impl fmt::Display for Line<'_> {
             }
             Some(EventKind::AllocFailed) => write!(f, "no memory for {a0} bytes"),
             Some(EventKind::CounterSum) => write!(f, "counter {a0:#x} summed to {}", a1 as i64),
+            Some(EventKind::TrialDone) => match Trial::from_code(a0 as u32) {
+                Some(trial) => write!(f, "trial {trial:?} (command {a3}): {a2} of {a1}"),
+                None => write!(f, "unknown trial {a0}"),
+            },
             None => write!(f, "kind {kind} {args:x?}"),
         }
     }

@@ -3,7 +3,8 @@
 //! [`Judge::drain`] follows the guest's events into a [shadow model](Shadow) of what must exist.
 //! [`Judge::check_instant`] looks while the guest runs, at what holds at any time;
 //! [`Judge::check_quiescent`] looks while all workload threads stand at an operation boundary, and
-//! compares every bitmap, hint, counter and byte with the shadow.
+//! compares every bitmap, hint, counter and byte with the shadow; around a trial of the guest,
+//! [`Judge::before_trial`] and [`Judge::after_trial`] compare the state with itself.
 //!
 //! Nothing that is read is trusted: each pointer is translated and checked, each walk is bounded,
 //! and what makes no sense is a finding like any other.
@@ -22,14 +23,17 @@ mod counters;
 mod events;
 mod finding;
 mod header;
+mod kept;
 mod layout;
 mod maps;
 mod owners;
 mod pages;
 mod shadow;
+mod snapshot;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod trials;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::offset_of;
@@ -40,11 +44,14 @@ pub use events::Line as EventLine;
 pub use finding::{Violation, kind, meaning, order};
 pub use header::HeaderGuard;
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
+pub use trials::TrialEnd;
 
 use crate::memory::{AddressSpace, GuestMem, Wild};
 use events::Rings;
 use finding::{Findings, Tally};
+use kept::Kept;
 use layout::Layout;
+use snapshot::Snapshot;
 
 /// Further looks that must agree before a quiescent look's finding counts.
 const CONFIRMATIONS: u32 = 2;
@@ -87,6 +94,8 @@ pub enum Signal {
         /// Whether it passed.
         passed: bool,
     },
+    /// A trial is over.
+    TrialDone(TrialEnd),
 }
 
 /// What became of a quiescent look.
@@ -109,6 +118,10 @@ pub struct Judge {
     layout: Option<Layout>,
     /// The largest counter batch that can have been in force.
     max_batch: i64,
+    /// What was seen of the chunks that are never depopulated.
+    kept: Kept,
+    /// The state before the trial that is under way.
+    before: Option<Snapshot>,
     signals: VecDeque<Signal>,
     tally: Tally,
 }
@@ -124,6 +137,8 @@ impl Judge {
             shadow: Shadow::new(possible),
             layout: None,
             max_batch: 0,
+            kept: Kept::default(),
+            before: None,
             signals: VecDeque::new(),
             tally: Tally::default(),
             mem,
@@ -194,6 +209,7 @@ impl Judge {
             let mem = self.mem.clone();
             let space = mem.address_space();
             self.note_batch(&space, &layout);
+            self.kept.check_instant(&space, &mut findings);
             areas::check_offsets(&space, &layout, &mut findings);
             let (shadow, batch) = (&self.shadow, self.max_batch);
             if self.rings.is_complete() {
@@ -295,7 +311,7 @@ impl Judge {
         // What the guest announced is the truth only as long as nothing of it was lost.
         let shadow = self.rings.is_complete().then_some(&self.shadow);
         let registered = counters::registered(&space, layout, &mut findings);
-        chunks::check(&space, layout, shadow, &registered, &mut findings);
+        chunks::check(&space, layout, shadow, &registered, &mut self.kept, &mut findings);
         if let Some(shadow) = shadow {
             content::check(&space, layout, shadow, &mut findings);
             counters::check(&space, layout, shadow, &registered, self.max_batch, &mut findings);

@@ -6,13 +6,13 @@ use std::fmt;
 use percpu_core::view::GRANULE;
 use percpu_guest::abi::{
     AreaContent, CpuState, Event, EventKind, Invariant, LEDGER_SLOTS, LEDGER_THREADS, PlugError,
-    SumKind,
+    SumKind, Trial,
 };
 
-use super::Signal;
 use super::events::Line;
 use super::finding::{Findings, Violation, kind};
 use super::layout::Layout;
+use super::{Signal, TrialEnd};
 
 /// Largest area the allocator hands out.
 const MAX_AREA: u64 = 32 << 10;
@@ -162,6 +162,14 @@ impl Shadow {
             EventKind::Violation => guest_violation(event, findings),
             EventKind::TestDone => return Some(Signal::TestDone { passed: a0 == 1 }),
             EventKind::AllocFailed => self.alloc_failures += 1,
+            EventKind::TrialDone => {
+                let [trial, tried, as_meant, command, _] = event.args;
+                let Some(trial) = u32::try_from(trial).ok().and_then(Trial::from_code) else {
+                    nonsense(findings, event, "which is no trial");
+                    return None;
+                };
+                return Some(Signal::TrialDone(TrialEnd { trial, tried, as_meant, command }));
+            }
             EventKind::CounterSum => {
                 if !self.counters.contains_key(&a0) {
                     nonsense(findings, event, "which is no live counter");

@@ -4,7 +4,8 @@ use std::mem::offset_of;
 use std::time::Instant;
 
 use percpu_guest::abi::{
-    COMMAND_RING_LEN, CommandKind, CommandRing, CommandSlot, SHARED, SharedHeader, VECTOR_COMMAND,
+    COMMAND_RING_LEN, CommandKind, CommandRing, CommandSlot, SHARED, SharedHeader, Trial,
+    VECTOR_COMMAND,
 };
 
 use crate::error::Error;
@@ -21,6 +22,8 @@ pub enum Order {
     Plug(u32),
     /// Take a CPU down.
     Unplug(u32),
+    /// Carry out a trial, with its argument.
+    Trial(Trial, u64),
 }
 
 /// An order on its way.
@@ -56,17 +59,18 @@ impl Injector {
     /// Gives an order. One at a time: the one before must have been answered.
     pub fn send(&mut self, vm: &Vm, order: Order) -> Result<(), Error> {
         debug_assert!(self.pending.is_none());
-        let (kind, cpu) = match order {
-            Order::Plug(cpu) => (CommandKind::Plug, cpu),
-            Order::Unplug(cpu) => (CommandKind::Unplug, cpu),
+        let (kind, arg0, arg1) = match order {
+            Order::Plug(cpu) => (CommandKind::Plug, cpu, 0),
+            Order::Unplug(cpu) => (CommandKind::Unplug, cpu, 0),
+            Order::Trial(trial, argument) => (CommandKind::Trial, trial as u32, argument),
         };
         let ring = SHARED + offset_of!(SharedHeader, commands) as u64;
         let index = self.sent % COMMAND_RING_LEN as u64;
         let slot =
             ring + offset_of!(CommandRing, slots) as u64 + index * size_of::<CommandSlot>() as u64;
         self.mem.store_u32(slot + offset_of!(CommandSlot, kind) as u64, kind as u32)?;
-        self.mem.store_u32(slot + offset_of!(CommandSlot, arg0) as u64, cpu)?;
-        self.mem.store_u64(slot + offset_of!(CommandSlot, arg1) as u64, 0)?;
+        self.mem.store_u32(slot + offset_of!(CommandSlot, arg0) as u64, arg0)?;
+        self.mem.store_u64(slot + offset_of!(CommandSlot, arg1) as u64, arg1)?;
         self.pending = Some(Pending { order, number: self.sent, since: Instant::now() });
         self.sent += 1;
         self.mem.store_u64(ring + offset_of!(CommandRing, head) as u64, self.sent)?;

@@ -79,6 +79,32 @@ pub struct WorkloadReport {
     pub least_on_a_cpu: u64,
 }
 
+/// What the guest's balance work did, by its own account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BalanceReport {
+    /// Times it was done.
+    pub done: u64,
+    /// Chunks given back.
+    pub freed_chunks: u64,
+    /// Pages of a unit whose memory was given back.
+    pub depopulated_pages: u64,
+    /// Pages of a unit that got memory.
+    pub populated_pages: u64,
+    /// Times that it found no memory.
+    pub out_of_memory: u64,
+    /// Atomic allocations that found no populated room.
+    pub atomic_failures: u64,
+}
+
+/// How far the trace's replay came, by the guest's account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TraceReport {
+    /// Operations that ended.
+    pub ops: u64,
+    /// Times that the whole trace was replayed and everything freed.
+    pub passes: u64,
+}
+
 /// How the guest came to an early end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Crash {
@@ -107,6 +133,10 @@ pub struct RunReport {
     pub plugs: Plugs,
     /// Workloads.
     pub workloads: Vec<WorkloadReport>,
+    /// The allocator's balance work.
+    pub balance: BalanceReport,
+    /// The trace's replay, if there was one.
+    pub trace: Option<TraceReport>,
     /// Objects held against each invariant.
     pub checks: BTreeMap<String, u64>,
     /// What was broken.
@@ -136,6 +166,8 @@ impl Default for RunReport {
             cpus: Cpus::default(),
             plugs: Plugs::default(),
             workloads: Vec::new(),
+            balance: BalanceReport::default(),
+            trace: None,
             checks: BTreeMap::new(),
             violations: Vec::new(),
             suppressed: 0,

@@ -48,6 +48,7 @@ pub fn write_table(out: &mut impl Write, report: &RunReport, colours: bool) -> i
     }
     write_cpus(out, report, paint)?;
     write_workloads(out, report, paint)?;
+    write_allocator(out, report, paint)?;
     write_checks(out, report, paint)?;
     write_violations(out, report, paint)?;
     write_verdict(out, report, paint)
@@ -103,6 +104,33 @@ fn write_workloads(out: &mut impl Write, report: &RunReport, paint: Paint) -> io
             grouped(workload.ops),
             short_number(rate),
             grouped(workload.least_on_a_cpu)
+        )?;
+    }
+    Ok(())
+}
+
+fn write_allocator(out: &mut impl Write, report: &RunReport, paint: Paint) -> io::Result<()> {
+    let balance = &report.balance;
+    if balance.done == 0 {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\n{} {} times: {} chunks freed, pages {} populated, {} depopulated; {} atomic failures",
+        paint.bold("balance   "),
+        grouped(balance.done),
+        grouped(balance.freed_chunks),
+        grouped(balance.populated_pages),
+        grouped(balance.depopulated_pages),
+        grouped(balance.atomic_failures),
+    )?;
+    if let Some(trace) = &report.trace {
+        writeln!(
+            out,
+            "{} {} passes, {} operations",
+            paint.bold("trace     "),
+            grouped(trace.passes),
+            grouped(trace.ops),
         )?;
     }
     Ok(())

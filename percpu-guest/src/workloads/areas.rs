@@ -1,0 +1,113 @@
+//! Areas as the workloads use them: zero when they come, filled on every CPU while they are held,
+//! checked before they go.
+
+use core::sync::atomic::Ordering;
+
+use percpu_core::alloc::{self, AllocError, AllocFlags};
+use percpu_core::cpu;
+use percpu_core::var::PerCpuPtr;
+use percpu_guest::abi::{AreaContent, EventKind, Invariant, pattern_word};
+
+use crate::{events, shared};
+
+/// An area that somebody owns.
+#[derive(Clone, Copy)]
+pub(super) struct Area {
+    pub pointer: PerCpuPtr<u8>,
+    pub size: u32,
+    /// Seed of the pattern; `None` while nobody has written.
+    pub seed: Option<u32>,
+}
+
+/// A word that is not what its owner left there.
+struct Damage {
+    cpu: u32,
+    address: u64,
+    seen: u32,
+    expected: u32,
+}
+
+impl Area {
+    /// Allocates an area. Nobody has been told of it.
+    pub fn alloc(size: usize, align: usize, flags: AllocFlags) -> Result<Self, AllocError> {
+        let pointer = alloc::global().alloc(size, align, flags).inspect_err(|error| {
+            if *error == AllocError::NoPopulatedRoom {
+                shared::header().balance.atomic_failures.fetch_add(1, Ordering::Relaxed);
+            }
+        })?;
+        Ok(Self { pointer, size: size as u32, seed: None })
+    }
+
+    /// Gives it back. Everybody has been told.
+    pub fn free(self) {
+        // SAFETY: the owner gives the area up by value, and copies of it are not used any more.
+        if let Err(e) = unsafe { alloc::global().free(self.pointer) } {
+            panic!("the allocator refused to take back an area it handed out: {e}");
+        }
+    }
+
+    /// Fills every CPU's copy. The last few bytes, where the size is no multiple of a word, stay as
+    /// they are.
+    pub fn fill(&mut self, seed: u32) {
+        for cpu in cpu::possible().iter() {
+            let word = pattern_word(seed, cpu.index() as u32);
+            let words = self.pointer.on(cpu).cast::<u32>();
+            for i in 0..self.size as usize / 4 {
+                // SAFETY: the caller owns the area, `i` stays inside it, and areas are aligned
+                // to 4.
+                unsafe { words.add(i).write_volatile(word) };
+            }
+        }
+        self.seed = Some(seed);
+    }
+
+    /// Checks every CPU's copy against what the owner left there; tells the host if it differs.
+    pub fn check(&self) {
+        if let Some(Damage { cpu, address, seen, expected }) = self.damage() {
+            events::violation(Invariant::I14, cpu, address, seen.into(), expected.into());
+        }
+    }
+
+    /// As [`check`](Self::check), where nobody can wait for room in the event ring.
+    pub fn check_in_interrupt(&self) {
+        if let Some(Damage { cpu, address, seen, expected }) = self.damage() {
+            let (seen, expected) = (seen.into(), expected.into());
+            events::violation_in_interrupt(Invariant::I14, cpu, address, seen, expected);
+        }
+    }
+
+    fn damage(&self) -> Option<Damage> {
+        cpu::possible().iter().find_map(|cpu| {
+            let n = cpu.index() as u32;
+            let expected = self.seed.map_or(0, |seed| pattern_word(seed, n));
+            let words = self.pointer.on(cpu).cast::<u32>();
+            (0..self.size as usize / 4).find_map(|i| {
+                // SAFETY: as in `fill`.
+                let seen = unsafe { words.add(i).read_volatile() };
+                let address = self.pointer.raw() as u64 + 4 * i as u64;
+                (seen != expected).then_some(Damage { cpu: n, address, seen, expected })
+            })
+        })
+    }
+
+    /// The arguments of the [`EventKind::Alloc`] that tells the host of it.
+    pub fn announcement(&self, align: usize) -> [u64; 5] {
+        let content = if self.seed.is_some() { AreaContent::Pattern } else { AreaContent::Zero };
+        let seed = u64::from(self.seed.unwrap_or(0));
+        let (pointer, size) = (self.pointer.raw() as u64, u64::from(self.size));
+        [pointer, size, align as u64, content as u64, seed]
+    }
+
+    /// Checks it, tells the host, and gives it back.
+    pub fn retire(self) {
+        self.check();
+        events::emit(EventKind::Free, [self.pointer.raw() as u64, 0, 0, 0, 0]);
+        self.free();
+    }
+}
+
+/// Bytes that an area may have where everything is slow.
+pub(super) fn most_bytes() -> usize {
+    let boot = shared::boot();
+    ((boot.reach_kib as usize) << 10) / boot.possible as usize
+}

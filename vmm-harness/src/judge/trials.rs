@@ -1,0 +1,112 @@
+//! What the guest does on purpose while all workloads rest, judged by the state before and after:
+//! a balance (I15), frees that are refused (I16), a growth that fails (I17).
+
+use percpu_core::view::CHUNK_RESERVED;
+use percpu_guest::abi::Trial;
+
+use super::Judge;
+use super::chunks::{self, Chunk};
+use super::finding::{Findings, Violation};
+use super::layout::Layout;
+use super::snapshot::Snapshot;
+use crate::memory::AddressSpace;
+
+/// What the guest says of a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrialEnd {
+    /// Which one.
+    pub trial: Trial,
+    /// Operations it tried.
+    pub tried: u64,
+    /// Of these, how many ended as they were meant to.
+    pub as_meant: u64,
+    /// Sequence number of the command.
+    pub command: u64,
+}
+
+impl Judge {
+    /// Remembers the state before `trial`. The guest stands still.
+    pub fn before_trial(&mut self, trial: Trial) {
+        self.before = match trial {
+            Trial::RefusedFrees | Trial::FailedGrowth => self.snapshot(),
+            _ => None,
+        };
+    }
+
+    /// Judges what a trial has left. The guest stands still again.
+    pub fn after_trial(&mut self, end: &TrialEnd) {
+        let mut findings = Findings::default();
+        match end.trial {
+            Trial::RefusedFrees => {
+                if let Some((before, after)) = self.before.take().zip(self.snapshot()) {
+                    findings.checked("I16", end.tried);
+                    before.compare(&after, "I16", "a free that is to be refused", &mut findings);
+                }
+                if end.as_meant != end.tried {
+                    let wrong = end.tried.saturating_sub(end.as_meant);
+                    let detail = format!(
+                        "of {} frees of what is no live area {wrong} did not end as specified",
+                        end.tried
+                    );
+                    findings.report(
+                        Violation::new("I16", "refused frees", detail)
+                            .values(end.as_meant, end.tried),
+                    );
+                }
+            }
+            // A growth that found enough memory has changed something, rightly.
+            Trial::FailedGrowth if end.as_meant == end.tried => {
+                if let Some((before, after)) = self.before.take().zip(self.snapshot()) {
+                    findings.checked("I17", 1);
+                    before.compare(&after, "I17", "a growth that failed", &mut findings);
+                }
+            }
+            Trial::Balance => {
+                if let Some(layout) = self.layout.clone() {
+                    let space = self.mem.address_space();
+                    check_balanced(&chunks_now(&space, &layout, &mut findings), &mut findings);
+                }
+            }
+            _ => {}
+        }
+        self.tally.add(findings, self.shadow.now);
+    }
+
+    fn snapshot(&mut self) -> Option<Snapshot> {
+        let layout = self.layout.clone()?;
+        let mut findings = Findings::default();
+        let snapshot = {
+            let space = self.mem.address_space();
+            let chunks = chunks_now(&space, &layout, &mut findings);
+            findings.sound(Snapshot::take(&space, &layout, &chunks))
+        };
+        let whole = findings.found.is_empty();
+        self.tally.add(findings, self.shadow.now);
+        snapshot.filter(|_| whole)
+    }
+}
+
+fn chunks_now(space: &AddressSpace<'_>, layout: &Layout, findings: &mut Findings) -> Vec<Chunk> {
+    match layout.allocator(space) {
+        Ok(allocator) => chunks::walk(space, &allocator, findings),
+        Err(wild) => {
+            findings.report(wild);
+            Vec::new()
+        }
+    }
+}
+
+/// I15: after a balance at most one chunk is wholly free.
+fn check_balanced(chunks: &[Chunk], findings: &mut Findings) {
+    findings.checked("I15", 1);
+    let free: Vec<_> = chunks
+        .iter()
+        .filter(|chunk| !chunk.is(CHUNK_RESERVED) && chunk.alloc.ones() == 0)
+        .map(Chunk::name)
+        .collect();
+    if free.len() > 1 {
+        let detail =
+            format!("after a balance {} chunks are wholly free: {}", free.len(), free.join(", "));
+        findings.report(Violation::new("I15", "wholly free chunks", detail).values(free.len(), 1));
+    }
+}
