@@ -38,6 +38,7 @@ impl<P: Platform> Allocator<P> {
     pub fn balance(&self) -> Balanced {
         let mut balanced = Balanced::default();
         let Some(first) = self.first.get() else { return balanced };
+        self.leaks.refill();
         let mut growth = self.growth.lock();
         // What comes up from here on is for the next time.
         self.balance_wanted.store(false, Ordering::Relaxed);
@@ -94,7 +95,7 @@ impl<P: Platform> Allocator<P> {
                     }
                     break;
                 };
-                state.chunk_mut(chunk).mark_unpopulated(pages);
+                state.mark_unpopulated(chunk, pages);
                 drop(state);
                 // SAFETY: the pages are marked as not populated. They get no area, because the
                 // chunk is isolated, and no memory, because that takes the growth lock, which is

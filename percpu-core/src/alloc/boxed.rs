@@ -37,6 +37,7 @@ impl<T> PerCpuBox<T> {
     /// # Errors
     ///
     /// As [`alloc_percpu`]; in particular [`AllocError::Align`] if `T` asks for more than a page.
+    #[track_caller]
     pub fn try_new_zeroed() -> Result<Self, AllocError>
     where
         T: Zeroable + Send,
@@ -50,6 +51,7 @@ impl<T> PerCpuBox<T> {
     /// # Errors
     ///
     /// As [`try_new_zeroed`](Self::try_new_zeroed).
+    #[track_caller]
     pub fn try_new_with(mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError>
     where
         T: Send,
@@ -67,6 +69,7 @@ impl<T> PerCpuBox<T> {
         Ok(Self { ptr, owns: PhantomData })
     }
 
+    #[track_caller]
     fn allocate() -> Result<PerCpuPtr<T>, AllocError> {
         // A type without bytes still gets a name of its own.
         Ok(alloc_percpu(size_of::<T>().max(1), align_of::<T>())?.cast())

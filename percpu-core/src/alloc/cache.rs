@@ -146,6 +146,11 @@ const _: () = {
 unsafe impl Send for Shelves {}
 
 impl Shelves {
+    /// Granules of all areas on the shelves.
+    pub(crate) fn held(&self) -> u32 {
+        self.held
+    }
+
     /// Whether areas of `len` granules may be cached at all.
     #[inline]
     pub(crate) fn takes(len: u32) -> bool {
@@ -285,6 +290,12 @@ impl<P: Platform> Caches<P> {
     /// All caches.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Cache<P>> {
         (0..self.table.len() as u32).filter_map(|cpu| self.get(cpu))
+    }
+
+    /// Bytes of all caches and of their table.
+    pub(crate) fn bytes(&self) -> usize {
+        self.iter().count() * size_of::<Cache<P>>()
+            + self.table.len() * size_of::<AtomicPtr<Cache<P>>>()
     }
 
     /// Waits until everybody who has a cache locked now has unlocked it.

@@ -206,6 +206,11 @@ impl Chunk {
         }
     }
 
+    /// Bytes of the account of `nr_pages` pages.
+    pub(crate) fn account_bytes(nr_pages: u32) -> usize {
+        MapsLayout::new(nr_pages).map_or(0, |layout| layout.whole.size())
+    }
+
     fn nr_bits(&self) -> u32 {
         self.md.nr_bits
     }

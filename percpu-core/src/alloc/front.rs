@@ -1,5 +1,6 @@
 //! Allocating and freeing: the fast ways through a CPU's cache, and the ways beside it.
 
+use core::panic::Location;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
@@ -50,20 +51,28 @@ impl<P: Platform> Allocator<P> {
     /// [`Align`](AllocError::Align) unless the alignment is a power of two up to [`MAX_ALIGN`], and
     /// one for each way to have no room. The first ten failures are logged, those of atomic
     /// allocations for want of room excepted.
+    #[track_caller]
     pub fn alloc(
         &self,
         size: usize,
         align: usize,
         flags: AllocFlags,
     ) -> Result<PerCpuPtr<u8>, AllocError> {
-        self.try_alloc(size, align, flags).inspect_err(|error| {
+        let result = self.try_alloc(size, align, flags).inspect_err(|error| {
             if *error != AllocError::NoPopulatedRoom {
                 self.failed_allocs.warn::<P>(format_args!(
                     "allocation failed, size={size} align={align} flags={:#x}: {error}",
                     flags.0
                 ));
             }
-        })
+        });
+        if self.leaks.is_active()
+            && let Ok(ptr) = result
+        {
+            let may_sleep = !flags.contains(AllocFlags::ATOMIC);
+            self.leaks.allocated(ptr.raw(), size, Location::caller(), may_sleep);
+        }
+        result
     }
 
     #[inline]
@@ -200,6 +209,9 @@ impl<P: Platform> Allocator<P> {
     pub unsafe fn free(&self, ptr: PerCpuPtr<u8>) -> Result<(), FreeError> {
         if ptr.raw() == 0 {
             return Ok(());
+        }
+        if self.leaks.is_active() {
+            self.leaks.freed(ptr.raw());
         }
         if self.free_to_cache(ptr.raw()) {
             return Ok(());

@@ -82,6 +82,11 @@ impl<P: Platform> Index<P> {
         unsafe { core::slice::from_raw_parts(entries, mask + 1) }
     }
 
+    /// Bytes of the table.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.entries())
+    }
+
     /// The number of entries of the table that one more chunk needs, if the present one is full.
     pub(crate) fn wants_capacity(&self) -> Option<usize> {
         let needed = (self.len.load(Ordering::Relaxed) + 1) * 2;

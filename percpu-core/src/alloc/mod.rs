@@ -23,6 +23,7 @@
 //! | `ledger` | where a chunk's areas begin and end, and which of them are held |
 //! | `cache` | freed areas that wait on a CPU for the next allocation |
 //! | `front` | allocating and freeing: the way through the caches and beside them |
+//! | `leak` | which areas nothing points to any more |
 //! | `grow`, `balance` | more memory, less memory: what the growth lock owns |
 //!
 //! The **short lock** masks interrupts and is held for bounded steps over the maps; the **growth
@@ -41,6 +42,7 @@ mod front;
 mod grow;
 mod hints;
 mod index;
+mod leak;
 mod ledger;
 mod memory;
 mod once;
@@ -57,6 +59,9 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 pub use balance::Balanced;
 pub use boxed::PerCpuBox;
 pub use error::{AllocError, FreeError};
+pub use leak::{
+    EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, LeakTracker, Scan, Tracking,
+};
 pub use slot::{size_slot, slot_of};
 pub use stats::{ChunkStatistics, Statistics};
 pub use zeroable::Zeroable;
@@ -70,6 +75,7 @@ use crate::var::PerCpuPtr;
 use cache::Caches;
 use grow::{DetachedChunk, Growth, chunk_align};
 use index::Index;
+use leak::Leaks;
 use ledger::Ledger;
 use once::Once;
 use state::State;
@@ -122,6 +128,7 @@ pub struct Allocator<P: Platform> {
     atomic_failed: AtomicBool,
     failed_allocs: Warnings,
     refused_frees: Warnings,
+    leaks: Leaks<P>,
 }
 
 impl<P: Platform> Allocator<P> {
@@ -139,6 +146,7 @@ impl<P: Platform> Allocator<P> {
             atomic_failed: AtomicBool::new(false),
             failed_allocs: Warnings::new(),
             refused_frees: Warnings::new(),
+            leaks: Leaks::new(),
         }
     }
 
@@ -223,6 +231,7 @@ pub fn global() -> &'static Allocator<Global> {
 /// # Errors
 ///
 /// As [`Allocator::alloc`].
+#[track_caller]
 pub fn alloc_percpu(size: usize, align: usize) -> Result<PerCpuPtr<u8>, AllocError> {
     GLOBAL.alloc(size, align, AllocFlags::NONE)
 }

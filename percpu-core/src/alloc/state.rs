@@ -3,7 +3,7 @@
 //! Everything here is done in bounded steps with interrupts masked; nothing here gets memory, logs
 //! or sleeps.
 
-use core::mem::{offset_of, size_of};
+use core::mem::{offset_of, size_of, size_of_val};
 use core::ptr::{self, NonNull};
 
 use super::bitmap::Run;
@@ -289,7 +289,7 @@ impl<P: Platform> State<P> {
     pub(crate) fn give_back(&mut self, place: Place) -> bool {
         let Place { chunk, area } = place;
         let emptied = self.chunk_mut(chunk).give_back(area);
-        self.statistics.given_back();
+        self.statistics.given_back(area.len() * GRANULE);
         let flags = self.chunk(chunk).flags;
         if flags & CHUNK_RESERVED != 0 {
             return false;
@@ -341,6 +341,7 @@ impl<P: Platform> State<P> {
         self.nr_empty_pop_pages += self.chunk(chunk).nr_empty_pop_pages;
         self.nr_chunks += 1;
         self.statistics.chunks(self.nr_chunks);
+        self.statistics.populated(self.chunk(chunk).nr_populated);
     }
 
     /// Takes a chunk off its list for good.
@@ -348,6 +349,7 @@ impl<P: Platform> State<P> {
         self.take_off(chunk);
         self.nr_chunks -= 1;
         self.statistics.chunks(self.nr_chunks);
+        self.statistics.depopulated(self.chunk(chunk).nr_populated);
         if self.chunk(chunk).flags & CHUNK_ISOLATED == 0 {
             self.nr_empty_pop_pages -= self.chunk(chunk).nr_empty_pop_pages;
         }
@@ -417,9 +419,30 @@ impl<P: Platform> State<P> {
     /// Records that pages of `chunk`, which is linked, have memory now.
     pub(crate) fn mark_populated(&mut self, chunk: ChunkRef, pages: Run) {
         let empty = self.chunk_mut(chunk).mark_populated(pages);
+        self.statistics.populated(pages.len());
         if self.chunk(chunk).flags & (CHUNK_RESERVED | CHUNK_ISOLATED) == 0 {
             self.nr_empty_pop_pages += empty;
         }
+    }
+
+    /// Records that pages of `chunk`, populated and free, are about to lose their memory. The chunk
+    /// is isolated.
+    pub(crate) fn mark_unpopulated(&mut self, chunk: ChunkRef, pages: Run) {
+        debug_assert!(self.chunk(chunk).flags & CHUNK_ISOLATED != 0);
+        self.chunk_mut(chunk).mark_unpopulated(pages);
+        self.statistics.depopulated(pages.len());
+    }
+
+    /// Bytes of a unit, over all chunks.
+    pub(crate) fn reserved_bytes(&self) -> u64 {
+        u64::from(self.nr_chunks) * self.unit_size as u64
+    }
+
+    /// Bytes of the chunks' accounts and of the lists' heads.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        let nr_pages = (self.unit_size / PAGE as usize) as u32;
+        let accounts = self.nr_chunks as usize + self.reserved_chunk().into_iter().count();
+        accounts * Chunk::account_bytes(nr_pages) + size_of_val::<[Link]>(&self.heads)
     }
 
     // What the balancer asks.

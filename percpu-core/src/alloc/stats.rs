@@ -5,7 +5,7 @@ use super::bitmap::{self, Run};
 use super::cache::Caches;
 use super::chunk::Chunk;
 use crate::platform::Platform;
-use crate::view::{BLOCK_GRANULES, GRANULE};
+use crate::view::{BLOCK_GRANULES, GRANULE, PAGE};
 
 /// Counts over all chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,19 @@ pub struct Statistics {
     pub largest: u32,
     /// Populated pages without an area, in chunks that serve allocations.
     pub empty_populated_pages: u32,
+    /// Bytes of the areas that are live, on one CPU.
+    pub live_bytes: u64,
+    /// The most bytes of areas at a time, on one CPU, those included that waited in caches then.
+    pub peak_bytes: u64,
+    /// Bytes of a unit that have memory, over all chunks, the static variables' included.
+    pub populated_bytes: u64,
+    /// The most there ever were.
+    pub peak_populated_bytes: u64,
+    /// Bytes of a unit that are reserved, over all chunks: each CPU has so much address space.
+    pub reserved_bytes: u64,
+    /// Bytes of the allocator's own tables: the chunks' accounts, the index, the caches, the tables
+    /// of groups, the leak tracker's records.
+    pub metadata_bytes: u64,
 }
 
 impl Statistics {
@@ -42,15 +55,23 @@ impl Statistics {
             smallest: 0,
             largest: 0,
             empty_populated_pages: 0,
+            live_bytes: 0,
+            peak_bytes: 0,
+            populated_bytes: 0,
+            peak_populated_bytes: 0,
+            reserved_bytes: 0,
+            metadata_bytes: 0,
         }
     }
 
-    /// Counts `count` areas taken out of a chunk. While the state has the numbers, `live` includes
-    /// cached areas, and `allocs` and `frees` leave out what went through caches.
+    /// Counts `count` areas taken out of a chunk. While the state has the numbers, `live` and
+    /// `live_bytes` include cached areas, and `allocs` and `frees` leave out what went through caches.
     #[inline]
     pub(crate) fn taken(&mut self, count: u32, bytes: u32) {
         self.live += u64::from(count);
         self.peak_live = self.peak_live.max(self.live);
+        self.live_bytes += u64::from(count) * u64::from(bytes);
+        self.peak_bytes = self.peak_bytes.max(self.live_bytes);
         // 0 stands for "none yet", which wrapping makes the largest number.
         self.smallest = self.smallest.wrapping_sub(1).min(bytes - 1) + 1;
         self.largest = self.largest.max(bytes);
@@ -58,8 +79,18 @@ impl Statistics {
 
     /// Counts an area given back to its chunk.
     #[inline]
-    pub(crate) fn given_back(&mut self) {
+    pub(crate) fn given_back(&mut self, bytes: u32) {
         self.live -= 1;
+        self.live_bytes -= u64::from(bytes);
+    }
+
+    pub(crate) fn populated(&mut self, pages: u32) {
+        self.populated_bytes += u64::from(pages) * u64::from(PAGE);
+        self.peak_populated_bytes = self.peak_populated_bytes.max(self.populated_bytes);
+    }
+
+    pub(crate) fn depopulated(&mut self, pages: u32) {
+        self.populated_bytes -= u64::from(pages) * u64::from(PAGE);
     }
 
     pub(crate) fn chunks(&mut self, chunks: u32) {
@@ -125,16 +156,26 @@ impl ChunkStatistics {
 }
 
 impl<P: Platform> Allocator<P> {
-    /// The counts now.
+    /// The counts now. Takes the short lock and each CPU's cache lock, one at a time.
     pub fn statistics(&self) -> Statistics {
         let mut statistics = {
             let state = self.state.lock();
-            Statistics { empty_populated_pages: state.empty_pages(), ..state.statistics }
+            Statistics {
+                empty_populated_pages: state.empty_pages(),
+                reserved_bytes: state.reserved_bytes(),
+                metadata_bytes: state.metadata_bytes() as u64,
+                ..state.statistics
+            }
         };
+        let caches = self.caches().map_or(0, Caches::bytes);
+        let tables = self.index.bytes() + caches + self.leaks.metadata_bytes();
+        statistics.metadata_bytes += tables as u64;
         for cache in self.caches().into_iter().flat_map(Caches::iter) {
             let shelves = cache.lock();
             statistics.allocs += shelves.allocs;
             statistics.frees += shelves.frees;
+            let held = u64::from(shelves.held()) * u64::from(GRANULE);
+            statistics.live_bytes = statistics.live_bytes.saturating_sub(held);
         }
         // Others may go on between the locks.
         statistics.live = statistics.allocs.saturating_sub(statistics.frees);

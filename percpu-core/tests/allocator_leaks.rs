@@ -1,0 +1,525 @@
+//! The leak tracker through the public interface: what is reported, what is not, and what it costs
+//! the memory it lives in.
+
+mod common;
+
+use std::ops::Range;
+use std::panic::Location;
+
+use common::fake::Call;
+use common::{Shape, World, checker};
+use percpu_core::alloc::{
+    AllocFlags, EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, Scan, Tracking,
+};
+use percpu_core::area::Config;
+use percpu_core::var::PerCpuPtr;
+
+/// Words that a scan begins with.
+struct Roots(Vec<usize>);
+
+impl Roots {
+    fn range(&self) -> Range<usize> {
+        let Range { start, end } = self.0.as_ptr_range();
+        start.expose_provenance()..end.expose_provenance()
+    }
+}
+
+fn scan(world: &World, roots: &[usize]) -> (Scan, Vec<Leak>) {
+    let roots = Roots(roots.to_vec());
+    let mut leaks = Vec::new();
+    let tracker = world.allocator.leak_tracker();
+    // SAFETY: the vector's words, which nobody changes.
+    let scan = unsafe { tracker.scan([roots.range()], |leak| leaks.push(*leak)) }.unwrap();
+    assert_eq!(scan.leaks, leaks.len() as u64);
+    assert_eq!(scan.leaked_bytes, leaks.iter().map(|leak| u64::from(leak.size)).sum::<u64>());
+    (scan, leaks)
+}
+
+/// The pointers that a scan reports.
+fn leaked(world: &World, roots: &[usize]) -> Vec<usize> {
+    scan(world, roots).1.iter().map(|leak| leak.pointer).collect()
+}
+
+fn tracked_world() -> World {
+    let world = World::new(&Shape::default());
+    world.allocator.leak_tracker().start().unwrap();
+    world
+}
+
+/// An area that the world's model knows nothing of, and its bytes are the test's.
+#[track_caller]
+fn alloc(world: &World, size: usize) -> usize {
+    world.allocator.alloc(size, 8, AllocFlags::NONE).unwrap().raw()
+}
+
+fn address(world: &World, ptr: usize, cpu: u32) -> usize {
+    ptr.wrapping_add(world.allocator.first_chunk().unwrap().offset(cpu).unwrap())
+}
+
+/// Writes `value` into `cpu`'s copy, `at` bytes from the start.
+fn write(world: &World, ptr: usize, cpu: u32, at: usize, value: usize) {
+    let word = std::ptr::with_exposed_provenance_mut::<usize>(address(world, ptr, cpu) + at);
+    // SAFETY: the area is live and this test's own.
+    unsafe { word.write(value) };
+}
+
+fn statistics(world: &World) -> LeakStatistics {
+    world.allocator.leak_tracker().statistics()
+}
+
+#[test]
+fn an_area_that_nothing_points_to_is_reported_with_its_site() {
+    let world = tracked_world();
+    let kept = alloc(&world, 24);
+    let line = line!() + 1;
+    let lost = alloc(&world, 40);
+    let (found, leaks) = scan(&world, &[kept]);
+    assert_eq!((found.areas, found.leaks, found.leaked_bytes), (2, 1, 40));
+    assert!(found.complete && found.words > 1);
+    assert_eq!((leaks[0].pointer, leaks[0].size), (lost, 40));
+    assert_eq!((leaks[0].site.file(), leaks[0].site.line()), (file!(), line));
+    let text = leaks[0].to_string();
+    assert!(text.starts_with(&format!("unreferenced area {lost:#x}, 40 bytes, ")), "{text}");
+    assert!(text.ends_with(&format!("from {}:{line}:16", file!())), "{text}");
+    // A reference that turns up later takes the report back.
+    assert_eq!(leaked(&world, &[lost]), [kept]);
+    assert_eq!(leaked(&world, &[lost, kept]), []);
+}
+
+#[test]
+fn every_form_of_a_reference_counts() {
+    let world = tracked_world();
+    let ptr = alloc(&world, 64);
+    let other = alloc(&world, 64);
+    let mut forms = vec![ptr, ptr + 1, ptr + 63];
+    for cpu in [0, 1, 2] {
+        let at = address(&world, ptr, cpu);
+        forms.extend([at, at + 8, at + 63]);
+    }
+    for word in forms {
+        assert_eq!(leaked(&world, &[0, word, !0]), [other], "{word:#x}");
+    }
+    // One byte off either end is somebody else's.
+    let end = other.max(ptr) + 64;
+    for word in [ptr.min(other) - 1, end, address(&world, end, 1), 0, 1, usize::MAX] {
+        assert_eq!(leaked(&world, &[word]).len(), 2, "{word:#x}");
+    }
+}
+
+#[test]
+fn areas_are_searched_on_every_cpu_if_they_are_referenced_themselves() {
+    let world = tracked_world();
+    let areas: Vec<usize> = (0..4).map(|_| alloc(&world, 32)).collect();
+    // A chain through different CPUs' copies, by number and by address.
+    write(&world, areas[0], 2, 24, areas[1]);
+    write(&world, areas[1], 1, 0, address(&world, areas[2], 0) + 9);
+    write(&world, areas[2], 0, 8, areas[3] + 31);
+    assert_eq!(leaked(&world, &[areas[0]]), []);
+    assert_eq!(leaked(&world, &[areas[2]]), areas[..2]);
+    // A ring that nothing outside refers to.
+    write(&world, areas[3], 0, 0, areas[0]);
+    assert_eq!(leaked(&world, &[]), areas);
+    assert_eq!(leaked(&world, &[areas[1]]), []);
+}
+
+#[test]
+fn static_variables_are_searched_on_every_cpu() {
+    let world = tracked_world();
+    let ptr = alloc(&world, 8);
+    assert_eq!(leaked(&world, &[]), [ptr]);
+    let picture = checker::picture(world.allocator.view_address());
+    let first = picture.chunks[&picture.view.first_chunk].view;
+    let template = first.base.wrapping_sub(picture.view.delta) as usize;
+    for cpu in [0, 1, 2] {
+        let unit = address(&world, template, cpu);
+        let (number, before) = (unit + 16, 0x5a5a_5a5a_5a5a_5a5a);
+        let word = std::ptr::with_exposed_provenance_mut::<usize>(number);
+        // SAFETY: bytes 16 to 24 of the 100 bytes of static variables, which nobody else uses.
+        unsafe { word.write(ptr + 4) };
+        assert_eq!(leaked(&world, &[]), [], "CPU {cpu}");
+        // SAFETY: as above.
+        unsafe { word.write(before) };
+    }
+    assert_eq!(leaked(&world, &[]), [ptr]);
+}
+
+#[test]
+fn freed_areas_are_forgotten() {
+    let mut world = tracked_world();
+    let freed = world.alloc(64, 8, AllocFlags::NONE).unwrap();
+    let kept = world.alloc(64, 8, AllocFlags::NONE).unwrap();
+    world.free(freed);
+    assert_eq!((statistics(&world).areas, statistics(&world).bytes), (1, 64));
+    assert_eq!(leaked(&world, &[freed]), [kept]);
+    // Frees that are refused take nothing from the records.
+    world.free_raw(kept + 4).unwrap_err();
+    world.free_raw(freed).unwrap_err();
+    world.free_raw(0).unwrap();
+    assert_eq!(leaked(&world, &[]), [kept]);
+    // The place's next life is an area of its own.
+    let again = alloc(&world, 64);
+    assert_eq!(again, freed);
+    assert_eq!(scan(&world, &[kept]).1[0].site.file(), file!());
+    world.free(kept);
+    world.free_raw(again).unwrap();
+    assert_eq!(statistics(&world).areas, 0);
+    world.check();
+}
+
+#[test]
+fn areas_in_all_chunks_are_tracked() {
+    // Units of two groups with a gap between them.
+    let config = Config { reserved_size: 1024, distance: common::two_groups, ..Config::default() };
+    let world = World::new(&Shape { cpus: vec![0, 1, 2, 5], config, ..Shape::default() });
+    world.allocator.leak_tracker().start().unwrap();
+    let mut areas: Vec<usize> = (0..6).map(|_| alloc(&world, 20 << 10)).collect();
+    assert!(world.allocator.statistics().chunks > 3);
+    areas.push(world.allocator.alloc(64, 64, AllocFlags::RESERVED).unwrap().raw());
+    areas.sort_unstable();
+    assert_eq!(leaked(&world, &[]), areas);
+    for &area in &areas {
+        for cpu in [0, 1, 2, 5] {
+            let word = address(&world, area, cpu) + 60;
+            let found = leaked(&world, &[word]);
+            assert_eq!(found.len(), areas.len() - 1, "CPU {cpu}");
+            assert!(!found.contains(&area));
+        }
+    }
+}
+
+#[test]
+fn early_calls_are_replayed() {
+    let mut world = World::new(&Shape::default());
+    let tracker = world.allocator.leak_tracker();
+    tracker.log_early();
+    assert_eq!(statistics(&world).tracking, Tracking::Early);
+    let calls = world.fake.lock().calls.len();
+    let first = world.alloc(16, 8, AllocFlags::ATOMIC).unwrap();
+    let freed = world.alloc(16, 8, AllocFlags::NONE).unwrap();
+    world.free(freed);
+    let again = alloc(&world, 16);
+    assert_eq!(again, freed);
+    assert_eq!(world.fake.lock().calls.len(), calls, "the early log asked for memory");
+    // SAFETY: no roots.
+    let too_early = unsafe { world.allocator.leak_tracker().scan([], |_| ()) };
+    assert_eq!(too_early, Err(LeakError::NotStarted));
+    assert_eq!(world.allocator.leak_tracker().sites(|_| ()), Err(LeakError::NotStarted));
+
+    world.allocator.leak_tracker().start().unwrap();
+    let LeakStatistics { tracking, areas, missed, .. } = statistics(&world);
+    assert_eq!((tracking, areas, missed), (Tracking::On, 2, 0));
+    assert_eq!(leaked(&world, &[first]), [again]);
+    assert!(scan(&world, &[]).0.complete);
+    world.free(first);
+    assert_eq!(leaked(&world, &[]), [again]);
+}
+
+#[test]
+fn an_early_log_that_overflows_disables_the_tracker() {
+    let mut world = World::new(&Shape::default());
+    world.allocator.leak_tracker().log_early();
+    for _ in 0..EARLY_CALLS / 2 {
+        let ptr = world.alloc(8, 8, AllocFlags::NONE).unwrap();
+        world.free(ptr);
+    }
+    assert_eq!(statistics(&world).early_lost, 0, "the log is full, no call is lost");
+    let kept = world.alloc(8, 8, AllocFlags::NONE).unwrap();
+    world.free(kept);
+    world.alloc(8, 8, AllocFlags::NONE).unwrap();
+    let before = world.fake.lock().log.len();
+    let tracker = world.allocator.leak_tracker();
+    assert_eq!(tracker.start(), Err(LeakError::EarlyLogOverflow(3)));
+    let log = world.fake.lock().log.clone();
+    assert_eq!(
+        log[before..],
+        ["percpu: leak tracking is disabled: the early log holds 200 calls, 3 more were lost"]
+    );
+    // For good.
+    tracker.log_early();
+    tracker.stop();
+    assert_eq!(tracker.start(), Err(LeakError::EarlyLogOverflow(3)));
+    assert_eq!(tracker.statistics().tracking, Tracking::Disabled);
+    assert_eq!(world.fake.lock().log.len(), before + 1, "said once");
+    world.free_all();
+    world.check();
+}
+
+#[test]
+fn what_was_live_before_an_unlogged_start_is_counted_as_missed() {
+    let mut world = World::new(&Shape::default());
+    let unknown = world.alloc(8, 8, AllocFlags::NONE).unwrap();
+    world.allocator.leak_tracker().start().unwrap();
+    assert_eq!(statistics(&world).missed, 1);
+    let (found, leaks) = scan(&world, &[]);
+    assert_eq!((found.complete, found.areas, leaks), (false, 0, vec![]));
+    world.free(unknown);
+    assert_eq!(statistics(&world).areas, 0);
+}
+
+#[test]
+fn atomic_allocations_take_prepared_records_and_are_missed_without() {
+    let mut world = tracked_world();
+    let calls = world.fake.lock().calls.len();
+    world.fill(64);
+    assert_eq!(world.fake.lock().calls.len(), calls, "an atomic allocation asked for memory");
+    let LeakStatistics { areas, missed, .. } = statistics(&world);
+    assert!(areas > 0 && missed > 0, "{areas} areas, {missed} missed");
+    assert_eq!(areas + missed, world.live.len() as u64);
+    let warnings = |world: &World| {
+        let log = &world.fake.lock().log;
+        log.iter().filter(|line| line.contains("not tracked for want of memory")).count()
+    };
+    assert_eq!(warnings(&world), 1);
+    assert!(!scan(&world, &[]).0.complete);
+    // The records of freed areas serve others.
+    let known = leaked(&world, &[]);
+    known[..5].iter().for_each(|&ptr| world.free(ptr));
+    for _ in 0..5 {
+        world.alloc(64, 4, AllocFlags::ATOMIC).unwrap();
+    }
+    assert_eq!(statistics(&world).missed, missed);
+    // Work that sleeps gets more.
+    world.allocator.balance();
+    let one = world.live.keys().copied().find(|ptr| !known.contains(ptr)).unwrap();
+    world.free(one);
+    world.alloc(64, 4, AllocFlags::ATOMIC).unwrap();
+    assert_eq!(statistics(&world).missed, missed);
+    world.free_all();
+    assert_eq!((statistics(&world).areas, statistics(&world).bytes), (0, 0));
+}
+
+#[test]
+fn records_that_cannot_be_had_fail_no_allocation() {
+    let mut world = tracked_world();
+    world.fake.lock().fail_at = Some(0);
+    world.fake.lock().fail_from_then_on = true;
+    let mut count = 0;
+    while world.alloc(64, 4, AllocFlags::NONE).is_ok() {
+        count += 1;
+    }
+    world.fake.stop_failing();
+    let LeakStatistics { areas, missed, .. } = statistics(&world);
+    assert!(areas > 0 && missed > 0);
+    assert_eq!(areas + missed, count);
+    world.check();
+    // A start without memory changes nothing.
+    let world = World::new(&Shape::default());
+    world.fake.fail_nth(0);
+    assert_eq!(world.allocator.leak_tracker().start(), Err(LeakError::NoMemory));
+    assert_eq!(statistics(&world).tracking, Tracking::Off);
+    world.allocator.leak_tracker().start().unwrap();
+    assert!(world.fake.lock().calls.contains(&Call::Meta));
+}
+
+#[test]
+fn pinned_areas_are_no_leaks_nor_what_they_refer_to() {
+    let world = tracked_world();
+    let (pinned, child) = (alloc(&world, 8), alloc(&world, 8));
+    write(&world, pinned, 1, 0, child);
+    let tracker = world.allocator.leak_tracker();
+    assert!(tracker.not_leak(PerCpuPtr::<u64>::from_raw(pinned)));
+    assert!(!tracker.not_leak(PerCpuPtr::<u64>::from_raw(pinned + 1)));
+    assert_eq!(leaked(&world, &[]), []);
+    assert_eq!(leaked(&world, &[]), []);
+    // The next area at that place is another.
+    world.free_raw(pinned).unwrap();
+    assert_eq!(alloc(&world, 8), pinned);
+    assert_eq!(leaked(&world, &[]), [pinned, child]);
+}
+
+#[test]
+fn areas_that_are_allocated_during_a_scan_are_not_reported_but_searched() {
+    let world = tracked_world();
+    let moved = alloc(&world, 8);
+    let roots = Roots(vec![0]);
+    let mut newborn = 0;
+    // While the roots are being gone through, the last reference moves into a new area.
+    let ranges = std::iter::once_with(|| {
+        newborn = world.allocator.alloc(8, 8, AllocFlags::ATOMIC).unwrap().raw();
+        write(&world, newborn, 0, 0, moved);
+        roots.range()
+    });
+    // SAFETY: the vector's words, which nobody changes.
+    let found = unsafe { world.allocator.leak_tracker().scan(ranges, |leak| panic!("{leak}")) };
+    assert_eq!(found.map(|found| (found.areas, found.leaks)), Ok((1, 0)));
+    assert_eq!(leaked(&world, &[]), [moved, newborn]);
+}
+
+#[test]
+fn areas_that_are_freed_during_a_scan_leave_no_trace() {
+    let world = tracked_world();
+    let (a, b) = (alloc(&world, 8), alloc(&world, 8));
+    let roots = [Roots(vec![a, b]), Roots(vec![0])];
+    // Between two ranges both are referenced and wait to be searched themselves.
+    let ranges = roots.iter().enumerate().map(|(n, roots)| {
+        if n == 1 {
+            world.free_raw(a).unwrap();
+        }
+        roots.range()
+    });
+    // SAFETY: the vectors' words, which nobody changes.
+    let found = unsafe { world.allocator.leak_tracker().scan(ranges, |leak| panic!("{leak}")) };
+    assert_eq!(found.map(|found| found.areas), Ok(1));
+    assert_eq!(statistics(&world).areas, 1);
+    let again = alloc(&world, 8);
+    assert_eq!(leaked(&world, &[b]), [again]);
+}
+
+#[test]
+fn reports_may_free_what_they_report() {
+    let world = tracked_world();
+    let count = 20;
+    (0..count).for_each(|_| _ = alloc(&world, 16));
+    let tracker = world.allocator.leak_tracker();
+    let free = |leak: &Leak| world.free_raw(leak.pointer).unwrap();
+    // SAFETY: no roots.
+    let found = unsafe { tracker.scan([], free) }.unwrap();
+    assert_eq!((found.leaks, statistics(&world).areas), (count, 0));
+    assert_eq!(world.allocator.statistics().live, 0);
+}
+
+#[test]
+fn sites_are_summed_up() {
+    #[track_caller]
+    fn helper(world: &World, count: usize, size: usize) -> &'static Location<'static> {
+        for _ in 0..count {
+            alloc(world, size);
+        }
+        Location::caller()
+    }
+    let world = tracked_world();
+    let one = helper(&world, 3, 16);
+    let kept = alloc(&world, 100);
+    let two = helper(&world, 2, 32);
+    let sites = || {
+        let mut sites: Vec<LeakSite> = Vec::new();
+        world.allocator.leak_tracker().sites(|site| sites.push(*site)).unwrap();
+        sites
+    };
+    let sums = |sites: &[LeakSite]| -> Vec<_> {
+        sites.iter().map(|s| (s.areas, s.bytes, s.leaks, s.leaked_bytes)).collect()
+    };
+    assert_eq!(sums(&sites()), [(3, 48, 0, 0), (1, 100, 0, 0), (2, 64, 0, 0)]);
+    leaked(&world, &[kept]);
+    let after = sites();
+    assert_eq!(sums(&after), [(3, 48, 3, 48), (1, 100, 0, 0), (2, 64, 2, 64)]);
+    assert_eq!((after[0].site, after[2].site), (one, two));
+    assert_eq!(after[0].to_string(), format!("3 areas, 48 bytes, from {one}: 3 leaked, 48 bytes"));
+    // The memory for the lines may be missing.
+    world.fake.fail_nth(0);
+    assert_eq!(world.allocator.leak_tracker().sites(|_| ()), Err(LeakError::NoMemory));
+}
+
+#[test]
+fn a_stopped_tracker_gives_its_memory_back() {
+    let mut world = World::new(&Shape::default());
+    let before = world.fake.usage();
+    let tracker = world.allocator.leak_tracker();
+    tracker.start().unwrap();
+    let areas: Vec<usize> = (0..200).map(|_| alloc(&world, 4)).collect();
+    assert!(world.fake.usage().meta.len() > before.meta.len() + 2);
+    leaked(&world, &areas[..10]);
+    world.allocator.leak_tracker().stop();
+    assert_eq!(statistics(&world).tracking, Tracking::Off);
+    assert_eq!(world.fake.usage(), before);
+    areas.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
+    // Another start knows nothing of what was before.
+    world.allocator.leak_tracker().start().unwrap();
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (0, 0));
+    let ptr = world.alloc(4, 4, AllocFlags::NONE).unwrap();
+    assert_eq!(leaked(&world, &[]), [ptr]);
+    // And an allocator that goes takes its records along.
+    let fake = world.fake.clone();
+    drop(world);
+    assert!(fake.usage().meta.is_empty());
+}
+
+mod random {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Alloc(usize),
+        Free(prop::sample::Index),
+        /// Writes a reference to one area into another.
+        Link(prop::sample::Index, prop::sample::Index, u32, usize),
+        /// Scans with these areas as roots.
+        Scan(Vec<prop::sample::Index>),
+    }
+
+    fn ops() -> impl Strategy<Value = Op> {
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            6 => (1usize..200).prop_map(|n| Op::Alloc(n * 8)),
+            3 => index().prop_map(Op::Free),
+            8 => (index(), index(), 0u32..3, 0usize..8).prop_map(|(a, b, c, d)| Op::Link(a, b, c, d)),
+            2 => prop::collection::vec(index(), 0..3).prop_map(Op::Scan),
+        ]
+    }
+
+    /// What the model knows: size, and the references by CPU and place.
+    type Areas = BTreeMap<usize, (usize, BTreeMap<(u32, usize), usize>)>;
+
+    /// What cannot be reached from the roots. References are by number, so that one into freed
+    /// memory counts for whoever lives there by now.
+    fn unreachable(areas: &Areas, roots: &[usize]) -> Vec<usize> {
+        let mut seen = BTreeSet::new();
+        let mut todo = roots.to_vec();
+        while let Some(at) = todo.pop() {
+            let Some((&ptr, (size, links))) = areas.range(..=at).next_back() else { continue };
+            if at < ptr + size && seen.insert(ptr) {
+                todo.extend(links.values());
+            }
+        }
+        areas.keys().copied().filter(|ptr| !seen.contains(ptr)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 2 } else { 48 }, failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn a_scan_reports_exactly_what_cannot_be_reached(
+            ops in prop::collection::vec(ops(), 1..if cfg!(miri) { 20 } else { 100 }),
+        ) {
+            let world = tracked_world();
+            let mut areas = Areas::new();
+            for op in ops {
+                let pick = |index: &prop::sample::Index| {
+                    let all: Vec<usize> = areas.keys().copied().collect();
+                    (!all.is_empty()).then(|| *index.get(&all))
+                };
+                match op {
+                    Op::Alloc(size) => {
+                        areas.insert(alloc(&world, size), (size, BTreeMap::new()));
+                    }
+                    Op::Free(index) => {
+                        if let Some(ptr) = pick(&index) {
+                            world.free_raw(ptr).unwrap();
+                            areas.remove(&ptr);
+                        }
+                    }
+                    Op::Link(from, to, cpu, at) => {
+                        let (Some(from), Some(to)) = (pick(&from), pick(&to)) else { continue };
+                        let (size, links) = areas.get_mut(&from).unwrap();
+                        let place = at * 8 % *size;
+                        let word = if at % 2 == 0 { to } else { address(&world, to, cpu) };
+                        write(&world, from, cpu, place, word);
+                        links.insert((cpu, place), to);
+                    }
+                    Op::Scan(roots) => {
+                        let roots: Vec<usize> = roots.iter().filter_map(pick).collect();
+                        prop_assert_eq!(leaked(&world, &roots), unreachable(&areas, &roots));
+                    }
+                }
+            }
+            prop_assert_eq!(statistics(&world).areas, areas.len() as u64);
+            prop_assert_eq!(leaked(&world, &[]), unreachable(&areas, &[]));
+        }
+    }
+}
