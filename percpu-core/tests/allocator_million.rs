@@ -1,10 +1,12 @@
 //! A million random operations against the model that knows only intervals.
 //!
 //! `allocator_model` shrinks what it finds, but its runs are short. These go on until chunks have
-//! come, been fragmented, depopulated and given back many times.
+//! come, been fragmented, depopulated and given back many times, and areas have waited in the caches
+//! of several CPUs.
 
 mod common;
 
+use common::fake;
 use common::random::Random;
 use common::{Shape, World, checker, two_groups};
 use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
@@ -16,10 +18,10 @@ const MANY: usize = if cfg!(miri) { 60 } else { 200_000 };
 
 fn shapes() -> Vec<Shape> {
     let config = Config::default();
-    let reserved = Config { reserved_size: 1024, ..config.clone() };
+    let reserved = Config { reserved_size: 1024, ..config };
     let shapes = vec![
-        Shape { config: reserved.clone(), ..Shape::default() },
-        Shape { cpus: vec![0], static_size: 0, config: config.clone() },
+        Shape { config: reserved, ..Shape::default() },
+        Shape { cpus: vec![0], static_size: 0, config },
         Shape {
             cpus: vec![1, 4, 6, 7],
             static_size: 9001,
@@ -28,7 +30,7 @@ fn shapes() -> Vec<Shape> {
         Shape {
             cpus: vec![0, 3],
             static_size: 4096,
-            config: Config { reserved_size: 8192, dyn_size: 12 << 10, ..config.clone() },
+            config: Config { reserved_size: 8192, dyn_size: 12 << 10, ..config },
         },
         // Units of 128 KiB: larger than the largest area.
         Shape { config: Config { atom_size: 128 << 10, ..config }, ..Shape::default() },
@@ -70,9 +72,11 @@ impl Churn {
             24..34 => self.refused_alloc(),
             34..44 => self.failing_alloc(),
             44..46 => self.thin_out(),
+            46..50 => self.world.allocator.drain_caches(),
+            50..100 => self.migrate(),
             n => {
                 let allocs = if self.draining { 300 } else { 600 };
-                if n < 46 + allocs { self.alloc() } else { self.free() }
+                if n < 100 + allocs { self.alloc() } else { self.free() }
             }
         }
         if self.live_bytes >= self.most_bytes {
@@ -161,6 +165,12 @@ impl Churn {
     fn thin_out(&mut self) {
         let count = self.live.len() / self.random.pick(&[2, 3, 8]);
         (0..count).for_each(|_| self.free());
+    }
+
+    /// Goes to another CPU, or to none that has a cache.
+    fn migrate(&mut self) {
+        let cpu = self.random.pick(&self.world.cpus);
+        fake::use_cache_of(if self.random.one_in(8) { fake::NO_CACHE } else { cpu });
     }
 
     fn balance(&mut self) {

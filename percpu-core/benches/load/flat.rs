@@ -16,11 +16,17 @@ static POPULATED: AtomicUsize = AtomicUsize::new(0);
 
 std::thread_local! {
     static MASKED: Cell<usize> = const { Cell::new(0) };
+    static CPU: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Pages of all CPUs that have memory behind them, as the allocator sees it.
 pub fn populated_pages() -> usize {
     POPULATED.load(Ordering::Relaxed)
+}
+
+/// Makes the calling thread a CPU.
+pub fn enter(cpu: u32) {
+    CPU.set(cpu);
 }
 
 pub enum Flat {}
@@ -52,6 +58,11 @@ unsafe impl Platform for Flat {
 
     fn yield_now() {
         std::thread::yield_now();
+    }
+
+    #[inline]
+    fn cache_cpu() -> u32 {
+        CPU.get()
     }
 
     fn clock_ns() -> u64 {

@@ -79,7 +79,8 @@ impl<S: Subject> Ready<S> {
 /// own. Each is a CPU of its own.
 pub fn on_threads<S: Subject>(subject: &S, load: &Load, threads: usize, times: u64) -> Duration {
     let (ready, finished) = (Barrier::new(threads), Barrier::new(threads));
-    let worker = || {
+    let worker = &|cpu: usize| {
+        flat::enter(cpu as u32);
         let mut areas = vec![0; load.ids()];
         replay(subject, &load.prologue, &mut areas);
         ready.wait();
@@ -93,7 +94,7 @@ pub fn on_threads<S: Subject>(subject: &S, load: &Load, threads: usize, times: u
         (start, end)
     };
     let spans: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> = (0..threads).map(|cpu| scope.spawn(move || worker(cpu))).collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
     let (starts, ends) = (spans.iter().map(|span| span.0), spans.iter().map(|span| span.1));

@@ -8,7 +8,7 @@ use std::ptr::with_exposed_provenance;
 use percpu_core::alloc::slot_of;
 use percpu_core::view::{
     AllocatorView, BLOCK_GRANULES, BlockView, CHUNK_DEMOTED, CHUNK_IMMUTABLE, CHUNK_ISOLATED,
-    CHUNK_RESERVED, ChunkView, GRANULE, ListView, PAGE, View,
+    CHUNK_RESERVED, CacheView, ChunkView, GRANULE, ListView, PAGE, View,
 };
 
 use super::World;
@@ -20,6 +20,7 @@ pub struct Chunk {
     pub blocks: Vec<BlockView>,
     alloc: Vec<bool>,
     bound: Vec<bool>,
+    live: Vec<bool>,
     populated: Vec<bool>,
 }
 
@@ -28,6 +29,17 @@ pub struct Chunk {
 pub struct Picture {
     pub view: AllocatorView,
     pub chunks: BTreeMap<u64, Chunk>,
+    /// Areas that wait in CPUs' caches.
+    pub cached: Vec<CachedArea>,
+}
+
+/// A freed area on a shelf of a CPU's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedArea {
+    pub cpu: u32,
+    /// In unit space.
+    pub address: u64,
+    pub granules: u32,
 }
 
 fn read<T: View>(addr: u64) -> T {
@@ -63,9 +75,34 @@ fn read_chunk(addr: u64) -> Chunk {
         blocks: (0..u64::from(view.nr_pages)).map(|i| read(view.blocks + i * 32)).collect(),
         alloc: bits(view.alloc_map, granules),
         bound: bits(view.bound_map, granules + 1),
+        live: bits(view.live_map, granules),
         populated: bits(view.populated, view.nr_pages),
         view,
     }
+}
+
+fn read_caches(view: &AllocatorView) -> Vec<CachedArea> {
+    let mut areas = Vec::new();
+    for cpu in 0..view.nr_caches {
+        let address: u64 = read(view.caches + u64::from(cpu) * 8);
+        if address == 0 {
+            continue;
+        }
+        let cache: CacheView = read(address);
+        assert_eq!(cache.lock, 0);
+        let before = areas.len();
+        for shelf in &cache.shelves {
+            let on_shelf = &shelf.areas[..shelf.count as usize];
+            areas.extend(on_shelf.iter().map(|area| CachedArea {
+                cpu,
+                address: area.address,
+                granules: shelf.len,
+            }));
+        }
+        let held: u32 = areas[before..].iter().map(|area| area.granules).sum();
+        assert_eq!(cache.held, held, "the cache of CPU {cpu} counts wrong");
+    }
+    areas
 }
 
 /// Walks all lists; checks that they are lists and that chunks know where they are (I9).
@@ -104,7 +141,7 @@ pub fn picture(view_address: usize) -> Picture {
     if view.reserved_chunk != 0 {
         chunks.insert(view.reserved_chunk, read_chunk(view.reserved_chunk));
     }
-    Picture { view, chunks }
+    Picture { view, chunks, cached: read_caches(&view) }
 }
 
 impl Picture {
@@ -173,14 +210,10 @@ pub fn check(world: &World) {
         assert_eq!(first.offset(cpu), Some(by_view), "I18: CPU {cpu}");
     }
 
-    // Which areas each chunk has, by the model.
-    let mut areas: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
-    let mut end_before = 0;
-    for (&ptr, area) in &world.live {
-        assert!(ptr >= end_before, "I1: areas overlap");
-        end_before = ptr + area.size;
-        assert_eq!(ptr.wrapping_add(view.delta as usize) % area.align, 0, "I1: alignment");
-        let addr = (ptr as u64).wrapping_add(view.delta);
+    // Which areas each chunk has: by the model, and those that wait in caches.
+    let mut areas: BTreeMap<u64, Vec<Area>> = BTreeMap::new();
+    let mut enter = |addr: u64, granules: u32, reserved: bool, live: bool| {
+        let size = u64::from(granules * GRANULE);
         let (&at, chunk) = picture
             .chunks
             .iter()
@@ -188,12 +221,23 @@ pub fn check(world: &World) {
                 let ChunkView { base, start_offset, end_offset, .. } = chunk.view;
                 let managed =
                     base + u64::from(start_offset)..base + view.unit_size - u64::from(end_offset);
-                managed.contains(&addr) && managed.contains(&(addr + area.size as u64 - 1))
+                managed.contains(&addr) && managed.contains(&(addr + size - 1))
             })
             .expect("I1: every area lies in the managed part of a chunk");
-        assert_eq!(chunk.view.flags & CHUNK_RESERVED != 0, area.reserved);
+        assert_eq!(chunk.view.flags & CHUNK_RESERVED != 0, reserved);
         let start = (addr - chunk.view.base) as u32 / GRANULE;
-        areas.entry(at).or_default().push((start, start + area.size as u32 / GRANULE));
+        areas.entry(at).or_default().push(Area { start, end: start + granules, live });
+    };
+    let mut end_before = 0;
+    for (&ptr, area) in &world.live {
+        assert!(ptr >= end_before, "I1: areas overlap");
+        end_before = ptr + area.size;
+        assert_eq!(ptr.wrapping_add(view.delta as usize) % area.align, 0, "I1: alignment");
+        let addr = (ptr as u64).wrapping_add(view.delta);
+        enter(addr, area.size as u32 / GRANULE, area.reserved, true);
+    }
+    for area in &picture.cached {
+        enter(area.address, area.granules, false, false);
     }
 
     let mut empty_pages = 0;
@@ -207,28 +251,36 @@ pub fn check(world: &World) {
     assert_eq!(view.nr_empty_pop_pages, empty_pages, "I12");
 }
 
-fn check_chunk(
-    world: &World,
-    chunk: &Chunk,
-    areas: &[(u32, u32)],
-    unit_offset: impl Fn(u32) -> usize,
-) {
+/// An area by the granules of its chunk.
+#[derive(Clone, Copy)]
+struct Area {
+    start: u32,
+    end: u32,
+    /// Somebody holds it; else it waits in a cache.
+    live: bool,
+}
+
+fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl Fn(u32) -> usize) {
     let view = &chunk.view;
     let granules = view.nr_pages * BLOCK_GRANULES;
     let managed_end = granules - view.end_offset / GRANULE;
     let hidden = [(0, view.start_offset / GRANULE), (managed_end, granules)];
     let hidden = hidden.into_iter().filter(|(start, end)| start != end);
+    let hidden = hidden.map(|(start, end)| Area { start, end, live: false });
 
     let mut taken = vec![false; granules as usize];
-    for (start, end) in areas.iter().copied().chain(hidden) {
+    let mut live = vec![false; granules as usize];
+    for Area { start, end, live: is_live } in areas.iter().copied().chain(hidden) {
         let area = &mut taken[start as usize..end as usize];
         assert!(!area.contains(&true), "I1: areas overlap");
         area.fill(true);
+        live[start as usize] = is_live;
         assert!(chunk.bound[start as usize] && chunk.bound[end as usize], "I3: {start}..{end}");
         let inside = &chunk.bound[start as usize + 1..end as usize];
         assert!(inside.iter().all(|&b| !b), "I3: {start}..{end}");
     }
-    assert_eq!(chunk.alloc, taken, "I2");
+    assert!(chunk.alloc == taken, "I2");
+    assert!(chunk.live == live, "the live map is not of the live areas' first granules");
     let free = taken.iter().filter(|&&t| !t).count() as u32;
     assert_eq!(view.free_bytes, free * GRANULE, "I4");
 
@@ -246,7 +298,7 @@ fn check_chunk(
         }
     }
     check_hints(&view.md, &taken, &format!("chunk {:#x}", view.base));
-    for &(start, end) in areas {
+    for &Area { start, end, .. } in areas {
         let pages = start / BLOCK_GRANULES..end.div_ceil(BLOCK_GRANULES);
         assert!(pages.into_iter().all(|page| chunk.populated[page as usize]), "I13");
     }
@@ -258,6 +310,7 @@ fn check_chunk(
 /// Asserts what holds after balance work (I15).
 pub fn check_balanced(world: &World) {
     let picture = picture(world.allocator.view_address());
+    assert_eq!(picture.cached, [], "areas wait in caches after balance work");
     assert!(picture.free_chunks() <= 1, "I15: {} wholly free chunks", picture.free_chunks());
     let first = world.allocator.first_chunk().unwrap();
     for chunk in picture.chunks.values().filter(|c| c.view.flags & CHUNK_IMMUTABLE != 0) {
