@@ -52,11 +52,6 @@ unsafe impl Platform for Kernel {
         }
     }
 
-    /// No CPU has a cache: the judge knows chunks only.
-    fn cache_cpu() -> u32 {
-        u32::MAX
-    }
-
     fn yield_now() {
         sched::yield_now();
     }

@@ -13,9 +13,9 @@ use super::counters::Registered;
 use super::finding::{Findings, Violation, kind};
 use super::kept::Kept;
 use super::layout::Layout;
-use super::owners::Owners;
+use super::owners::{Owners, Places};
 use super::shadow::Shadow;
-use super::{maps, pages};
+use super::{caches, maps, pages};
 use crate::memory::{AddressSpace, Following, Wild};
 
 /// Chunks that the lists may have in all: beyond it, they are no lists.
@@ -33,6 +33,8 @@ pub(crate) struct Chunk {
     pub(crate) slot: Option<u32>,
     pub(crate) alloc: Bits,
     pub(crate) bound: Bits,
+    /// Where an area starts that somebody holds.
+    pub(crate) live: Bits,
     pub(crate) populated: Bits,
     pub(crate) blocks: Vec<BlockView>,
 }
@@ -97,6 +99,7 @@ impl Chunk {
             slot,
             alloc: bits(view.alloc_map, granules, "allocation map")?,
             bound: bits(view.bound_map, granules + 1, "boundary map")?,
+            live: bits(view.live_map, granules, "live map")?,
             populated: bits(view.populated, view.nr_pages, "populated map")?,
             blocks: (0..view.nr_pages).map(block).collect::<Result<_, Wild>>()?,
             view,
@@ -131,10 +134,20 @@ pub(crate) fn check(
         check_totals(&chunks, &allocator, findings);
     }
     pages::check_mapped(space, layout, &chunks, findings);
-    if let Some(shadow) = shadow.filter(|_| whole) {
-        let owners = Owners::find(&chunks, &allocator, layout, shadow, registered, findings);
-        for (chunk, here) in chunks.iter().zip(&owners.by_chunk) {
-            maps::check_owners(chunk, here, owners.complete, findings);
+    if !whole {
+        return;
+    }
+    let caches = caches::read(space, &allocator, findings);
+    let places = Places::new(&chunks, allocator.delta, findings);
+    let shelves = caches::place(&caches, &places, &chunks, findings);
+    for (chunk, shelf) in chunks.iter().zip(&shelves.by_chunk) {
+        caches::check(chunk, shelf, findings);
+    }
+    if let Some(shadow) = shadow {
+        let owners = Owners::find(&chunks, &places, layout, shadow, registered, findings);
+        for (n, chunk) in chunks.iter().enumerate() {
+            let (here, shelf) = (&owners.by_chunk[n], &shelves.by_chunk[n]);
+            maps::check_owners(chunk, here, shelf, owners.complete, findings);
             pages::check_owners(chunk, here, findings);
         }
     }

@@ -23,7 +23,10 @@ pub mod kind {
 /// What each name says, in the order of reports.
 const MEANINGS: &[(&str, &str)] = &[
     ("I1", "live areas are disjoint, aligned, in the managed range, and keep their content"),
-    ("I2", "the allocation map is the union of live and hidden areas"),
+    (
+        "I2",
+        "the allocation map is the union of live, cached and hidden areas; none is two of these",
+    ),
     ("I3", "boundary bits at both ends of an area, none between"),
     ("I4", "free bytes are four times the zero bits"),
     ("I5", "first_free is the lowest zero bit"),

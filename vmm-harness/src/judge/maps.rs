@@ -1,10 +1,12 @@
 //! The bitmaps and the hints made from them: I2 to I8.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use percpu_core::view::{BLOCK_GRANULES, BlockView, GRANULE};
 
 use super::bits::{Bits, Run};
+use super::caches::Cached;
 use super::chunks::Chunk;
 use super::finding::{Findings, Violation};
 use super::owners::Owner;
@@ -162,11 +164,12 @@ impl Metadata<'_> {
     }
 }
 
-/// I2, I3: the maps say exactly what the owners say. Where some owners are not known, granules
+/// I2, I3: the maps say exactly what the owners and the caches say. Where some owners are not known, granules
 /// without an owner are no finding.
 pub(crate) fn check_owners(
     chunk: &Chunk,
     owners: &[Owner],
+    shelf: &BTreeMap<u32, Cached>,
     complete: bool,
     findings: &mut Findings,
 ) {
@@ -175,6 +178,13 @@ pub(crate) fn check_owners(
     expected.set(chunk.last()..chunk.alloc.len());
     for owner in owners {
         expected.set(owner.run.start..owner.run.end());
+    }
+    let mut held = Bits::zero(chunk.live.len());
+    for owner in owners {
+        held.set(owner.run.start..owner.run.start + 1);
+    }
+    for cached in shelf.values() {
+        expected.set(cached.run.start..cached.run.end().min(expected.len()));
     }
     findings.checked("I2", owners.len() as u64 + 1);
     for run in expected.without(&chunk.alloc).runs(true, 0..chunk.alloc.len()) {
@@ -192,6 +202,14 @@ pub(crate) fn check_owners(
     let strays = chunk.alloc.without(&expected);
     for run in strays.runs(true, 0..strays.len()).filter(|_| complete) {
         report_map(chunk, run, "taken in the allocation map, but belong to no live area", findings);
+    }
+    for owner in owners.iter().filter(|owner| !chunk.live.get(owner.run.start)) {
+        let how = format!("not live by the live map, but belong to {}", owner.name);
+        report_map(chunk, owner.run, &how, findings);
+    }
+    let unheld = chunk.live.without(&held);
+    for run in unheld.runs(true, 0..unheld.len()).filter(|_| complete) {
+        report_map(chunk, run, "live by the live map, but belong to nobody", findings);
     }
     for owner in owners.iter().filter(|owner| owner.exact) {
         check_bounds(chunk, owner, findings);

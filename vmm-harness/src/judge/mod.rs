@@ -17,6 +17,7 @@
 
 mod areas;
 mod bits;
+mod caches;
 mod chunks;
 mod content;
 mod counters;
@@ -295,7 +296,11 @@ impl Judge {
         }
         let layout = self.layout.as_ref()?;
         let allocator = layout.allocator(&self.mem.address_space()).ok()?;
-        (allocator.lock != 0).then(|| "the allocator's lock is held".into())
+        if allocator.lock != 0 {
+            return Some("the allocator's lock is held".into());
+        }
+        let locked = caches::locked(&self.mem.address_space(), &allocator).ok()??;
+        Some(format!("the lock of CPU {locked}'s cache is held"))
     }
 
     /// One look at everything.

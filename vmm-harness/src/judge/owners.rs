@@ -1,6 +1,6 @@
 //! Who owns which granules: the union of live areas that the allocation maps must equal.
 
-use percpu_core::view::{AllocatorView, GRANULE};
+use percpu_core::view::GRANULE;
 
 use super::bits::{Bits, Run};
 use super::chunks::Chunk;
@@ -25,7 +25,7 @@ pub(crate) struct Owners {
 }
 
 /// Finds the chunk that manages an address.
-struct Places<'a> {
+pub(crate) struct Places<'a> {
     chunks: &'a [Chunk],
     /// Managed ranges of unit space with their chunks, ascending.
     ranges: Vec<(u64, u64, usize)>,
@@ -34,7 +34,7 @@ struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    fn new(chunks: &'a [Chunk], delta: u64, findings: &mut Findings) -> Self {
+    pub(crate) fn new(chunks: &'a [Chunk], delta: u64, findings: &mut Findings) -> Self {
         let mut ranges: Vec<_> = chunks
             .iter()
             .enumerate()
@@ -58,7 +58,11 @@ impl<'a> Places<'a> {
 
     /// The chunk and the granule of a per-CPU pointer.
     fn find(&self, ptr: u64) -> Option<(usize, u32)> {
-        let address = ptr.wrapping_add(self.delta);
+        self.at(ptr.wrapping_add(self.delta))
+    }
+
+    /// The chunk and the granule of an address of unit space.
+    pub(crate) fn at(&self, address: u64) -> Option<(usize, u32)> {
         let after = self.ranges.partition_point(|(start, ..)| *start <= address);
         let (_, end, chunk) = self.ranges[..after].last()?;
         let offset = address.wrapping_sub(self.chunks[*chunk].view.base);
@@ -70,13 +74,12 @@ impl Owners {
     /// Places every live area, counter and sum.
     pub(crate) fn find(
         chunks: &[Chunk],
-        allocator: &AllocatorView,
+        places: &Places<'_>,
         layout: &Layout,
         shadow: &Shadow,
         registered: &Registered,
         findings: &mut Findings,
     ) -> Self {
-        let places = Places::new(chunks, allocator.delta, findings);
         let mut by_chunk: Vec<Vec<Owner>> = chunks.iter().map(|_| Vec::new()).collect();
         let mut owned: Vec<Bits> = chunks.iter().map(|c| Bits::zero(c.alloc.len())).collect();
 

@@ -9,6 +9,7 @@ use std::mem::{offset_of, size_of};
 use percpu_core::view::{AllocatorView, BLOCK_GRANULES, BlockView, ChunkView, ListView};
 use percpu_guest::abi::{Resources, SHARED, SharedHeader};
 
+use super::caches::Cache;
 use super::chunks::Chunk;
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
@@ -29,6 +30,7 @@ impl Snapshot {
         space: &AddressSpace<'_>,
         layout: &Layout,
         chunks: &[Chunk],
+        caches: &[Cache],
     ) -> Result<Self, Wild> {
         let mut parts = BTreeMap::new();
         let mut put = |name: String, words: Vec<u64>| parts.insert(name, words);
@@ -46,10 +48,14 @@ impl Snapshot {
             put(chunk.name(), view);
             put(of("the allocation map"), chunk.alloc.words().to_vec());
             put(of("the boundary map"), chunk.bound.words().to_vec());
+            put(of("the live map"), chunk.live.words().to_vec());
             put(of("the populated map"), chunk.populated.words().to_vec());
             let blocks = chunk.blocks.len() * size_of::<BlockView>();
             put(of("the blocks"), words(chunk.view.blocks, blocks, "the blocks of a chunk")?);
             put(of("the frames"), frames(space, layout, chunk));
+        }
+        for cache in caches {
+            put(format!("CPU {}'s cache", cache.cpu), cache.words());
         }
         let granted = SHARED + offset_of!(SharedHeader, resources) as u64;
         let granted: Result<_, Wild> = (0..size_of::<Resources>() as u64 / 8)

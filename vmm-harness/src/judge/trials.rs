@@ -5,6 +5,7 @@ use percpu_core::view::CHUNK_RESERVED;
 use percpu_guest::abi::Trial;
 
 use super::Judge;
+use super::caches::{self, Cache};
 use super::chunks::{self, Chunk};
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
@@ -64,7 +65,9 @@ impl Judge {
             Trial::Balance => {
                 if let Some(layout) = self.layout.clone() {
                     let space = self.mem.address_space();
-                    check_balanced(&chunks_now(&space, &layout, &mut findings), &mut findings);
+                    if let Some((chunks, _)) = allocator_now(&space, &layout, &mut findings) {
+                        check_balanced(&chunks, &mut findings);
+                    }
                 }
             }
             _ => {}
@@ -77,8 +80,9 @@ impl Judge {
         let mut findings = Findings::default();
         let snapshot = {
             let space = self.mem.address_space();
-            let chunks = chunks_now(&space, &layout, &mut findings);
-            findings.sound(Snapshot::take(&space, &layout, &chunks))
+            allocator_now(&space, &layout, &mut findings).and_then(|(chunks, caches)| {
+                findings.sound(Snapshot::take(&space, &layout, &chunks, &caches))
+            })
         };
         let whole = findings.found.is_empty();
         self.tally.add(findings, self.shadow.now);
@@ -86,14 +90,13 @@ impl Judge {
     }
 }
 
-fn chunks_now(space: &AddressSpace<'_>, layout: &Layout, findings: &mut Findings) -> Vec<Chunk> {
-    match layout.allocator(space) {
-        Ok(allocator) => chunks::walk(space, &allocator, findings),
-        Err(wild) => {
-            findings.report(wild);
-            Vec::new()
-        }
-    }
+fn allocator_now(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    findings: &mut Findings,
+) -> Option<(Vec<Chunk>, Vec<Cache>)> {
+    let allocator = findings.sound(layout.allocator(space))?;
+    Some((chunks::walk(space, &allocator, findings), caches::read(space, &allocator, findings)))
 }
 
 /// I15: after a balance at most one chunk is wholly free.

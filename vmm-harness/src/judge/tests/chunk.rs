@@ -10,6 +10,7 @@ pub(super) struct Chunk {
     pub(super) base: u64,
     pub(super) taken: Vec<bool>,
     pub(super) bound: Vec<bool>,
+    pub(super) live: Vec<bool>,
     pub(super) populated: Vec<bool>,
     pub(super) flags: u32,
     pub(super) view: ChunkView,
@@ -21,7 +22,13 @@ impl Chunk {
         self.base + u64::from(granule * GRANULE) - DELTA
     }
 
-    /// Marks an area as taken.
+    /// Marks an area as taken and held by somebody.
+    pub(super) fn hold(&mut self, start: u32, len: u32) {
+        self.take(start, len);
+        self.live[start as usize] = true;
+    }
+
+    /// Marks granules as taken.
     pub(super) fn take(&mut self, start: u32, len: u32) {
         for bit in start..start + len {
             assert!(!std::mem::replace(&mut self.taken[bit as usize], true));

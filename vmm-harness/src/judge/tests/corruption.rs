@@ -3,7 +3,8 @@
 use std::mem::offset_of;
 
 use percpu_core::view::{
-    AllocatorView, AreasView, BlockView, CHUNK_ISOLATED, ChunkView, CounterView, ListView, Roots,
+    AllocatorView, AreasView, BlockView, CHUNK_ISOLATED, CacheView, ChunkView, CounterView,
+    ListView, Roots,
 };
 use percpu_guest::abi::{BootParams, ControlBlock, CpuState, EventKind, Invariant, SharedHeader};
 
@@ -24,6 +25,22 @@ fn add(guest: &Guest, at: u64, by: u32) {
 /// Address of a field of block `block` of chunk `n`.
 fn block(guest: &Guest, n: usize, block: u64, offset: usize) -> u64 {
     guest.chunks[n].view.blocks + block * size_of::<BlockView>() as u64 + offset as u64
+}
+
+/// Makes cached areas live ones, so that the caches can go.
+fn empty_caches(guest: &mut Guest) {
+    for (chunk, at, len) in [(0, 500, 4), (2, 1100, 4), (2, 1200, 20), (0, 508, 4)] {
+        let ptr = guest.chunks[chunk].ptr(at);
+        guest.flip(guest.chunks[chunk].view.live_map, at);
+        guest.emit(0, EventKind::Alloc, [ptr, 4 * len, 4, 2, 0]);
+    }
+    for cache in &guest.caches {
+        guest.change(*cache, |mut cache: CacheView| {
+            cache.held = 0;
+            cache.shelves.iter_mut().for_each(|shelf| shelf.count = 0);
+            cache
+        });
+    }
 }
 
 const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
@@ -51,14 +68,59 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
         let ptr = g.chunks[1].ptr(20);
         g.emit(0, EventKind::Free, [ptr, 0, 0, 0, 0]);
     }),
+    ("a live bit is clear though somebody holds the area", "I2", |g| {
+        g.flip(g.chunks[0].view.live_map, 300);
+    }),
+    ("a free has left the live bit of an area in a cache", "I2", |g| {
+        g.flip(g.chunks[0].view.live_map, 500);
+    }),
+    ("a live bit is set where no area begins", "I2", |g| {
+        g.flip(g.chunks[0].view.live_map, 301);
+    }),
+    ("an area is lost from its shelf", "I2", |g| {
+        g.change(g.caches[1], |mut cache: CacheView| {
+            cache.shelves[3].count = 0;
+            cache.held = 0;
+            cache
+        });
+    }),
+    ("an area is in two caches", "I2", |g| {
+        let first: CacheView = g.mem.read_virt(g.caches[0]).unwrap();
+        g.change(g.caches[1], |mut cache: CacheView| {
+            cache.shelves[3].areas[1] = first.shelves[3].areas[0];
+            cache.shelves[3].count = 2;
+            cache.held += 4;
+            cache
+        });
+    }),
+    ("an area is on a shelf of another size", "I2", |g| {
+        g.change(g.caches[0], |mut cache: CacheView| {
+            cache.shelves[16].len = 16;
+            cache.held -= 4;
+            cache
+        });
+    }),
+    ("a cached area names another chunk's ledger", "I2", |g| {
+        let ledger = g.chunks[2].view.ledger;
+        g.change(g.caches[1], |mut cache: CacheView| {
+            cache.shelves[3].areas[0].ledger = ledger;
+            cache
+        });
+    }),
+    ("a cached area lies nowhere", "I2", |g| {
+        g.change(g.caches[1], |mut cache: CacheView| {
+            cache.shelves[3].areas[0].address = 0xdead_beef_0000;
+            cache
+        });
+    }),
+    ("a cache counts its granules wrong", "I2", |g| {
+        g.change(g.caches[0], |cache: CacheView| CacheView { held: cache.held + 1, ..cache });
+    }),
     ("a boundary bit is missing at the start", "I3", |g| {
         g.flip(g.chunks[0].view.bound_map, 300);
     }),
     ("a boundary bit is missing at the end", "I3", |g| {
         g.flip(g.chunks[0].view.bound_map, 403);
-    }),
-    ("a boundary bit lies inside an area", "I3", |g| {
-        g.flip(g.chunks[2].view.bound_map, 500);
     }),
     ("free bytes are off by a granule", "I4", |g| {
         add(g, field(g, 0, offset_of!(ChunkView, free_bytes)), 4);
@@ -225,6 +287,32 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
     ("an alloc of a size that no allocator grants", "events", |g| {
         g.emit(0, EventKind::Alloc, [0x1234, 1 << 20, 8, 0, 0]);
     }),
+    ("the live map lies nowhere", "memory", |g| {
+        g.poke(field(g, 2, offset_of!(ChunkView, live_map)), u64::MAX - 100);
+    }),
+    ("a shelf says it has a million areas", "memory", |g| {
+        // Nothing of that shelf is believed, so its area is nowhere.
+        let ptr = g.chunks[0].ptr(508);
+        g.flip(g.chunks[0].view.live_map, 508);
+        g.emit(0, EventKind::Alloc, [ptr, 16, 4, 2, 0]);
+        g.change(g.caches[1], |mut cache: CacheView| {
+            cache.shelves[3].count = 1_000_000;
+            cache.held = 0;
+            cache
+        });
+    }),
+    ("the table of caches lies nowhere", "memory", |g| {
+        empty_caches(g);
+        g.poke(g.allocator + offset_of!(AllocatorView, caches) as u64, 1u64 << 45);
+    }),
+    ("a cache lies nowhere", "memory", |g| {
+        empty_caches(g);
+        g.poke(g.cache_table + 8, u64::MAX - 7);
+    }),
+    ("the allocator says it has a million caches", "memory", |g| {
+        empty_caches(g);
+        g.poke(g.allocator + offset_of!(AllocatorView, nr_caches) as u64, 1_000_000u32);
+    }),
     ("a chunk's map lies nowhere", "memory", |g| {
         g.poke(field(g, 2, offset_of!(ChunkView, alloc_map)), 0xdead_beef_0000u64);
     }),
@@ -280,6 +368,14 @@ fn a_page_that_is_not_mapped_in_one_unit_is_found() {
     // The copy cannot be read either.
     assert_eq!(broken(&judge), ["I13", "memory"]);
     assert!(judge.violations().iter().any(|v| v.invariant == "I13" && v.cpu == Some(2)));
+}
+
+#[test]
+fn a_boundary_bit_inside_an_area_is_found() {
+    let guest = Guest::new();
+    guest.flip(guest.chunks[2].view.bound_map, 500);
+    // The second half is an area that nobody holds.
+    assert_eq!(broken(&look(&guest)), ["I2", "I3"]);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::mem::{offset_of, size_of};
 
 use percpu_core::view::{
     AllocatorView, AreasView, BLOCK_GRANULES, BlockView, CHUNK_IMMUTABLE, CHUNK_RESERVED,
-    ChunkView, CounterView, GRANULE, ListView, PAGE, Roots, VIEW_VERSION, View,
+    CacheView, CachedView, ChunkView, CounterView, GRANULE, ListView, PAGE, Roots, VIEW_VERSION,
+    View,
 };
 use percpu_guest::abi::{
     self, AreaContent, BootParams, CpuState, Event, EventKind, SHARED, Shared, SharedHeader,
@@ -53,6 +54,9 @@ pub(super) struct Guest {
     pub(super) batch: u64,
     pub(super) counter_head: u64,
     pub(super) counters: Vec<u64>,
+    /// Table of caches, and the caches of CPUs 0 and 2.
+    pub(super) cache_table: u64,
+    pub(super) caches: Vec<u64>,
     /// The first chunk, the reserved chunk, and one in mapped space.
     pub(super) chunks: Vec<Chunk>,
 }
@@ -77,6 +81,8 @@ impl Guest {
             batch: 0,
             counter_head: 0,
             counters: Vec::new(),
+            cache_table: 0,
+            caches: Vec::new(),
             chunks: Vec::new(),
         };
         guest.write_header();
@@ -244,6 +250,8 @@ impl Guest {
             base,
             alloc_map: self.grab(granules / 8),
             bound_map: self.grab(granules / 8 + 8),
+            live_map: self.grab(granules / 8),
+            ledger: self.grab(64),
             blocks: self.grab(PAGES as usize * size_of::<BlockView>()),
             populated: self.grab(8),
             md: zero,
@@ -261,6 +269,7 @@ impl Guest {
             base,
             taken: vec![false; granules],
             bound: vec![false; granules + 1],
+            live: vec![false; granules],
             populated: (0..PAGES).map(|page| page < populated).collect(),
             flags,
             view,
@@ -320,6 +329,9 @@ impl Guest {
             counter_batch: self.batch,
         };
         self.poke(SHARED + offset_of!(SharedHeader, roots) as u64, roots);
+        self.cache_table = self.grab(CPUS as usize * 8);
+        self.caches = vec![self.grab(size_of::<CacheView>()), self.grab(size_of::<CacheView>())];
+        self.poke(self.cache_table, [self.caches[0], 0, self.caches[1], 0]);
         // The judge reads the unit offsets as soon as the guest has booted.
         self.write_allocator(0);
     }
@@ -340,6 +352,9 @@ impl Guest {
             delta: DELTA,
             nr_empty_pop_pages,
             nr_chunks: 2,
+            caches: self.cache_table,
+            nr_caches: CPUS,
+            reserved2: 0,
         };
         self.poke(self.allocator, allocator);
     }
@@ -373,14 +388,38 @@ impl Guest {
         self.counter(0, 280, 100, (16, None), 7, &[3, -5, 0, 0]);
         self.counter(2, 1028, -50, (48, Some(3)), -2, &[0, 31, 0, 0]);
         self.sum(TEMPLATE + 8, 2, 11, &[5, 6, 7, u64::MAX]);
-        self.chunks[0].take(290, 4);
+        self.chunks[0].hold(290, 4);
         let ptr = self.chunks[0].ptr(290);
         self.sum(ptr, 33, 0, &[1, 0, 0, 0]);
         self.sum(ptr + 8, 34, 0, &[0, 2, 0, 0]);
+        self.cached(0, 4, &[(0, 500), (2, 1100)]);
+        self.cached(0, 20, &[(2, 1200)]);
+        self.cached(1, 4, &[(0, 508)]);
+    }
+
+    /// Areas of `len` granules, by chunk and granule, that wait in a cache.
+    fn cached(&mut self, cache: usize, len: u32, areas: &[(usize, u32)]) {
+        let shelf = if len <= 16 { len as usize - 1 } else { 16 };
+        for (chunk, at) in areas {
+            self.chunks[*chunk].take(*at, len);
+            let chunk = &self.chunks[*chunk];
+            let area = CachedView {
+                ledger: chunk.view.ledger,
+                address: chunk.base + u64::from(at * GRANULE),
+            };
+            self.change(self.caches[cache], |mut cache: CacheView| {
+                cache.held += len;
+                let shelf = &mut cache.shelves[shelf];
+                shelf.len = len;
+                shelf.areas[shelf.count as usize] = area;
+                shelf.count += 1;
+                cache
+            });
+        }
     }
 
     fn area(&mut self, chunk: usize, at: u32, size: u32, align: u32, c: AreaContent, seed: u32) {
-        self.chunks[chunk].take(at, size.div_ceil(GRANULE));
+        self.chunks[chunk].hold(at, size.div_ceil(GRANULE));
         let ptr = self.chunks[chunk].ptr(at);
         if c == AreaContent::Pattern {
             for cpu in 0..CPUS {
@@ -405,7 +444,7 @@ impl Guest {
         count: i64,
         locals: &[i32],
     ) {
-        self.chunks[chunk].take(at, 1);
+        self.chunks[chunk].hold(at, 1);
         let ptr = self.chunks[chunk].ptr(at);
         for (cpu, local) in (0..).zip(locals) {
             self.poke(self.copy(ptr, cpu), *local);
@@ -476,6 +515,7 @@ impl Guest {
             }
             self.poke_bits(view.alloc_map, &chunk.taken);
             self.poke_bits(view.bound_map, &chunk.bound);
+            self.poke_bits(view.live_map, &chunk.live);
             self.poke_bits(view.populated, &chunk.populated);
             let link: ListView = view.link;
             self.poke(chunk.address, ChunkView { link, ..view });

@@ -3,7 +3,9 @@
 use std::mem::size_of;
 use std::time::{Duration, Instant};
 
-use percpu_core::view::{AllocatorView, AreasView, BlockView, ChunkView, CounterView, Roots};
+use percpu_core::view::{
+    AllocatorView, AreasView, BlockView, CacheView, ChunkView, CounterView, Roots,
+};
 use percpu_guest::abi::{CpuState, EventKind, PAGE_TABLES, SHARED, Shared};
 use proptest::prelude::*;
 
@@ -14,8 +16,9 @@ use super::guest::Guest;
 
 /// Words that are likely to be followed: addresses of things, small numbers, and edges.
 fn word(guest: &Guest, choice: u8, raw: u64) -> u64 {
-    match choice % 8 {
+    match choice % 9 {
         0 => raw,
+        8 => guest.caches[raw as usize % 2] + raw % 64,
         1 => guest.chunks[raw as usize % 3].address,
         2 => guest.counters[raw as usize % 2],
         3 => raw % 0x1_0000,
@@ -28,7 +31,7 @@ fn word(guest: &Guest, choice: u8, raw: u64) -> u64 {
 
 /// A place that the judge reads from.
 fn place(guest: &Guest, choice: u8, raw: u64) -> u64 {
-    let (base, len) = match choice % 10 {
+    let (base, len) = match choice % 12 {
         0 => (Layout::roots_address(), size_of::<Roots>()),
         1 => (guest.allocator, size_of::<AllocatorView>()),
         2 => (guest.areas, size_of::<AreasView>()),
@@ -38,6 +41,8 @@ fn place(guest: &Guest, choice: u8, raw: u64) -> u64 {
         6 => (ring_address(raw as u32 % 4), 4096),
         7 => (SHARED, 8192),
         8 => (guest.chunks[raw as usize % 3].view.blocks, 8 * size_of::<BlockView>()),
+        9 => (guest.cache_table, 4 * 8),
+        10 => (guest.caches[raw as usize % 2], size_of::<CacheView>()),
         _ => (PAGE_TABLES, 0x3000),
     };
     base + (raw >> 8) % (len as u64 / 8) * 8

@@ -6,6 +6,7 @@ mod corruption;
 mod guest;
 mod hostile;
 mod order;
+mod trials;
 
 use super::{Judge, Quiescent};
 use guest::Guest;
