@@ -69,12 +69,22 @@ impl Ledger {
         let bounds = self.bounds();
         for word in run.start / BITS..=(run.end - 1) / BITS {
             let inside = bitmap::mask(word, run.start, run.end);
-            update(&bounds[word as usize], |bits| bits & !inside);
+            // The first bit may be the end of a live area, which a free reads at any time: it must
+            // not go, not even for a moment.
+            let first = if word == run.start / BITS { 1 << (run.start % BITS) } else { 0 };
+            update(&bounds[word as usize], |bits| bits & !inside | first);
         }
-        let begins = (run.start..run.end).step_by(len as usize);
-        for at in begins.chain([run.end]) {
-            update(&bounds[(at / BITS) as usize], |bits| bits | 1 << (at % BITS));
+        let mut at = run.start;
+        while at < run.end {
+            self.set_bound(at);
+            at += len;
         }
+        self.set_bound(run.end);
+    }
+
+    #[inline]
+    fn set_bound(&self, at: u32) {
+        update(&self.bounds()[(at / BITS) as usize], |bits| bits | 1 << (at % BITS));
     }
 
     /// Whether an area begins or ends at granule `at`. Of a granule in the middle of nothing the
