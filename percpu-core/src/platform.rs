@@ -130,6 +130,14 @@ pub unsafe trait Platform: Sized + 'static {
     /// The pages went through `unmap` and `flush_tlb`, in this order.
     unsafe fn free_pages(addr: usize, pages: usize);
 
+    /// The physical address behind `addr`, an address in a populated page; `None` if there is no
+    /// memory, or if the platform does not tell, which is what it does unless it says otherwise.
+    /// May be called in any context.
+    fn phys_of(addr: usize) -> Option<usize> {
+        let _ = addr;
+        None
+    }
+
     /// Prints one line of the crate's log.
     fn log(args: fmt::Arguments<'_>);
 }
@@ -152,6 +160,7 @@ pub struct Table {
     unmap: unsafe fn(usize, usize),
     flush_tlb: fn(usize, usize),
     free_pages: unsafe fn(usize, usize),
+    phys_of: fn(usize) -> Option<usize>,
     log: fn(fmt::Arguments<'_>),
 }
 
@@ -174,6 +183,7 @@ impl Table {
             unmap: P::unmap,
             flush_tlb: P::flush_tlb,
             free_pages: P::free_pages,
+            phys_of: P::phys_of,
             log: P::log,
         }
     }
@@ -276,6 +286,10 @@ unsafe impl Platform for Global {
     unsafe fn free_pages(addr: usize, pages: usize) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
         unsafe { (PERCPU_CORE_PLATFORM.free_pages)(addr, pages) }
+    }
+
+    fn phys_of(addr: usize) -> Option<usize> {
+        (PERCPU_CORE_PLATFORM.phys_of)(addr)
     }
 
     fn log(args: fmt::Arguments<'_>) {

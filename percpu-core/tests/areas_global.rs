@@ -114,6 +114,7 @@ fn static_addresses_are_known_by_cpu_and_offset() {
     let dynamic = alloc::alloc_percpu(8, 8).unwrap();
     let cpu = CpuId::new(7).unwrap();
     assert_eq!(area::is_static_percpu_address(dynamic.on(cpu).addr()), None);
+    assert_eq!(area::phys_addr(dynamic, cpu), None, "a process is not told");
     // SAFETY: just allocated, and not used.
     unsafe { alloc::free_percpu(dynamic) }.unwrap();
 }

@@ -105,6 +105,10 @@ unsafe impl Platform for Kernel {
         paging::free(addr, pages);
     }
 
+    fn phys_of(addr: usize) -> Option<usize> {
+        paging::translate(addr)
+    }
+
     fn log(args: fmt::Arguments<'_>) {
         log::line(args);
     }

@@ -30,7 +30,7 @@ pub use info::{AllocInfo, CpuSet, NO_CPU};
 use crate::alloc;
 use crate::cpu::{self, CpuId, NR_CPUS};
 use crate::platform::{Global, Platform};
-use crate::var;
+use crate::var::{self, PerCpuPtr};
 use crate::view::{AreasView, PAGE};
 
 /// Largest distance between CPUs of one group. Linux: `LOCAL_DISTANCE`.
@@ -147,6 +147,17 @@ pub fn view_address() -> usize {
 pub fn is_static_percpu_address(addr: usize) -> Option<(CpuId, usize)> {
     let (cpu, offset) = alloc::global().first_chunk()?.static_variable_at(addr)?;
     Some((CpuId::new(cpu as usize)?, offset))
+}
+
+/// The physical address of `cpu`'s copy of the variable at `ptr`, static or dynamic, say for a
+/// device. `None` before set-up, if no memory is behind it, or if the platform does not
+/// [tell](Platform::phys_of). Costs a walk of the page tables. Linux: `per_cpu_ptr_to_phys`.
+///
+/// It holds as long as the variable exists. Pages that are neighbours in a CPU's area need not be
+/// neighbours in memory: what spans several is asked for page by page.
+pub fn phys_addr<T>(ptr: PerCpuPtr<T>, cpu: CpuId) -> Option<usize> {
+    let offset = alloc::global().first_chunk()?.offset(cpu.index() as u32)?;
+    Global::phys_of(ptr.raw().wrapping_add(offset))
 }
 
 /// Makes every possible CPU's area: freezes the possible mask, copies the template, and starts the

@@ -92,6 +92,16 @@ fn slot(table: usize, index: usize) -> &'static AtomicU64 {
     unsafe { &*table.add(index) }
 }
 
+/// The physical address behind `addr`, if there is memory. Below the chunk space it is the same.
+pub fn translate(addr: usize) -> Option<usize> {
+    let space = CHUNK_SPACE as usize..CHUNK_SPACE as usize + SPACE;
+    if !space.contains(&addr) {
+        return (addr < shared::boot().memory_end as usize).then_some(addr);
+    }
+    let entry = entry(addr, false)?.load(Ordering::Acquire);
+    (entry & PRESENT != 0).then_some((entry & FRAME) as usize + addr % PAGE)
+}
+
 /// Puts frames behind `pages` pages from `addr`; all or none.
 pub fn map(addr: usize, pages: usize) -> Result<(), NoMemory> {
     for page in 0..pages {

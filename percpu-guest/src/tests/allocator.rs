@@ -2,8 +2,14 @@
 
 use percpu_core::alloc::{self, AllocFlags, PerCpuBox};
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::var::PerCpuPtr;
+use percpu_core::{area, percpu};
 
 use super::{guest_test, run_on};
+
+percpu! {
+    static IN_FIRST_CHUNK: PerCpu<u64> = 0;
+}
 
 guest_test!(memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
     for round in 0..40 {
@@ -62,4 +68,43 @@ guest_test!(a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
     });
     let on = |n| counts.read_on(CpuId::new(n).expect("a possible CPU"));
     assert_eq!((on(0), on(1)), (0, 5));
+});
+
+guest_test!(the_physical_address_leads_to_the_same_memory, cpus = 1, possible = 3, {
+    fn check(pointer: PerCpuPtr<u64>, what: &str) {
+        for cpu in cpu::possible().iter() {
+            let virt = pointer.on(cpu);
+            let phys = area::phys_addr(pointer, cpu).expect(what);
+            assert_ne!(phys, virt.addr(), "{what}: chunks are not mapped one to one");
+            assert_eq!(phys % 4096, virt.addr() % 4096);
+            let phys = core::ptr::with_exposed_provenance_mut::<u64>(phys);
+            let mark = 0xfeed_0000 + cpu.index() as u64;
+            // SAFETY: the variable is this test's, and memory is mapped one to one below the chunk
+            // space; both addresses are of the same word, used one after the other.
+            unsafe {
+                virt.write_volatile(mark);
+                assert_eq!(phys.read_volatile(), mark, "{what}, CPU {cpu}");
+                phys.write_volatile(!mark);
+                assert_eq!(virt.read_volatile(), !mark, "{what}, CPU {cpu}");
+            }
+        }
+    }
+
+    check(IN_FIRST_CHUNK.ptr(), "static");
+    // Large areas soon lie in chunks of their own; each is looked at where its second page begins.
+    let mut areas = [const { None }; 6];
+    for area in &mut areas {
+        let pointer = alloc::global().alloc(32 << 10, 4096, AllocFlags::NONE).expect("memory");
+        check(PerCpuPtr::from_raw(pointer.raw() + 4096), "dynamic");
+        *area = Some(pointer);
+    }
+    assert!(alloc::global().statistics().chunks > 2);
+    let last = areas[5].expect("filled above");
+    for pointer in areas.into_iter().flatten() {
+        // SAFETY: ours, and not used again.
+        unsafe { alloc::global().free(pointer) }.expect("just allocated");
+    }
+    alloc::global().balance();
+    let boot = CpuId::new(0).expect("CPU 0 is possible");
+    assert_eq!(area::phys_addr(last, boot), None, "its chunk is gone");
 });
