@@ -39,6 +39,7 @@ impl<P: Platform> Allocator<P> {
         let mut balanced = Balanced::default();
         let Some(first) = self.first.get() else { return balanced };
         self.leaks.refill();
+        self.accounts.refill(first.nr_granules());
         let mut growth = self.growth.lock();
         // What comes up from here on is for the next time.
         self.balance_wanted.store(false, Ordering::Relaxed);

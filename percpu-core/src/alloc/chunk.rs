@@ -200,6 +200,8 @@ impl Chunk {
     pub(crate) unsafe fn destroy<P: Platform>(chunk: ChunkRef) {
         // SAFETY: the caller says that the chunk is still there and its alone.
         let nr_pages = unsafe { (*chunk.as_ptr()).nr_pages };
+        // SAFETY: as above; the chunk's table of groups is of the same platform.
+        unsafe { (*chunk.as_ptr()).areas().groups.release::<P>() };
         if let Ok(layout) = MapsLayout::new(nr_pages) {
             // SAFETY: the same number of pages made the same layout in `create`.
             unsafe { P::free_meta(chunk.0.cast(), layout.whole) };
@@ -209,6 +211,11 @@ impl Chunk {
     /// Bytes of the account of `nr_pages` pages.
     pub(crate) fn account_bytes(nr_pages: u32) -> usize {
         MapsLayout::new(nr_pages).map_or(0, |layout| layout.whole.size())
+    }
+
+    /// Bytes of the table of groups, if there is one.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.areas().groups.bytes(self.nr_bits())
     }
 
     fn nr_bits(&self) -> u32 {

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::platform::NoMemory;
+
 /// Why no area was handed out. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -18,6 +20,14 @@ pub enum AllocError {
     NoPopulatedRoom,
     /// The reserved part has no room, or there is none.
     NoReservedRoom,
+    /// The group has reached its limit.
+    OverLimit,
+}
+
+impl From<NoMemory> for AllocError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
 }
 
 impl fmt::Display for AllocError {
@@ -37,6 +47,7 @@ impl fmt::Display for AllocError {
             Self::NoMemory => f.write_str("the platform has no memory left"),
             Self::NoPopulatedRoom => f.write_str("no populated page has room"),
             Self::NoReservedRoom => f.write_str("the reserved part has no room"),
+            Self::OverLimit => f.write_str("the group has reached its limit"),
         }
     }
 }

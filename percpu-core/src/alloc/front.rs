@@ -4,6 +4,7 @@ use core::panic::Location;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
+use super::accounting::Freed;
 use super::bitmap::Run;
 use super::cache::{self, Cache, Cached, Caches, Shelves};
 use super::ledger::Ledger;
@@ -213,44 +214,47 @@ impl<P: Platform> Allocator<P> {
         if self.leaks.is_active() {
             self.leaks.freed(ptr.raw());
         }
-        if self.free_to_cache(ptr.raw()) {
-            return Ok(());
-        }
-        let result = {
-            let mut state = self.state.lock();
-            state.take_in(ptr.raw(), &self.index).map(|place| {
-                state.statistics.frees += 1;
-                state.give_back(place)
-            })
-        };
-        match result {
-            Ok(balance) => {
-                if balance {
-                    self.want_balance();
-                }
-                Ok(())
-            }
-            Err(error) => {
+        let freed = match self.free_to_cache(ptr.raw()) {
+            Some(freed) => freed,
+            None => self.free_to_chunk(ptr.raw()).inspect_err(|error| {
                 self.refused_frees.warn::<P>(format_args!("free refused: {error}"));
-                Err(error)
-            }
+            })?,
+        };
+        if let Some(group) = freed.group {
+            self.uncharge(group, freed.len);
         }
+        Ok(())
     }
 
-    /// Takes the area at `ptr` in with the CPU's cache locked. Whether that was done: if not, there
+    /// Takes the area at `ptr` in under the short lock and gives it back to its chunk.
+    fn free_to_chunk(&self, ptr: usize) -> Result<Freed, FreeError> {
+        let mut state = self.state.lock();
+        let place = state.take_in(ptr, &self.index)?;
+        state.statistics.frees += 1;
+        // SAFETY: under the short lock the chunk is there.
+        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
+        let freed = Freed { group: ledger.groups.take(place.area.start), len: place.area.len() };
+        if state.give_back(place) {
+            self.want_balance();
+        }
+        Ok(freed)
+    }
+
+    /// Takes the area at `ptr` in with the CPU's cache locked. `None` if that was not done: there
     /// may be no such area, or no cache.
     #[inline]
-    fn free_to_cache(&self, ptr: usize) -> bool {
-        let (Some(first), Some(cache)) = (self.first.get(), self.cache()) else { return false };
+    fn free_to_cache(&self, ptr: usize) -> Option<Freed> {
+        let (first, cache) = (self.first.get()?, self.cache()?);
         let mut shelves = cache.lock();
-        let Some((ledger, start)) = self.ledger_of(first, ptr) else { return false };
+        let (ledger, start) = self.ledger_of(first, ptr)?;
         // SAFETY: the index named the chunk, and our cache has been locked since before: the chunk
         // was not destroyed yet.
         let ledger = unsafe { ledger.as_ref() };
         if !ledger.take_in(start) {
-            return false;
+            return None;
         }
         let area = ledger.area_at(start);
+        let freed = Freed { group: ledger.groups.take(start), len: area.len() };
         shelves.frees += 1;
         if Shelves::takes(area.len()) {
             let mut state = None;
@@ -263,7 +267,7 @@ impl<P: Platform> Allocator<P> {
                 self.want_balance();
             }
         }
-        true
+        Some(freed)
     }
 
     /// The ledger of the chunk in which `ptr` points to a granule of the part that caches serve, and

@@ -12,6 +12,7 @@
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::accounting::Groups;
 use super::bitmap::{self, Run};
 use super::chunk::ChunkRef;
 
@@ -24,6 +25,8 @@ pub(crate) struct Ledger {
     live_map: *const AtomicU64,
     nr_bits: u32,
     chunk: ChunkRef,
+    /// Whom the areas are accounted to.
+    pub(super) groups: Groups,
 }
 
 impl Ledger {
@@ -39,7 +42,7 @@ impl Ledger {
         nr_bits: u32,
         (bound_map, live_map): (*const AtomicU64, *const AtomicU64),
     ) -> Self {
-        Self { base, bound_map, live_map, nr_bits, chunk }
+        Self { base, bound_map, live_map, nr_bits, chunk, groups: Groups::none() }
     }
 
     /// The chunk, which belongs to the short lock.

@@ -23,6 +23,7 @@
 //! | `ledger` | where a chunk's areas begin and end, and which of them are held |
 //! | `cache` | freed areas that wait on a CPU for the next allocation |
 //! | `front` | allocating and freeing: the way through the caches and beside them |
+//! | `accounting` | who pays for an area |
 //! | `leak` | which areas nothing points to any more |
 //! | `grow`, `balance` | more memory, less memory: what the growth lock owns |
 //!
@@ -32,6 +33,7 @@
 //! CPU's cache serves takes the cache's lock only, one that finds room on populated pages of a chunk
 //! in use the short lock too; Linux takes its mutex for every allocation that may sleep.
 
+mod accounting;
 mod balance;
 mod bitmap;
 mod boxed;
@@ -56,6 +58,7 @@ mod zeroable;
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+pub use accounting::{Accounting, Group};
 pub use balance::Balanced;
 pub use boxed::PerCpuBox;
 pub use error::{AllocError, FreeError};
@@ -72,6 +75,7 @@ use crate::area::{FirstChunk, SetupError};
 use crate::platform::{Global, Platform};
 use crate::sync::{Mutex, SpinLock};
 use crate::var::PerCpuPtr;
+use accounting::Accounts;
 use cache::Caches;
 use grow::{DetachedChunk, Growth, chunk_align};
 use index::Index;
@@ -129,6 +133,7 @@ pub struct Allocator<P: Platform> {
     failed_allocs: Warnings,
     refused_frees: Warnings,
     leaks: Leaks<P>,
+    accounts: Accounts<P>,
 }
 
 impl<P: Platform> Allocator<P> {
@@ -147,6 +152,7 @@ impl<P: Platform> Allocator<P> {
             failed_allocs: Warnings::new(),
             refused_frees: Warnings::new(),
             leaks: Leaks::new(),
+            accounts: Accounts::new(),
         }
     }
 

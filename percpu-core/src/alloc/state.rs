@@ -327,6 +327,12 @@ impl<P: Platform> State<P> {
         if offset < self.unit_size { Ok((chunk, offset as u32)) } else { Err(FreeError::Wild(ptr)) }
     }
 
+    /// The ledger of the chunk that per-CPU pointer `ptr` points into, and the granule there.
+    pub(crate) fn ledger_at(&self, ptr: usize, index: &Index<P>) -> Option<(NonNull<Ledger>, u32)> {
+        let (chunk, offset) = self.locate(ptr, index).ok()?;
+        Some((self.ledger(chunk), offset / GRANULE))
+    }
+
     /// The ledger of a chunk, which lives as long as the chunk.
     pub(crate) fn ledger(&self, chunk: ChunkRef) -> NonNull<Ledger> {
         self.chunk(chunk).ledger()
@@ -436,6 +442,11 @@ impl<P: Platform> State<P> {
     /// Bytes of a unit, over all chunks.
     pub(crate) fn reserved_bytes(&self) -> u64 {
         u64::from(self.nr_chunks) * self.unit_size as u64
+    }
+
+    /// Bytes of the chunks' tables of groups. Costs a step for each chunk.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.chunks().map(|chunk| self.chunk(chunk).group_bytes()).sum()
     }
 
     /// Bytes of the chunks' accounts and of the lists' heads.

@@ -156,10 +156,15 @@ impl ChunkStatistics {
 }
 
 impl<P: Platform> Allocator<P> {
-    /// The counts now. Takes the short lock and each CPU's cache lock, one at a time.
+    /// The counts now. Takes the short lock and each CPU's cache lock, one at a time; with
+    /// accounting a step for each chunk.
     pub fn statistics(&self) -> Statistics {
+        let mut groups = 0;
         let mut statistics = {
             let state = self.state.lock();
+            if self.accounts.is_on() {
+                groups = state.group_bytes();
+            }
             Statistics {
                 empty_populated_pages: state.empty_pages(),
                 reserved_bytes: state.reserved_bytes(),
@@ -168,7 +173,8 @@ impl<P: Platform> Allocator<P> {
             }
         };
         let caches = self.caches().map_or(0, Caches::bytes);
-        let tables = self.index.bytes() + caches + self.leaks.metadata_bytes();
+        let spare = self.first.get().map_or(0, |f| self.accounts.spare_bytes(f.nr_granules()));
+        let tables = self.index.bytes() + caches + groups + spare + self.leaks.metadata_bytes();
         statistics.metadata_bytes += tables as u64;
         for cache in self.caches().into_iter().flat_map(Caches::iter) {
             let shelves = cache.lock();

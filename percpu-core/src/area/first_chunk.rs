@@ -6,7 +6,7 @@ use core::ptr::{copy_nonoverlapping, with_exposed_provenance, with_exposed_prove
 use super::{AllocInfo, NO_CPU, SetupError};
 use crate::alloc::{Table, Zeroable};
 use crate::platform::{NoMemory, Platform};
-use crate::view::PAGE;
+use crate::view::{GRANULE, PAGE};
 
 /// Marks a CPU without a unit in the tables of units.
 pub(crate) const NO_UNIT: usize = usize::MAX;
@@ -165,6 +165,11 @@ impl<P: Platform> FirstChunk<P> {
     /// a per-CPU pointer.
     pub(crate) fn delta(&self) -> usize {
         self.base.wrapping_sub(self.template)
+    }
+
+    /// Granules of a unit.
+    pub(crate) fn nr_granules(&self) -> u32 {
+        (self.unit_size / GRANULE as usize) as u32
     }
 
     /// Address of the lowest unit.

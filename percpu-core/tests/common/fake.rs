@@ -158,6 +158,11 @@ fn may_sleep(what: &str) {
     assert_eq!(IRQ_DEPTH.get(), 0, "{what} with interrupts masked");
 }
 
+/// Asserts that the thread may sleep: it holds no short lock.
+pub fn assert_may_sleep(what: &str) {
+    may_sleep(what);
+}
+
 fn bytes(addr: usize, size: usize) -> &'static mut [u8] {
     // SAFETY: a range of the arena that this module has handed out or is about to; tests look at it
     // from one thread at a time while it is not populated.
