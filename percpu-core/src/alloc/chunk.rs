@@ -213,6 +213,11 @@ impl Chunk {
         MapsLayout::new(nr_pages).map_or(0, |layout| layout.whole.size())
     }
 
+    /// The areas that somebody holds.
+    pub(crate) fn live_areas(&self) -> impl Iterator<Item = Run> + '_ {
+        self.areas().live_areas()
+    }
+
     /// Bytes of the table of groups, if there is one.
     pub(crate) fn group_bytes(&self) -> usize {
         self.areas().groups.bytes(self.nr_bits())

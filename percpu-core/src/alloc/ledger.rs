@@ -114,6 +114,20 @@ impl Ledger {
         Run { start, end: word * BITS + bits.trailing_zeros() }
     }
 
+    /// The areas that somebody holds, in order; where others go on meanwhile, those it happens to
+    /// see.
+    pub(crate) fn live_areas(&self) -> impl Iterator<Item = Run> + '_ {
+        self.live().iter().zip(0..).flat_map(move |(word, n)| {
+            let mut bits = word.load(Ordering::Relaxed);
+            core::iter::from_fn(move || {
+                let bit = bits.trailing_zeros();
+                // A zero word ends here; otherwise the lowest bit goes.
+                (bits != 0).then(|| bits &= bits - 1)?;
+                Some(self.area_at(n * BITS + bit))
+            })
+        })
+    }
+
     /// Records that somebody holds the area at granule `start` from now on.
     #[inline]
     pub(crate) fn hand_out(&self, start: u32) {

@@ -25,6 +25,7 @@
 //! | `front` | allocating and freeing: the way through the caches and beside them |
 //! | `accounting` | who pays for an area |
 //! | `leak` | which areas nothing points to any more |
+//! | `stats`, `report` | numbers, and numbers to read |
 //! | `grow`, `balance` | more memory, less memory: what the growth lock owns |
 //!
 //! The **short lock** masks interrupts and is held for bounded steps over the maps; the **growth
@@ -48,6 +49,7 @@ mod leak;
 mod ledger;
 mod memory;
 mod once;
+mod report;
 mod slot;
 mod state;
 mod stats;
@@ -65,6 +67,7 @@ pub use error::{AllocError, FreeError};
 pub use leak::{
     EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, LeakTracker, Scan, Tracking,
 };
+pub use report::Report;
 pub use slot::{size_slot, slot_of};
 pub use stats::{ChunkStatistics, Statistics};
 pub use zeroable::Zeroable;

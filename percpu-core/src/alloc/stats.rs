@@ -114,6 +114,10 @@ pub struct ChunkStatistics {
     pub median_run: u32,
     /// Free runs of a single granule, of use to the smallest areas only.
     pub fragments: u32,
+    /// Areas that somebody holds.
+    pub areas: u32,
+    /// Their bytes. What is neither live nor free waits in caches, or is hidden.
+    pub live_bytes: u32,
     /// Pages with memory.
     pub populated_pages: u32,
     /// Pages with memory and without an area.
@@ -147,6 +151,8 @@ impl ChunkStatistics {
             longest_run: chunk.contig_hint() * GRANULE,
             median_run: low * GRANULE,
             fragments: runs().filter(|&len| len == 1).count() as u32,
+            areas: chunk.live_areas().count() as u32,
+            live_bytes: chunk.live_areas().map(Run::len).sum::<u32>() * GRANULE,
             populated_pages: chunk.nr_populated,
             empty_populated_pages: chunk.nr_empty_pop_pages,
             slot: chunk.slot,
