@@ -93,6 +93,7 @@ extern "C" fn boot_main() -> ! {
     }
     counter::register_hotplug_steps().expect("a place for the counters' hotplug steps");
     cpus::register_hotplug_steps();
+    balance::register_hotplug_steps();
     shared::publish_roots(view::roots(), irq::IRQ_MASKED.ptr().raw() as u64);
 
     sched::spawn_bound(control::run, CONTROL_CPU);

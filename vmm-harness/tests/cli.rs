@@ -307,10 +307,10 @@ fn good_run_is_reported_in_full() {
 
     let workloads = report["workloads"].as_array().expect("a list");
     let names: Vec<_> = workloads.iter().filter_map(|w| w["name"].as_str()).collect();
-    assert_eq!(names, ["statics", "counter", "alloc", "mount"]);
+    assert_eq!(names, ["statics", "counter", "alloc", "mount", "trace"]);
     assert!(workloads.iter().all(|w| number(&w["ops"]) > 0), "{report:#}");
     let checks = report["checks"].as_object().expect("a map");
-    for invariant in ["I1", "I14", "K1", "S1"] {
+    for invariant in ["I1", "I14", "I15", "I16", "K1", "S1"] {
         assert!(checks.get(invariant).map_or(0, number) > 0, "{invariant}: {report:#}");
     }
 }
@@ -324,6 +324,35 @@ fn one_workload_is_the_only_one() {
     let workloads = &json(&path)["workloads"];
     assert_eq!(workloads.as_array().map(Vec::len), Some(1), "{workloads}");
     assert_eq!(workloads[0]["name"], "counter");
+}
+
+#[test]
+fn trace_is_replayed_whole_while_cpus_come_and_go() {
+    let Some(_vm) = vm("trace_is_replayed_whole_while_cpus_come_and_go") else { return };
+    let path = scratch("trace.json");
+    ended(
+        run()
+            .args(["--cpus", "4", "--max-cpus", "4", "--workload", "trace", "--passes", "2"])
+            .arg("--json")
+            .arg(&path),
+    )
+    .with_status(0);
+    let report = json(&path);
+    let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("a number: {report:#}"));
+    assert_eq!(report["verdict"], "held");
+    assert!(number(&report["trace"]["passes"]) >= 2, "{report:#}");
+    // Its lines, and the objects that it leaves live.
+    assert!(number(&report["trace"]["ops"]) >= 2 * (45_447 + 13), "{report:#}");
+    assert!(number(&report["plugs"]["up"]) + number(&report["plugs"]["down"]) > 0, "{report:#}");
+    assert!(number(&report["balance"]["done"]) > 0, "{report:#}");
+    for invariant in ["I1", "I2", "I3", "I13", "I15", "I16", "I17"] {
+        assert!(number(&report["checks"][invariant]) > 0, "{invariant}: {report:#}");
+    }
+}
+
+#[test]
+fn passes_of_a_trace_that_is_not_replayed_are_refused() {
+    ended(run().args(["--passes", "1", "--workload", "counter"])).refused("--workload trace");
 }
 
 #[test]

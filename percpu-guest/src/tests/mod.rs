@@ -2,6 +2,7 @@
 //! panics. The host lists them from the image's section `guest_tests` without booting it.
 
 mod allocator;
+mod balance;
 mod counters;
 pub mod faults;
 mod hotplug;

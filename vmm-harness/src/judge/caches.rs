@@ -124,17 +124,17 @@ pub(crate) fn place(
                         "{} has an area of {} bytes at unit address {:#x}, {why}",
                         name(),
                         shelf.len * GRANULE,
-                        area.address
+                        area.area()
                     );
-                    Violation::new("I2", format!("cached area {:#x}", area.address), detail)
+                    Violation::new("I2", format!("cached area {:#x}", area.area()), detail)
                         .on(cache.cpu)
                 };
-                let Some((chunk, start)) = places.at(area.address) else {
+                let Some((chunk, start)) = places.at(area.area()) else {
                     findings.report(wrong("where no chunk manages anything".into()));
                     continue;
                 };
                 let run = Run { start, len: shelf.len };
-                if !area.address.is_multiple_of(GRANULE.into()) {
+                if !area.area().is_multiple_of(GRANULE.into()) {
                     findings.report(wrong("which is no granule's address".into()));
                 } else if area.ledger != chunks[chunk].view.ledger {
                     findings.report(wrong(format!(

@@ -70,6 +70,15 @@ impl Judge {
                     }
                 }
             }
+            // It ends with a growth that fails, after others that changed something: no comparison,
+            // but the account must be in order.
+            Trial::FillUp => {
+                if let Some(layout) = self.layout.clone() {
+                    let space = self.mem.address_space();
+                    let kept = &mut self.kept;
+                    chunks::check(&space, &layout, None, &None, kept, &mut findings);
+                }
+            }
             _ => {}
         }
         self.tally.add(findings, self.shadow.now);
