@@ -50,8 +50,9 @@ fn each_cpu_gets_the_value_made_for_it_and_each_value_is_dropped_once() {
     let _turn = turn();
     let before = live();
     let token = Arc::new(());
-    let boxed = PerCpuBox::try_new_with(|cpu| (cpu.index() * 10, token.clone())).unwrap();
-    assert_eq!(Arc::strong_count(&token), 1 + CPUS);
+    let value = token.clone();
+    let boxed = PerCpuBox::try_new_with(move |cpu| (cpu.index() * 10, value.clone())).unwrap();
+    assert_eq!(Arc::strong_count(&token), 2 + CPUS);
     for cpu in cpu::possible().iter() {
         // SAFETY: initialised, and nobody changes it.
         assert_eq!(unsafe { (*boxed.on(cpu)).0 }, cpu.index() * 10);
@@ -69,13 +70,18 @@ fn an_initialiser_that_panics_leaks_nothing() {
     let before = live();
     let token = Arc::new(());
     let result = catch_unwind(AssertUnwindSafe(|| {
-        PerCpuBox::try_new_with(|cpu| {
+        let value = token.clone();
+        PerCpuBox::try_new_with(move |cpu| {
             assert!(cpu.index() != 2, "on purpose");
-            token.clone()
+            value.clone()
         })
     }));
     assert!(result.is_err());
-    assert_eq!(Arc::strong_count(&token), 1, "the two values made before are dropped");
+    assert_eq!(
+        Arc::strong_count(&token),
+        1,
+        "the two values made before are dropped, and the initialiser"
+    );
     assert_eq!(live(), before);
 }
 

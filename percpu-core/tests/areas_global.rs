@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use percpu_core::alloc::{self, AllocFlags, FreeError};
-use percpu_core::area::{self, Config, SetupError};
+use percpu_core::area::{self, Config, Method, SetupError};
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::percpu;
 use percpu_core::view::{AreasView, PAGE};
@@ -34,10 +34,11 @@ fn once() {
             (bad, 4, SetupError::ReservedUnaligned(6)),
             (Config::default(), 0, SetupError::NoCpu),
             (
-                Config { mapping_space: 1 << 16, ..Config::default() },
+                Config { mapping_space: 1 << 16, method: Method::Embed, ..Config::default() },
                 4,
                 SetupError::SpanTooWide { span: 0, limit: 49152 },
             ),
+            (Config { boot_cpu: Some(4), ..Config::default() }, 4, SetupError::BootCpu(4)),
         ] {
             // SAFETY: as in `set_up`.
             let result = unsafe { area::setup_per_cpu_areas(0..possible, &config) };

@@ -227,8 +227,10 @@ fn embed(
     template: &[u8],
     span_limit: usize,
 ) -> Result<FirstChunk<fake::Fake>, SetupError> {
-    // SAFETY: the template is borrowed for longer than the call.
-    unsafe { FirstChunk::embed(info, template.as_ptr().expose_provenance(), span_limit) }
+    let all = cpus(info.groups().flatten().filter(|&&c| c != NO_CPU).map(|&c| u32::from(c)));
+    let start = template.as_ptr().expose_provenance();
+    // SAFETY: the template is borrowed for longer than the first chunk is used to add units.
+    unsafe { FirstChunk::embed(info, start, span_limit, &all) }
 }
 
 #[test]

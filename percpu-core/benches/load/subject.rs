@@ -135,7 +135,7 @@ impl Subject for Percpu {
         let info = AllocInfo::build(static_size, &config, &possible).expect("a usual shape");
         let start = template.as_ptr().expose_provenance();
         // SAFETY: the template is kept as long as the allocator, and not changed.
-        let first = unsafe { FirstChunk::embed(&info, start, config.span_limit()) };
+        let first = unsafe { FirstChunk::embed(&info, start, config.span_limit(), &possible) };
         let allocator = Allocator::new();
         allocator.init(first.expect("memory is there")).expect("the first time");
         Self { allocator, unit_size: info.unit_size, cpus: cpus as usize, _template: template }

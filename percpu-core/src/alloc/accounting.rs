@@ -322,7 +322,7 @@ impl<P: Platform> Allocator<P> {
             // Refused there.
             return self.alloc(size, align, flags);
         }
-        let bytes = charge(size, first.units.len());
+        let bytes = charge(size, first.possible_units());
         if !hook.charge(group, bytes) {
             return Err(AllocError::OverLimit);
         }
@@ -342,7 +342,7 @@ impl<P: Platform> Allocator<P> {
     #[cold]
     pub(super) fn uncharge(&self, group: Group, len: u32) {
         if let (Some(hook), Some(first)) = (self.accounts.hook.get(), self.first_chunk()) {
-            hook.uncharge(group, charge((len * GRANULE) as usize, first.units.len()));
+            hook.uncharge(group, charge((len * GRANULE) as usize, first.possible_units()));
         }
     }
 

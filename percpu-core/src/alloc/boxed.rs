@@ -2,30 +2,41 @@
 
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem;
+use core::mem::{self, MaybeUninit};
+use core::ptr::NonNull;
 
+use super::initialisers::{self, Head};
 use super::{AllocError, Zeroable, alloc_percpu, free_percpu};
 use crate::cpu::{self, CpuId};
 use crate::irq::IrqGuard;
 use crate::preempt::PreemptGuard;
 use crate::var::{PerCpuPtr, Scalar, Structured, this_cpu_ops};
 
-/// A `T` for each possible CPU, dropped with the box. Linux: `alloc_percpu` and `free_percpu`.
+/// A `T` for each CPU that has a unit, dropped with the box. Linux: `alloc_percpu` and
+/// `free_percpu`.
 ///
 /// Integers and `bool` have the `this_cpu` operations, other types are lent out under guards; the
-/// rules are those of [`PerCpu`](crate::var::PerCpu).
+/// rules are those of [`PerCpu`](crate::var::PerCpu). A CPU that comes up for the first time while
+/// the box is there finds zero in its copy, or what the box's initialiser makes for it.
 ///
 /// ```text
 /// let hits = PerCpuBox::<u64>::try_new_zeroed()?;
 /// hits.inc();
-/// let sum: u64 = cpu::possible().iter().map(|cpu| hits.read_on(cpu)).sum();
+/// let sum: u64 = cpu::booted_once().iter().map(|cpu| hits.read_on(cpu)).sum();
+///
+/// let queues = PerCpuBox::try_new_with(|cpu| SpinLock::new(Queue::of(cpu)))?;
 /// ```
+///
+/// The methods that name a CPU panic if that has no unit yet: it was never brought up.
 pub struct PerCpuBox<T> {
     ptr: PerCpuPtr<T>,
+    /// What made the values. Without one the copies began as zero.
+    initialiser: Option<NonNull<Head>>,
     owns: PhantomData<T>,
 }
 
-// SAFETY: the box owns its `T`s, which other CPUs use and drop already: `T: Send`.
+// SAFETY: the box owns its `T`s, which other CPUs use and drop already: `T: Send`. Its initialiser
+// is one that any thread may call and drop.
 unsafe impl<T: Send> Send for PerCpuBox<T> {}
 // SAFETY: a shared box lends copies out as the rules of `PerCpu` say: to the one CPU that has it
 // to itself, which takes `T: Send`, or to many, which each such method asks `T: Sync` for.
@@ -42,37 +53,52 @@ impl<T> PerCpuBox<T> {
     where
         T: Zeroable + Send,
     {
-        Ok(Self { ptr: Self::allocate()?, owns: PhantomData })
+        Ok(Self { ptr: Self::allocate()?.into_ptr(), initialiser: None, owns: PhantomData })
     }
 
-    /// Allocates and calls `init` once for each possible CPU, on the CPU that runs this. May
-    /// sleep.
+    /// Allocates memory for values that are written [later](Self::get_mut). It is zero, as all
+    /// per-CPU memory: this is [`try_new_zeroed`](Self::try_new_zeroed) for types of which zero
+    /// bytes are no value. May sleep.
     ///
     /// # Errors
     ///
     /// As [`try_new_zeroed`](Self::try_new_zeroed).
     #[track_caller]
-    pub fn try_new_with(mut init: impl FnMut(CpuId) -> T) -> Result<Self, AllocError>
+    pub fn try_new_uninit() -> Result<PerCpuBox<MaybeUninit<T>>, AllocError>
     where
         T: Send,
     {
-        let mut partial = Partial { ptr: Self::allocate()?, done: 0 };
-        for cpu in cpu::possible().iter() {
-            let value = init(cpu);
-            // SAFETY: the allocator has just handed this out, as large and aligned as a `T`, on
-            // every possible CPU, and nobody else knows of it.
-            unsafe { partial.ptr.on(cpu).write(value) };
-            partial.done += 1;
-        }
-        let ptr = partial.ptr;
-        mem::forget(partial);
-        Ok(Self { ptr, owns: PhantomData })
+        PerCpuBox::try_new_zeroed()
+    }
+
+    /// Allocates and calls `init` once for each CPU that has a unit, on the CPU that runs this; and
+    /// later, as long as the box is there, for each CPU that comes up for the first time, on the CPU
+    /// that brings it up. May sleep, and so may the drop of the box, which waits while `init` runs.
+    ///
+    /// `init` may make and drop other boxes. Takes memory for `init` and a few words more.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_new_zeroed`](Self::try_new_zeroed), and [`AllocError::NoMemory`] for `init`.
+    ///
+    /// # Panics
+    ///
+    /// If `init` does; the values made before have been dropped then, and the memory freed.
+    #[track_caller]
+    pub fn try_new_with<F>(init: F) -> Result<Self, AllocError>
+    where
+        T: Send + 'static,
+        F: Fn(CpuId) -> T + Send + Sync + 'static,
+    {
+        let area = Self::allocate()?;
+        let node = initialisers::register(area.ptr, init).map_err(|_| AllocError::NoMemory)?;
+        Ok(Self { ptr: area.into_ptr(), initialiser: Some(node), owns: PhantomData })
     }
 
     #[track_caller]
-    fn allocate() -> Result<PerCpuPtr<T>, AllocError> {
+    fn allocate() -> Result<Area<T>, AllocError> {
         // A type without bytes still gets a name of its own.
-        Ok(alloc_percpu(size_of::<T>().max(1), align_of::<T>())?.cast())
+        Ok(Area { ptr: alloc_percpu(size_of::<T>().max(1), align_of::<T>())?.cast() })
     }
 
     /// The pointer, which outlives neither the box nor what is in it.
@@ -90,8 +116,9 @@ impl<T> PerCpuBox<T> {
     /// `cpu`'s copy, for the box's only user.
     #[inline]
     pub fn get_mut(&mut self, cpu: CpuId) -> &mut T {
-        // SAFETY: the copy is initialised and lives as long as the box; everybody else reaches it
-        // through a shared borrow of the box, which `&mut self` excludes.
+        // SAFETY: the CPU has a unit, or `on` panics, and then its copy is initialised; it lives as
+        // long as the box. Everybody else reaches it through a shared borrow of the box, which
+        // `&mut self` excludes; an initialiser writes before the CPU is known to have a unit.
         unsafe { &mut *self.ptr.on(cpu) }
     }
 
@@ -131,8 +158,8 @@ impl<T> PerCpuBox<T> {
     where
         T: Structured + Sync,
     {
-        // SAFETY: the copy is initialised and lives as long as the box, and `T: Sync` allows for
-        // everybody.
+        // SAFETY: the CPU has a unit, or `on` panics, and then its copy is initialised and lives as
+        // long as the box; `T: Sync` allows for everybody.
         unsafe { &*self.on(cpu) }
     }
 
@@ -161,9 +188,50 @@ impl<T> PerCpuBox<T> {
 
 this_cpu_ops!(impl<T> PerCpuBox<T>);
 
+impl<T> PerCpuBox<MaybeUninit<T>> {
+    /// The box as one of values.
+    ///
+    /// # Safety
+    ///
+    /// The copy of every CPU that [has a unit](cpu::booted_once) holds a `T`, and so does that of a
+    /// CPU that gets one later: what it begins with, zero bytes or what the initialiser makes, is a
+    /// `T`.
+    pub unsafe fn assume_init(self) -> PerCpuBox<T> {
+        let this = mem::ManuallyDrop::new(self);
+        PerCpuBox { ptr: this.ptr.cast(), initialiser: this.initialiser, owns: PhantomData }
+    }
+}
+
+impl<T, const N: usize> PerCpuBox<[T; N]> {
+    /// The pointer to the element at `index`, which outlives neither the box nor what is in it.
+    ///
+    /// # Panics
+    ///
+    /// Unless `index` is below `N`.
+    #[inline]
+    pub fn element(&self, index: usize) -> PerCpuPtr<T> {
+        assert!(index < N, "element {index} of {N}");
+        PerCpuPtr::from_raw(self.ptr.raw().wrapping_add(index * size_of::<T>()))
+    }
+}
+
 impl<T> Drop for PerCpuBox<T> {
     fn drop(&mut self) {
-        drop(Partial { ptr: self.ptr, done: usize::MAX });
+        // Freed at the end, also when a destructor panics.
+        let _area = Area { ptr: self.ptr };
+        match self.initialiser {
+            // SAFETY: the node is this box's, with this pointer, and this is the box's end.
+            Some(node) => unsafe { initialisers::retire(node, self.ptr) },
+            None if mem::needs_drop::<T>() => {
+                for cpu in cpu::booted_once().iter() {
+                    // SAFETY: the copies began as zero bytes, which are a `T`, or hold one by the
+                    // promise made to `assume_init`; this is their owner's end. A CPU that comes up
+                    // only now leaves a `T` of zero bytes, which owns nothing.
+                    unsafe { self.ptr.on(cpu).drop_in_place() };
+                }
+            }
+            None => {}
+        }
     }
 }
 
@@ -173,32 +241,22 @@ impl<T> fmt::Debug for PerCpuBox<T> {
     }
 }
 
-/// An area in which the first `done` possible CPUs' copies are initialised. Dropping it drops
-/// those and frees the area, also when an initialiser or a destructor panics.
-struct Partial<T> {
+/// An area without values, freed when it is dropped.
+struct Area<T> {
     ptr: PerCpuPtr<T>,
-    done: usize,
 }
 
-impl<T> Drop for Partial<T> {
+impl<T> Area<T> {
+    /// Keeps the area.
+    fn into_ptr(self) -> PerCpuPtr<T> {
+        mem::ManuallyDrop::new(self).ptr
+    }
+}
+
+impl<T> Drop for Area<T> {
     fn drop(&mut self) {
-        /// Frees the area when all the rest is done.
-        struct Free(PerCpuPtr<u8>);
-
-        impl Drop for Free {
-            fn drop(&mut self) {
-                // SAFETY: the owner of the copies is gone.
-                let freed = unsafe { free_percpu(self.0) };
-                debug_assert!(freed.is_ok(), "a box's area is live");
-            }
-        }
-
-        let _free = Free(self.ptr.cast());
-        if mem::needs_drop::<T>() {
-            for cpu in cpu::possible().iter().take(self.done) {
-                // SAFETY: the copy is initialised, and this is its owner's end.
-                unsafe { self.ptr.on(cpu).drop_in_place() };
-            }
-        }
+        // SAFETY: the owner of what was there is gone, and nobody else knows of the area.
+        let freed = unsafe { free_percpu(self.ptr.cast()) };
+        debug_assert!(freed.is_ok(), "a box's area is live");
     }
 }

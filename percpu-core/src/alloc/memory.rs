@@ -9,14 +9,18 @@ use crate::view::PAGE;
 
 /// A range of pages of one unit.
 #[derive(Clone, Copy)]
-struct UnitPages {
-    addr: usize,
-    count: usize,
-    cpu: u32,
+pub(crate) struct UnitPages {
+    /// Address of the first.
+    pub(crate) addr: usize,
+    /// How many.
+    pub(crate) count: usize,
+    /// The unit's CPU.
+    pub(crate) cpu: u32,
 }
 
 impl UnitPages {
-    fn new(base: usize, unit: &Unit, pages: Run) -> Self {
+    /// The pages `pages` of `unit` in the chunk at `base`.
+    pub(crate) fn new(base: usize, unit: &Unit, pages: Run) -> Self {
         Self {
             addr: base + unit.offset + (pages.start * PAGE) as usize,
             count: pages.len() as usize,
@@ -29,19 +33,19 @@ impl UnitPages {
     }
 }
 
-/// Puts memory behind the runs of pages `runs` of every unit of the chunk at `base`: all or
+/// Puts memory behind the runs of pages `runs` of every listed unit of the chunk at `base`: all or
 /// nothing.
 ///
 /// # Safety
 ///
 /// The chunk's address space is reserved, and these pages have no memory and are not about to get
-/// any: the caller holds the growth lock, or is the only one who knows of the chunk.
+/// any: the caller holds the growth lock. That also keeps the list of units as it is.
 pub(crate) unsafe fn populate<P: Platform>(
     first: &FirstChunk<P>,
     base: usize,
     runs: impl Iterator<Item = Run> + Clone,
 ) -> Result<(), NoMemory> {
-    let all = runs.flat_map(|run| first.units.iter().map(move |unit| (unit, run)));
+    let all = runs.flat_map(|run| first.units().iter().map(move |unit| (unit, run)));
     let all = all.map(|(unit, run)| UnitPages::new(base, unit, run));
     for (done, pages) in all.clone().enumerate() {
         // SAFETY: passed on to the caller; each unit's pages come once.
@@ -54,15 +58,16 @@ pub(crate) unsafe fn populate<P: Platform>(
     Ok(())
 }
 
-/// Takes the memory behind the pages `pages` of every unit of the chunk at `base` away.
+/// Takes the memory behind the pages `pages` of every listed unit of the chunk at `base` away.
 ///
 /// # Safety
 ///
 /// The pages are populated, no area lies in them, and none will: they are marked as not populated,
-/// or nobody else knows of the chunk.
+/// or nobody else knows of the chunk. No unit is being listed: the caller holds the growth lock, or
+/// nobody else has the allocator.
 pub(crate) unsafe fn depopulate<P: Platform>(first: &FirstChunk<P>, base: usize, pages: Run) {
     // SAFETY: passed on to the caller.
-    unsafe { take_away::<P>(first.units.iter().map(|unit| UnitPages::new(base, unit, pages))) };
+    unsafe { take_away::<P>(first.units().iter().map(|unit| UnitPages::new(base, unit, pages))) };
 }
 
 /// Unmaps pages, makes every CPU forget their translations, and only then gives them back: until
@@ -70,8 +75,8 @@ pub(crate) unsafe fn depopulate<P: Platform>(first: &FirstChunk<P>, base: usize,
 ///
 /// # Safety
 ///
-/// As [`depopulate`].
-unsafe fn take_away<P: Platform>(all: impl Iterator<Item = UnitPages> + Clone) {
+/// The pages are populated, and nobody uses them or will.
+pub(crate) unsafe fn take_away<P: Platform>(all: impl Iterator<Item = UnitPages> + Clone) {
     let (mut low, mut high) = (usize::MAX, 0);
     for pages in all.clone() {
         // SAFETY: the pages are populated and unused, says the caller.
@@ -89,14 +94,20 @@ unsafe fn take_away<P: Platform>(all: impl Iterator<Item = UnitPages> + Clone) {
     }
 }
 
-/// Writes zero to `bytes` bytes at `address` of every unit. `address` is in unit space.
+/// Writes zero to `bytes` bytes at `address` of every unit that has memory. `address` is in unit
+/// space.
+///
+/// A unit that is listed meanwhile may be left out: its memory was zero when it was listed, and
+/// still is. Who could have written there is an earlier owner of these granules. He found the unit
+/// after it was listed, and gave the area back before it was taken for this call, by the same lock:
+/// so the list as read here has the unit (regression H3).
 ///
 /// # Safety
 ///
-/// The area is populated in every unit, and nobody else accesses it.
+/// The area has been taken, lies on populated pages, and nobody else accesses it.
 #[inline]
 pub(crate) unsafe fn zero<P: Platform>(first: &FirstChunk<P>, address: usize, bytes: usize) {
-    for unit in first.units.iter() {
+    for unit in first.units().iter() {
         let start = with_exposed_provenance_mut::<u8>(address + unit.offset);
         // SAFETY: the caller vouches for `bytes` bytes. The frequent small sizes are single
         // stores, without the call that a length not known before costs.

@@ -1,7 +1,7 @@
 //! The dynamic allocator of per-CPU memory: an area is the same range of every CPU's unit.
 //!
 //! ```text
-//! let hits = alloc_percpu(8, 8)?;                 // eight zero bytes on every possible CPU
+//! let hits = alloc_percpu(8, 8)?;                 // eight zero bytes on every CPU
 //! // SAFETY: nobody uses it any more.
 //! unsafe { free_percpu(hits)? };
 //! ```
@@ -20,6 +20,7 @@
 //! | `slot`, `index` | chunks by size of their longest free run, and by address |
 //! | `state` | all of the above together: what the short lock owns |
 //! | `memory` | pages behind units, zeroing |
+//! | `units`, `initialisers` | a CPU's units when it first comes up, and what boxes put there |
 //! | `ledger` | where a chunk's areas begin and end, and which of them are held |
 //! | `cache` | freed areas that wait on a CPU for the next allocation |
 //! | `front` | allocating and freeing: the way through the caches and beside them |
@@ -45,6 +46,7 @@ mod front;
 mod grow;
 mod hints;
 mod index;
+mod initialisers;
 mod leak;
 mod ledger;
 mod memory;
@@ -55,6 +57,7 @@ mod state;
 mod stats;
 mod survey;
 mod table;
+mod units;
 mod warnings;
 mod zeroable;
 
@@ -72,6 +75,8 @@ pub use slot::{size_slot, slot_of};
 pub use stats::{ChunkStatistics, Statistics};
 pub use zeroable::Zeroable;
 
+pub(crate) use initialisers::initialise_copies;
+pub(crate) use memory::{UnitPages, take_away};
 pub(crate) use table::Table;
 
 use crate::area::{FirstChunk, SetupError};
@@ -171,7 +176,7 @@ impl<P: Platform> Allocator<P> {
             return Err(SetupError::AlreadySetUp);
         }
         let caches = Caches::new(first.unit_offsets.len())?;
-        first.units.iter().try_for_each(|unit| caches.add(unit.cpu))?;
+        first.units().iter().try_for_each(|unit| caches.add(unit.cpu))?;
         let state = State::new(&first, &caches)?;
         self.index.set_shift(chunk_align(&first).trailing_zeros());
         let ledger = state.first_chunk().map(|chunk| state.ledger(chunk));

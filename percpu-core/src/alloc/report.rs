@@ -40,7 +40,7 @@ impl<P: Platform> fmt::Display for Report<'_, P> {
         let Statistics { empty_populated_pages, reserved_bytes, metadata_bytes, .. } = statistics;
         let (fixed, reserve) = (first.static_size, first.reserved_size);
         let dynamic = (first.populated_pages * PAGE as usize).saturating_sub(fixed + reserve);
-        let (unit_size, cpus) = (first.unit_size, first.units.len());
+        let (unit_size, cpus) = (first.unit_size, first.units().len());
 
         writeln!(f, "per-CPU memory of {cpus} CPUs; bytes are those of one CPU")?;
         writeln!(

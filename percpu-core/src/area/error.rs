@@ -10,6 +10,8 @@ pub enum SetupError {
     AlreadySetUp,
     /// There is no possible CPU.
     NoCpu,
+    /// The boot CPU is not possible.
+    BootCpu(u32),
     /// A possible CPU has a number that is too large.
     CpuOutOfRange(u32),
     /// The atom size is not a power of two of whole pages.
@@ -53,6 +55,7 @@ impl fmt::Display for SetupError {
         match *self {
             Self::AlreadySetUp => f.write_str("the per-CPU areas are set up already"),
             Self::NoCpu => f.write_str("there is no possible CPU"),
+            Self::BootCpu(cpu) => write!(f, "the boot CPU, {cpu}, is not possible"),
             Self::CpuOutOfRange(cpu) => {
                 write!(
                     f,

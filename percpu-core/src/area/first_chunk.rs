@@ -1,27 +1,21 @@
 //! The memory of the first chunk: where every CPU's unit lies.
+//!
+//! Address space is reserved for all units, at offsets that hold for every later chunk too. Memory
+//! is put only where it is used: behind the units of CPUs that have come up, and there up to the
+//! end of static, reserved and dynamic part. So the rest of a unit and unit slots without a CPU,
+//! which Linux has first and gives back, never take any.
 
-use core::marker::PhantomData;
+use core::iter;
 use core::ptr::{copy_nonoverlapping, with_exposed_provenance, with_exposed_provenance_mut};
 
-use super::{AllocInfo, NO_CPU, SetupError};
-use crate::alloc::{Table, Zeroable};
+use super::units::{Unit, UnitList};
+use super::{AllocInfo, CpuSet, NO_CPU, SetupError};
+use crate::alloc::{Table, UnitPages, Zeroable, take_away};
 use crate::platform::{NoMemory, Platform};
 use crate::view::{GRANULE, PAGE};
 
 /// Marks a CPU without a unit in the tables of units.
 pub(crate) const NO_UNIT: usize = usize::MAX;
-
-/// A possible CPU's unit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Unit {
-    /// Bytes from a chunk's base to the unit.
-    pub(crate) offset: usize,
-    /// The CPU.
-    pub(crate) cpu: u32,
-}
-
-// SAFETY: integers.
-unsafe impl Zeroable for Unit {}
 
 /// Address space that was reserved for a group.
 #[derive(Clone, Copy)]
@@ -33,8 +27,8 @@ struct Reservation {
 // SAFETY: integers.
 unsafe impl Zeroable for Reservation {}
 
-/// The first chunk's memory, with the template copied into every unit, and the places of units
-/// that hold for every later chunk too. Dropping it gives the memory back.
+/// The first chunk's memory, with the template copied into every unit that has memory, and the
+/// places of units that hold for every later chunk too. Dropping it gives the memory back.
 pub struct FirstChunk<P: Platform> {
     pub(crate) base: usize,
     pub(crate) template: usize,
@@ -50,12 +44,11 @@ pub struct FirstChunk<P: Platform> {
     pub(crate) unit_offsets: Table<usize, P>,
     /// Position of each CPU's unit among all units, by CPU number; [`NO_UNIT`] if it has none.
     unit_map: Table<usize, P>,
-    /// The possible CPUs' units in ascending order of CPUs.
-    pub(crate) units: Table<Unit, P>,
+    /// The units that have memory.
+    units: UnitList<P>,
     reservations: Table<Reservation, P>,
-    /// Units, counted from the first, that have got their memory.
-    populated_units: usize,
-    platform: PhantomData<fn() -> P>,
+    /// Pages that are asked for in one call when a unit gets its memory.
+    pages_at_once: usize,
 }
 
 impl From<NoMemory> for SetupError {
@@ -65,11 +58,11 @@ impl From<NoMemory> for SetupError {
 }
 
 impl<P: Platform> FirstChunk<P> {
-    /// Reserves each group's memory, puts pages behind the units that have a CPU, and copies the
-    /// template there. Linux: `pcpu_embed_first_chunk`.
+    /// Reserves each group's memory, puts pages behind the units of `cpus`, a unit at a time, and
+    /// copies the template there. Linux: `pcpu_embed_first_chunk`.
     ///
-    /// `info` has been verified. `span_limit` is the largest permitted distance from the lowest
-    /// unit to the end of the highest.
+    /// `info` has been verified, `cpus` are possible. `span_limit` is the largest permitted distance
+    /// from the lowest unit to the end of the highest.
     ///
     /// # Errors
     ///
@@ -78,36 +71,121 @@ impl<P: Platform> FirstChunk<P> {
     ///
     /// # Safety
     ///
-    /// `info.static_size` bytes from `template` on are readable, have exposed provenance, and
-    /// nobody writes them meanwhile.
+    /// As long as the first chunk lives, `info.static_size` bytes from `template` on are readable
+    /// and have exposed provenance, and nobody writes them while a unit gets its memory.
     pub unsafe fn embed(
         info: &AllocInfo,
         template: usize,
         span_limit: usize,
+        cpus: &CpuSet,
     ) -> Result<Self, SetupError> {
         let mut first = Self::reserve(info, template)?;
         if first.span > span_limit {
             return Err(SetupError::SpanTooWide { span: first.span, limit: span_limit });
         }
-        for i in 0..first.units.len() {
-            let Unit { cpu, .. } = first.units[i];
-            let addr = first.unit_address(&first.units[i]);
-            // SAFETY: the unit lies in its group's reservation, and this loop is the first to put
-            // anything behind it.
-            unsafe { P::populate(addr, first.populated_pages, cpu)? };
-            first.populated_units += 1;
-            // SAFETY: the caller vouches for the template; the unit's pages, at least size_sum
-            // bytes and so at least the template's, are memory since the line above, and new, so
-            // they are not the template's own.
+        first.pages_at_once = first.populated_pages;
+        // SAFETY: passed on to the caller.
+        unsafe { first.populate_units(cpus)? };
+        Ok(first)
+    }
+
+    /// As [`embed`](Self::embed), but asks for memory page by page: what is left when large pieces
+    /// are not to be had, or lie too far apart. Linux: `pcpu_page_first_chunk`.
+    ///
+    /// `info` was made with [`Config::by_page`](super::Config::by_page), so that one range holds
+    /// all units.
+    ///
+    /// # Errors
+    ///
+    /// [`NoMemory`](SetupError::NoMemory); all memory has been given back then.
+    ///
+    /// # Safety
+    ///
+    /// As [`embed`](Self::embed).
+    pub unsafe fn page(
+        info: &AllocInfo,
+        template: usize,
+        cpus: &CpuSet,
+    ) -> Result<Self, SetupError> {
+        let first = Self::reserve(info, template)?;
+        // SAFETY: passed on to the caller.
+        unsafe { first.populate_units(cpus)? };
+        Ok(first)
+    }
+
+    /// Gives the units of `cpus` their memory.
+    ///
+    /// # Safety
+    ///
+    /// As [`embed`](Self::embed); nobody else has the first chunk yet.
+    unsafe fn populate_units(&self, cpus: &CpuSet) -> Result<(), NoMemory> {
+        for cpu in cpus.iter() {
+            let unit = self.place(cpu).expect("a possible CPU has a unit");
+            // SAFETY: the unit has no memory yet, a set names it once, and nobody else is here.
             unsafe {
-                copy_nonoverlapping(
-                    with_exposed_provenance::<u8>(template),
-                    with_exposed_provenance_mut::<u8>(addr),
-                    first.static_size,
-                );
+                self.populate_unit(unit)?;
+                self.publish_unit(unit);
             }
         }
-        Ok(first)
+        Ok(())
+    }
+
+    /// Puts memory behind a unit and copies the template there; the reserved and the dynamic part
+    /// have arbitrary contents. A failure leaves nothing behind.
+    ///
+    /// # Safety
+    ///
+    /// The unit has no memory, and nobody else gives it any meanwhile.
+    pub(crate) unsafe fn populate_unit(&self, unit: Unit) -> Result<(), NoMemory> {
+        let all = self.pages_of(unit);
+        let mut done = 0;
+        while done < all.count {
+            let count = self.pages_at_once.min(all.count - done);
+            let addr = all.addr + done * PAGE as usize;
+            // SAFETY: the pages lie in the group's reservation and have nothing behind them, says
+            // the caller; this loop comes to each once.
+            if let Err(error) = unsafe { P::populate(addr, count, unit.cpu) } {
+                let done = UnitPages { count: done, ..all };
+                // SAFETY: what this loop has populated, which nobody else knows of.
+                unsafe { take_away::<P>(iter::once(done).filter(|done| done.count != 0)) };
+                return Err(error);
+            }
+            done += count;
+        }
+        // SAFETY: the template is readable and not being written, by the contract of whoever made
+        // the first chunk; the unit's pages, at least size_sum bytes and so at least the
+        // template's, are memory since the loop above, and new, so not the template's own.
+        unsafe {
+            copy_nonoverlapping(
+                with_exposed_provenance::<u8>(self.template),
+                with_exposed_provenance_mut::<u8>(all.addr),
+                self.static_size,
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes zero to the reserved and the dynamic part of a unit that has just got its memory.
+    ///
+    /// # Safety
+    ///
+    /// [`populate_unit`](Self::populate_unit) was called, and nobody else knows of the memory.
+    pub(crate) unsafe fn zero_unit(&self, unit: Unit) {
+        let UnitPages { addr, count, .. } = self.pages_of(unit);
+        let rest = with_exposed_provenance_mut::<u8>(addr + self.static_size);
+        // SAFETY: the static part ends inside the unit's populated pages.
+        unsafe { rest.write_bytes(0, count * PAGE as usize - self.static_size) };
+    }
+
+    /// Lists a unit among those that have memory, for good.
+    ///
+    /// # Safety
+    ///
+    /// The unit has memory behind everything that is populated, here and in later chunks; it is not
+    /// listed; and no other unit is being listed.
+    pub(crate) unsafe fn publish_unit(&self, unit: Unit) {
+        // SAFETY: the list has room for every possible CPU's unit, and each comes once.
+        unsafe { self.units.push(unit) };
     }
 
     /// Reserves the address space and computes where the units lie in it.
@@ -125,10 +203,9 @@ impl<P: Platform> FirstChunk<P> {
             populated_pages: info.size_sum() / PAGE as usize,
             unit_offsets: Table::zeroed(nr_cpu_ids)?,
             unit_map: Table::zeroed(nr_cpu_ids)?,
-            units: Table::zeroed(cpus().count())?,
+            units: UnitList::with_room(cpus().count())?,
             reservations: Table::zeroed(info.nr_groups)?,
-            populated_units: 0,
-            platform: PhantomData,
+            pages_at_once: 1,
         };
         let mut end = 0;
         for (group, reservation) in info.groups().zip(first.reservations.iter_mut()) {
@@ -153,11 +230,6 @@ impl<P: Platform> FirstChunk<P> {
                 unit += 1;
             }
         }
-        let in_use =
-            first.unit_offsets.iter().enumerate().filter(|&(_, &offset)| offset != NO_UNIT);
-        for (unit, (cpu, &offset)) in first.units.iter_mut().zip(in_use) {
-            *unit = Unit { offset, cpu: cpu as u32 };
-        }
         Ok(first)
     }
 
@@ -177,11 +249,32 @@ impl<P: Platform> FirstChunk<P> {
         self.base
     }
 
-    /// What is added to a per-CPU pointer to make the address of `cpu`'s copy; `None` if the CPU
-    /// has no unit. Linux: `per_cpu_offset`.
-    pub fn offset(&self, cpu: u32) -> Option<usize> {
+    /// The units that have memory, in the order in which they got it.
+    #[inline]
+    pub(crate) fn units(&self) -> &[Unit] {
+        self.units.as_slice()
+    }
+
+    /// The number of possible CPUs, each of which has a unit or may get one.
+    pub(crate) fn possible_units(&self) -> usize {
+        self.units.capacity()
+    }
+
+    /// Whether `cpu`'s unit has memory. Costs a comparison a unit.
+    pub fn has_memory(&self, cpu: u32) -> bool {
+        self.units().iter().any(|unit| unit.cpu == cpu)
+    }
+
+    /// Where `cpu`'s unit lies, with memory or without; `None` if the CPU is not possible.
+    pub(crate) fn place(&self, cpu: u32) -> Option<Unit> {
         let offset = *self.unit_offsets.get(cpu as usize)?;
-        (offset != NO_UNIT).then(|| self.delta().wrapping_add(offset))
+        (offset != NO_UNIT).then_some(Unit { offset, cpu })
+    }
+
+    /// What is added to a per-CPU pointer to make the address of `cpu`'s copy, whether or not there
+    /// is memory yet; `None` if the CPU is not possible. Linux: `per_cpu_offset`.
+    pub fn offset(&self, cpu: u32) -> Option<usize> {
+        Some(self.delta().wrapping_add(self.place(cpu)?.offset))
     }
 
     /// The number of `cpu`'s unit among all units, those without a CPU included; `None` if it has
@@ -194,35 +287,26 @@ impl<P: Platform> FirstChunk<P> {
     /// The CPU in whose copy of the static variables `addr` lies, and the variable's offset in the
     /// template. Costs a comparison a CPU. Linux: `__is_kernel_percpu_address`.
     pub fn static_variable_at(&self, addr: usize) -> Option<(u32, usize)> {
-        self.units.iter().find_map(|unit| {
-            let offset = addr.wrapping_sub(self.unit_address(unit));
+        self.units().iter().find_map(|unit| {
+            let offset = addr.wrapping_sub(self.base + unit.offset);
             (offset < self.static_size).then_some((unit.cpu, offset))
         })
     }
 
-    fn unit_address(&self, unit: &Unit) -> usize {
-        self.base + unit.offset
+    /// The pages of the first chunk's unit that have memory when the unit has.
+    pub(crate) fn pages_of(&self, unit: Unit) -> UnitPages {
+        UnitPages { addr: self.base + unit.offset, count: self.populated_pages, cpu: unit.cpu }
     }
 }
 
 impl<P: Platform> Drop for FirstChunk<P> {
     fn drop(&mut self) {
-        let (pages, size) = (self.populated_pages, self.populated_pages * PAGE as usize);
-        let populated = || self.units[..self.populated_units].iter().map(|u| self.unit_address(u));
-        for addr in populated() {
-            // SAFETY: `embed` populated these pages, and whoever drops the first chunk has no use
-            // of them left.
-            unsafe { P::unmap(addr, pages) };
-        }
-        for addr in populated() {
-            P::flush_tlb(addr, size);
-        }
-        for addr in populated() {
-            // SAFETY: the loops above unmapped the pages and flushed them.
-            unsafe { P::free_pages(addr, pages) };
-        }
+        let pages = self.units().iter().map(|&unit| self.pages_of(unit));
+        // SAFETY: listed units have this memory, and whoever drops the first chunk has no use of it
+        // left.
+        unsafe { take_away::<P>(pages) };
         for &Reservation { addr, size } in self.reservations.iter().filter(|r| r.size != 0) {
-            // SAFETY: the range is of one `reserve`; its populated pages went just above.
+            // SAFETY: the range is of one `reserve`; its pages went just above.
             unsafe { P::release(addr, size) };
         }
     }

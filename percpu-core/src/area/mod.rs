@@ -9,23 +9,32 @@
 //!
 //! From then on CPU c's copy of the variable at template address a lies at `a + offset(c)`.
 //!
+//! Every possible CPU has its unit from then on, as in Linux; or, with
+//! [`Config::units_on_demand`], the boot CPU alone, and each other one from when it is first
+//! [brought up](add_unit). [`cpu::booted_once`] names the CPUs that have a unit: code that goes
+//! over all copies goes over those.
+//!
 //! # Implementation
 //!
 //! [`AllocInfo`] decides on sizes and on who gets which unit, [`FirstChunk`] gets the memory and
 //! copies the template, and the [allocator](crate::alloc) takes over what is left of the units.
+//! `bring_up` does it for one CPU, later.
 //! This file holds what there is one of: the table of offsets, where the single-instruction paths
 //! find it, and the view.
 
+mod bring_up;
 mod error;
 mod first_chunk;
 mod info;
+mod units;
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+pub use bring_up::add_unit;
 pub use error::SetupError;
 pub use first_chunk::FirstChunk;
-pub(crate) use first_chunk::Unit;
 pub use info::{AllocInfo, CpuSet, NO_CPU};
+pub(crate) use units::Unit;
 
 use crate::alloc;
 use crate::cpu::{self, CpuId, NR_CPUS};
@@ -42,6 +51,18 @@ pub const MIN_UNIT_SIZE: usize = 32 << 10;
 /// Largest unit: sizes and positions in a unit are 32-bit numbers.
 pub const MAX_UNIT_SIZE: usize = 1 << 30;
 
+/// How the first chunk gets its memory. Linux: `percpu_alloc=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// [`Embed`](Self::Embed); if that fails, [`Page`](Self::Page), and a line in the log.
+    #[default]
+    Auto,
+    /// A piece of memory for each group of CPUs.
+    Embed,
+    /// Page by page, in one range of addresses.
+    Page,
+}
+
 /// What a kernel may choose about its per-CPU areas.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -56,6 +77,14 @@ pub struct Config {
     /// Bytes of address space from which chunks are reserved; the units of a chunk may span 75 %
     /// of it. Linux: `VMALLOC_TOTAL`.
     pub mapping_space: usize,
+    /// How the first chunk gets its memory.
+    pub method: Method,
+    /// Whether a CPU gets its unit when it is first brought up, instead of all at set-up. Linux has
+    /// them all from the start.
+    pub units_on_demand: bool,
+    /// The CPU that runs set-up: the first possible one unless told otherwise. With units on demand
+    /// it is the one that gets a unit at set-up.
+    pub boot_cpu: Option<u32>,
 }
 
 impl Default for Config {
@@ -66,6 +95,9 @@ impl Default for Config {
             atom_size: PAGE as usize,
             distance: |_, _| LOCAL_DISTANCE,
             mapping_space: 1 << 45,
+            method: Method::Auto,
+            units_on_demand: false,
+            boot_cpu: None,
         }
     }
 }
@@ -75,10 +107,28 @@ impl Config {
     pub fn span_limit(&self) -> usize {
         self.mapping_space / 4 * 3
     }
+
+    /// The same for [`FirstChunk::page`]: the atom is a page, and all CPUs are one group.
+    pub fn by_page(&self) -> Self {
+        Self { atom_size: PAGE as usize, distance: |_, _| LOCAL_DISTANCE, ..*self }
+    }
+
+    /// Which of the possible CPUs get their unit at set-up.
+    ///
+    /// # Errors
+    ///
+    /// [`NoCpu`](SetupError::NoCpu), or [`BootCpu`](SetupError::BootCpu) if that is not possible.
+    pub fn units_at_set_up(&self, possible: &CpuSet) -> Result<CpuSet, SetupError> {
+        let boot = self.boot_cpu.or(possible.iter().next()).ok_or(SetupError::NoCpu)?;
+        if !possible.contains(boot) {
+            return Err(SetupError::BootCpu(boot));
+        }
+        if self.units_on_demand { CpuSet::new([boot]) } else { Ok(possible.clone()) }
+    }
 }
 
-/// What is added to a per-CPU pointer for each CPU; 0 where there is no area (yet). Linux:
-/// `__per_cpu_offset`.
+/// What is added to a per-CPU pointer for each CPU; 0 where there is no unit (yet). Never changes
+/// again once it is something else. Linux: `__per_cpu_offset`.
 static OFFSETS: [AtomicUsize; NR_CPUS] = [const { AtomicUsize::new(0) }; NR_CPUS];
 
 /// The static areas, in the layout of [`AreasView`].
@@ -122,11 +172,48 @@ const SET_UP: u32 = 2;
 
 static STATE: AtomicU32 = AtomicU32::new(NOT_SET_UP);
 
-/// What is added to a per-CPU pointer to make the address of `cpu`'s copy. Linux:
-/// `per_cpu_offset`.
+/// What is added to a per-CPU pointer to make the address of `cpu`'s copy. A load and a comparison.
+/// Linux: `per_cpu_offset`.
+///
+/// # Panics
+///
+/// If the CPU has no unit yet: it was never brought up. [`cpu::booted_once`] names those that have
+/// one, [`try_offset`] asks.
 #[inline]
 pub fn offset(cpu: CpuId) -> usize {
-    OFFSETS[cpu.index()].load(Ordering::Relaxed)
+    match try_offset(cpu) {
+        Some(offset) => offset,
+        None => no_unit(cpu),
+    }
+}
+
+/// As [`offset`]; `None` if the CPU has no unit yet.
+#[inline]
+pub fn try_offset(cpu: CpuId) -> Option<usize> {
+    // Who finds the unit finds what it began with, and makes others that it passes an area on to
+    // find it too: so says `memory::zero`.
+    match OFFSETS[cpu.index()].load(Ordering::Acquire) {
+        0 => None,
+        offset => Some(offset),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn no_unit(cpu: CpuId) -> ! {
+    panic!("{cpu:?} has no per-CPU area: it was never brought up");
+}
+
+/// Makes the unit at `offset` known as `cpu`'s.
+///
+/// # Safety
+///
+/// The unit has memory behind all that is populated in other units. Its static part holds the
+/// template with `cpu`'s number and offset, its dynamic areas hold what their owners have been
+/// promised.
+unsafe fn publish(cpu: CpuId, offset: usize) {
+    OFFSETS[cpu.index()].store(offset, Ordering::Release);
+    cpu::MASKS.booted_once.set(cpu, true);
 }
 
 /// Whether the areas are set up.
@@ -160,8 +247,8 @@ pub fn phys_addr<T>(ptr: PerCpuPtr<T>, cpu: CpuId) -> Option<usize> {
     Global::phys_of(ptr.raw().wrapping_add(offset))
 }
 
-/// Makes every possible CPU's area: freezes the possible mask, copies the template, and starts the
-/// allocator. Linux: `setup_per_cpu_areas`.
+/// Makes every possible CPU's area, or with [`Config::units_on_demand`] the boot CPU's: freezes the
+/// possible mask, copies the template, and starts the allocator. Linux: `setup_per_cpu_areas`.
 ///
 /// # Errors
 ///
@@ -171,8 +258,8 @@ pub fn phys_addr<T>(ptr: PerCpuPtr<T>, cpu: CpuId) -> Option<usize> {
 /// # Safety
 ///
 /// No other CPU runs, and nobody holds a reference into the template or has used a per-CPU
-/// variable: what was written there before is copied to every CPU, what is written there later is
-/// lost.
+/// variable: what was written there before is copied to every CPU. From here on nobody writes to
+/// the template: the boot CPU installs its [`offset`] before it uses a per-CPU variable again.
 pub unsafe fn setup_per_cpu_areas(
     possible: impl Iterator<Item = u32>,
     config: &Config,
@@ -195,41 +282,75 @@ pub unsafe fn setup_per_cpu_areas(
 /// As there.
 unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result<(), SetupError> {
     let possible = CpuSet::new(possible)?;
-    let template = var::template();
-    let info = AllocInfo::build(template.len(), config, &possible)?;
-    info.verify(&possible)?;
-    // SAFETY: the linker made the template, its provenance is exposed, and the caller vouches for
-    // there being no writer.
-    let first = unsafe { FirstChunk::embed(&info, template.start, config.span_limit())? };
-    let allocator = alloc::global();
-    let first = allocator.init(first)?;
+    let with_unit = config.units_at_set_up(&possible)?;
+    // SAFETY: passed on to the caller.
+    let (info, first, method) = unsafe { make_first_chunk(&possible, &with_unit, config)? };
+    let first = alloc::global().init(first)?;
 
-    for unit in first.units.iter() {
-        let offset = first.delta().wrapping_add(unit.offset);
-        // SAFETY: `embed` has just copied the template there, and no CPU knows of it yet.
-        unsafe { cpu::init_unit(unit.cpu, offset) };
-        OFFSETS[unit.cpu as usize].store(offset, Ordering::Relaxed);
-        cpu::MASKS.possible.set_index(unit.cpu as usize, true);
+    for cpu in possible.iter() {
+        cpu::MASKS.possible.set_index(cpu as usize, true);
     }
     cpu::set_nr_cpu_ids(first.unit_offsets.len());
-    AREAS.template.store(template.start, Ordering::Relaxed);
+    for unit in first.units() {
+        let offset = first.delta().wrapping_add(unit.offset);
+        // SAFETY: a unit's CPU is possible. The first chunk has just copied the template there, no
+        // CPU knows of the unit yet, and there is no dynamic area.
+        unsafe {
+            cpu::init_unit(unit.cpu, offset);
+            publish(CpuId::new_unchecked(unit.cpu as usize), offset);
+        }
+    }
+    AREAS.template.store(first.template, Ordering::Relaxed);
     AREAS.static_size.store(info.static_size, Ordering::Relaxed);
     AREAS.reserved_size.store(info.reserved_size, Ordering::Relaxed);
     AREAS.dynamic_size.store(info.dyn_size, Ordering::Relaxed);
     AREAS.unit_size.store(info.unit_size, Ordering::Relaxed);
     AREAS.base.store(first.base, Ordering::Relaxed);
     Global::log(format_args!(
-        "percpu: embedded {} pages a CPU (static {} + reserved {} + dynamic {} bytes), units of {} \
-         bytes, {} in an allocation, {} CPUs in {} groups from {:#x}",
+        "percpu: {method} {} pages a CPU (static {} + reserved {} + dynamic {} bytes), units of {} \
+         bytes, {} in an allocation, {} CPUs in {} groups from {:#x}, {} with memory",
         first.populated_pages,
         info.static_size,
         info.reserved_size,
         info.dyn_size,
         info.unit_size,
         info.units_per_alloc(),
-        first.units.len(),
+        possible.count(),
         info.nr_groups,
         first.base,
+        first.units().len(),
     ));
     Ok(())
+}
+
+/// Gets the first chunk its memory, by the method that was asked for or that works; says which.
+///
+/// # Safety
+///
+/// As [`setup_per_cpu_areas`].
+unsafe fn make_first_chunk(
+    possible: &CpuSet,
+    with_unit: &CpuSet,
+    config: &Config,
+) -> Result<(AllocInfo, FirstChunk<Global>, &'static str), SetupError> {
+    let template = var::template();
+    if config.method != Method::Page {
+        let info = AllocInfo::build(template.len(), config, possible)?;
+        info.verify(possible)?;
+        let (start, limit) = (template.start, config.span_limit());
+        // SAFETY: the linker made the template, its provenance is exposed, and the caller vouches
+        // for there being no writer, now or later.
+        match unsafe { FirstChunk::embed(&info, start, limit, with_unit) } {
+            Ok(first) => return Ok((info, first, "embedded")),
+            Err(error) if config.method == Method::Embed => return Err(error),
+            Err(error) => Global::log(format_args!(
+                "percpu: cannot embed the first chunk ({error}), falling back to pages"
+            )),
+        }
+    }
+    let info = AllocInfo::build(template.len(), &config.by_page(), possible)?;
+    info.verify(possible)?;
+    // SAFETY: as above.
+    let first = unsafe { FirstChunk::page(&info, template.start, with_unit)? };
+    Ok((info, first, "page by page"))
 }

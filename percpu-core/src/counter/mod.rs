@@ -191,7 +191,7 @@ impl PercpuCounter {
     pub fn set(&self, amount: i64) {
         let node = self.node();
         let _lock = node.lock();
-        for cpu in cpu::possible().iter() {
+        for cpu in cpu::booted_once().iter() {
             node.take_local_of(cpu);
         }
         node.set_count(amount);

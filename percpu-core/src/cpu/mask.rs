@@ -1,7 +1,9 @@
-//! CPU masks: which CPUs can exist, are plugged, run, take threads, or are on their way out.
+//! CPU masks: which CPUs can exist, are plugged, run, take threads, are on their way out, or have
+//! per-CPU memory.
 //!
 //! possible ⊇ present ⊇ online ⊇ active; a dying CPU has left online or is about to. The possible
-//! mask is frozen when per-CPU areas are set up, the others change under hotplug.
+//! mask is frozen when per-CPU areas are set up, the others change under hotplug. A CPU that was
+//! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ online ∪ dying.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -93,7 +95,7 @@ fn bits(words: impl Iterator<Item = u64>) -> impl Iterator<Item = CpuId> {
     })
 }
 
-/// The five masks, in one place so that a view from outside finds them by one address.
+/// The six masks, in one place so that a view from outside finds them by one address.
 #[repr(C)]
 pub(crate) struct Masks {
     pub(crate) possible: CpuMask,
@@ -101,6 +103,7 @@ pub(crate) struct Masks {
     pub(crate) online: CpuMask,
     pub(crate) active: CpuMask,
     pub(crate) dying: CpuMask,
+    pub(crate) booted_once: CpuMask,
 }
 
 pub(crate) static MASKS: Masks = Masks {
@@ -109,6 +112,7 @@ pub(crate) static MASKS: Masks = Masks {
     online: CpuMask::new(),
     active: CpuMask::new(),
     dying: CpuMask::new(),
+    booted_once: CpuMask::new(),
 };
 
 /// CPUs that can ever be brought up; frozen at set-up. Linux: `cpu_possible_mask`.
@@ -139,4 +143,13 @@ pub fn active() -> &'static CpuMask {
 #[inline]
 pub fn dying() -> &'static CpuMask {
     &MASKS.dying
+}
+
+/// CPUs that have a unit of per-CPU memory: those that can have touched per-CPU data, over which
+/// whoever sums or visits all copies goes. Only ever grows. Linux: `cpus_booted_once_mask`.
+///
+/// Without [units on demand](crate::area::Config::units_on_demand) these are all possible CPUs.
+#[inline]
+pub fn booted_once() -> &'static CpuMask {
+    &MASKS.booted_once
 }

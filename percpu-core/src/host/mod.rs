@@ -78,6 +78,17 @@ impl core::error::Error for BootError {}
 ///
 /// The program has booted with another number, or there is no memory.
 pub fn boot(cpus: usize) -> Result<(), BootError> {
+    boot_with(cpus, cpus, &Config::default())
+}
+
+/// As [`boot`], with per-CPU areas as `config` says, and brings up only the first `up` of the `cpus`
+/// possible CPUs, but at least one.
+///
+/// # Errors
+///
+/// As [`boot`]; [`Setup`](BootError::Setup) also if `config` breaks a rule, or names a boot CPU
+/// other than 0.
+pub fn boot_with(cpus: usize, up: usize, config: &Config) -> Result<(), BootError> {
     static BOOTED: Mutex<Option<usize>> = Mutex::new(None);
 
     let mut booted = BOOTED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,10 +97,13 @@ pub fn boot(cpus: usize) -> Result<(), BootError> {
         Some(before) => return Err(BootError::Booted(before)),
         None => {}
     }
+    if let Some(other) = config.boot_cpu.filter(|&cpu| cpu != 0) {
+        return Err(BootError::Setup(SetupError::BootCpu(other)));
+    }
     let last = cpus as u32;
     // SAFETY: no thread is a CPU yet, so nobody has used or could now use a per-CPU variable: an
     // access panics.
-    unsafe { area::setup_per_cpu_areas(0..last, &Config::default()) }.map_err(BootError::Setup)?;
+    unsafe { area::setup_per_cpu_areas(0..last, config) }.map_err(BootError::Setup)?;
     *booted = Some(cpus);
 
     let boot = CpuId::new(0).expect("CPU 0 is possible");
@@ -98,7 +112,7 @@ pub fn boot(cpus: usize) -> Result<(), BootError> {
     counter::register_hotplug_steps().expect("there is room for the first steps");
     for cpu in cpu::possible().iter() {
         hotplug::set_present(cpu);
-        if cpu != boot {
+        if cpu != boot && cpu.index() < up {
             hotplug::cpu_up(cpu).expect("a thread can be started");
         }
     }

@@ -4,8 +4,9 @@ use super::readers;
 use super::record::{Phase, Request, record};
 use super::steps::{self, Section, Startup, Step, StepError, StepId, Teardown};
 use super::{CpuOps, HotplugError, RegisterError};
+use crate::area;
 use crate::cpu::{self, CpuId, MASKS};
-use crate::platform::{Global, Platform};
+use crate::platform::{Global, NoMemory, Platform};
 use crate::preempt;
 use crate::sync::{Mutex, SpinLock};
 
@@ -58,7 +59,7 @@ pub fn register(
     let _control = CONTROL.lock();
     let step = steps::insert(section, name, startup, teardown).ok_or(RegisterError::Full)?;
     for cpu in cpu::possible().iter() {
-        record(cpu).take_failure(step.id.index());
+        steps::take_failure(step.id, cpu);
     }
     for cpu in cpu::online().iter() {
         if let Err(error) = run(&step, cpu, Request::StartUp) {
@@ -85,13 +86,15 @@ pub fn unregister(id: StepId) {
 
 /// Brings a CPU up. Linux: `cpu_up`.
 ///
+/// If it is the first time, the CPU gets its [unit](area::add_unit) before anything else is done.
+///
 /// The caller may sleep, holds no guard and no [`CpusReadGuard`](super::CpusReadGuard), and is no
 /// step's callback. When this returns, all steps were run and the CPU is active. A CPU that does
 /// not arrive is given up; one that did is waited for, however long its steps take.
 ///
 /// # Errors
 ///
-/// Everything done was undone; the CPU is down.
+/// Everything done was undone, except that a unit stays; the CPU is down.
 pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
     let _control = CONTROL.lock();
     if !cpu::present().contains(cpu) {
@@ -100,6 +103,9 @@ pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
     if cpu::online().contains(cpu) {
         return Err(HotplugError::AlreadyOnline);
     }
+    // The first of all: whatever is done for the CPU may want its per-CPU data. The unit stays when
+    // something else fails; it is as good at the next try.
+    area::add_unit(cpu).map_err(|NoMemory| HotplugError::NoMemory)?;
     let _writer = readers::write_lock();
 
     let prepare = steps::positions(Section::Prepare);

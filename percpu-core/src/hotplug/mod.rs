@@ -15,7 +15,7 @@
 //!
 //! # What the kernel does
 //!
-//! - It sets up the per-CPU areas, then calls [`init`] with its [`CpuOps`] and [`set_present`] for
+//! - It sets up the per-CPU areas, with all units or with the boot CPU's, then calls [`init`] with its [`CpuOps`] and [`set_present`] for
 //!   each CPU that is plugged in.
 //! - A thread that may sleep calls [`cpu_up`] and [`cpu_down`].
 //! - A CPU that was started installs its offset and calls [`arrive`] with interrupts masked. If that
@@ -95,6 +95,8 @@ pub enum HotplugError {
     NotOnline,
     /// It is the last one that is up. Linux: `EBUSY`.
     LastCpu,
+    /// There is no memory for the CPU's unit.
+    NoMemory,
     /// The CPU could not be started.
     Start(StartError),
     /// The CPU was started, but did not arrive in time. Should it arrive later, it is sent away.
@@ -117,6 +119,7 @@ impl fmt::Display for HotplugError {
             Self::AlreadyOnline => f.write_str("the CPU is up already"),
             Self::NotOnline => f.write_str("the CPU is not up"),
             Self::LastCpu => f.write_str("the last CPU that is up cannot go down"),
+            Self::NoMemory => f.write_str("there is no memory for the CPU's per-CPU data"),
             Self::Start(error) => error.fmt(f),
             Self::TimedOut => f.write_str("the CPU was started but did not arrive in time"),
             Self::Step { name, error, .. } => write!(f, "step {name} failed: {error}"),

@@ -1,6 +1,6 @@
 //! What the state machine knows about one CPU: where it stands, and the request in its mailbox.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use super::steps::{StepError, StepId};
 use crate::cpu::CpuId;
@@ -73,8 +73,6 @@ pub(super) struct Record {
     step: AtomicU32,
     failed: AtomicBool,
     code: AtomicI32,
-    /// Bit = slot of a step that is to fail.
-    failures: AtomicU64,
     /// The CPU was up before hotplug began and has no hotplug thread yet.
     early: AtomicBool,
 }
@@ -89,7 +87,6 @@ percpu! {
         step: AtomicU32::new(0),
         failed: AtomicBool::new(false),
         code: AtomicI32::new(0),
-        failures: AtomicU64::new(0),
         early: AtomicBool::new(false),
     };
 }
@@ -178,14 +175,6 @@ impl Record {
             true => Err(StepError(self.code.load(Ordering::Relaxed))),
             false => Ok(()),
         }
-    }
-
-    pub(super) fn order_failure(&self, step: usize) {
-        self.failures.fetch_or(1 << step, Ordering::Relaxed);
-    }
-
-    pub(super) fn take_failure(&self, step: usize) -> bool {
-        self.failures.fetch_and(!(1 << step), Ordering::Relaxed) & (1 << step) != 0
     }
 
     pub(super) fn is_early(&self) -> bool {

@@ -1,9 +1,9 @@
 //! The table of steps: a fixed number of slots, and the order in which they run.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::record::record;
-use crate::cpu::CpuId;
+use crate::cpu::{CpuId, NR_CPUS};
 use crate::sync::SpinLock;
 
 /// The most steps there can be at a time.
@@ -177,12 +177,18 @@ pub fn steps() -> impl Iterator<Item = (StepId, Section, &'static str)> {
     (0..MAX_STEPS).map_while(|p| TABLE.lock().at(p)).map(|s| (s.id, s.section, s.name))
 }
 
+/// Failures that were ordered, by CPU: bit = slot of a step that is to fail. Not in per-CPU memory:
+/// they can be ordered for a CPU that has none yet.
+static FAILURES: [AtomicU64; NR_CPUS] = [const { AtomicU64::new(0) }; NR_CPUS];
+
 /// Makes the next run of a step for `cpu` fail once, for tests: its start-up in any section, or its
 /// tear-down in the ONLINE section. Linux: the `fail` file of a CPU's `hotplug` directory.
 pub fn inject_failure(step: StepId, cpu: CpuId) {
-    record(cpu).order_failure(step.index());
+    FAILURES[cpu.index()].fetch_or(1 << step.index(), Ordering::Relaxed);
 }
 
-fn take_failure(step: StepId, cpu: CpuId) -> bool {
-    record(cpu).take_failure(step.index())
+/// Takes the order back, if there was one.
+pub(super) fn take_failure(step: StepId, cpu: CpuId) -> bool {
+    let bit = 1 << step.index();
+    FAILURES[cpu.index()].fetch_and(!bit, Ordering::Relaxed) & bit != 0
 }

@@ -1,4 +1,4 @@
-//! Per-CPU variables: one copy for each possible CPU. Linux: `DEFINE_PER_CPU`, `this_cpu_*`,
+//! Per-CPU variables: one copy for each CPU. Linux: `DEFINE_PER_CPU`, `this_cpu_*`,
 //! `per_cpu`.
 //!
 //! [`percpu!`](crate::percpu) declares them. A scalar is used with single-instruction operations

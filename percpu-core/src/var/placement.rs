@@ -70,11 +70,8 @@ impl Place {
             }
         };
         write(address);
-        for cpu in cpu::possible().iter() {
-            match area::offset(cpu) {
-                0 => {}
-                offset => write(address.wrapping_add(offset)),
-            }
+        for offset in cpu::booted_once().iter().filter_map(area::try_offset) {
+            write(address.wrapping_add(offset));
         }
         self.0.store(address, Ordering::Release);
         address

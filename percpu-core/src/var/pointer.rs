@@ -5,6 +5,7 @@ use core::marker::PhantomData;
 use core::ptr::with_exposed_provenance_mut;
 
 use super::{Integer, Scalar};
+use crate::area;
 use crate::cpu::{self, CpuId};
 
 /// The name of a per-CPU variable, static or dynamic: its template address. Linux: `T __percpu *`.
@@ -42,9 +43,21 @@ impl<T> PerCpuPtr<T> {
     }
 
     /// Address of `cpu`'s copy. Linux: `per_cpu_ptr`.
+    ///
+    /// # Panics
+    ///
+    /// If the CPU has no unit yet, and so no copy: it was never brought up. That goes for all that
+    /// name a CPU; [`cpu::booted_once`] has those that can be named.
     #[inline]
     pub fn on(self, cpu: CpuId) -> *mut T {
-        with_exposed_provenance_mut(self.raw.wrapping_add(crate::area::offset(cpu)))
+        with_exposed_provenance_mut(self.raw.wrapping_add(area::offset(cpu)))
+    }
+
+    /// As [`on`](Self::on); `None` if the CPU has no unit yet.
+    #[inline]
+    pub fn try_on(self, cpu: CpuId) -> Option<*mut T> {
+        let offset = area::try_offset(cpu)?;
+        Some(with_exposed_provenance_mut(self.raw.wrapping_add(offset)))
     }
 
     /// Address of the copy of the CPU that runs this; stale as soon as the thread is moved. Linux:

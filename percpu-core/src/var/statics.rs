@@ -39,7 +39,8 @@ impl Alignment for PageAligned {
     type Unit = Page;
 }
 
-/// A static variable with one copy for each possible CPU, made by [`percpu!`](crate::percpu).
+/// A static variable with one copy for each CPU that has a unit, made by
+/// [`percpu!`](crate::percpu).
 ///
 /// The static itself is the template of the copies.
 #[repr(C)]
@@ -82,6 +83,10 @@ impl<T, A: Alignment> PerCpu<T, A> {
     }
 
     /// Address of `cpu`'s copy: template address plus `per_cpu_offset[cpu]`. Linux: `per_cpu_ptr`.
+    ///
+    /// # Panics
+    ///
+    /// As [`PerCpuPtr::on`].
     #[inline]
     pub fn on(&self, cpu: CpuId) -> *mut T {
         self.ptr().on(cpu)
@@ -127,25 +132,29 @@ impl<T, A: Alignment> PerCpu<T, A> {
     ///
     /// # Panics
     ///
-    /// Before the per-CPU areas are set up.
+    /// If the CPU has no unit yet: it was never brought up.
     #[inline]
     pub fn remote(&'static self, cpu: CpuId) -> &'static T
     where
         T: Structured + Send + Sync,
     {
-        // A `CpuId` exists only when the possible mask is frozen, and set-up does that.
-        // SAFETY: the unit of a possible CPU is never given back, and `T: Sync` allows for
-        // everybody.
+        // SAFETY: the CPU has a unit, or `on` panics; a unit has the template's values before it is
+        // known, and is never given back. `T: Sync` allows for everybody.
         unsafe { &*with_exposed_provenance(self.on(cpu).addr()) }
     }
 
     /// Reads `cpu`'s copy with one relaxed load. Linux: `READ_ONCE(per_cpu(var, cpu))`.
+    ///
+    /// # Panics
+    ///
+    /// If the CPU has no unit yet: it was never brought up.
     #[inline]
     pub fn read_on(&self, cpu: CpuId) -> T
     where
         T: Scalar,
     {
-        // SAFETY: the copy is valid for ever; scalars are only accessed atomically.
+        // SAFETY: the copy is valid for ever, or the CPU has none and this panics; scalars are only
+        // accessed atomically.
         unsafe { self.ptr().read_on(cpu) }
     }
 }

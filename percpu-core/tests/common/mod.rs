@@ -11,7 +11,8 @@ pub mod random;
 use std::collections::BTreeMap;
 
 use percpu_core::alloc::{AllocError, AllocFlags, Allocator, FreeError};
-use percpu_core::area::{AllocInfo, Config, CpuSet, FirstChunk};
+use percpu_core::area::{AllocInfo, Config, CpuSet, FirstChunk, Method};
+use percpu_core::platform::NoMemory;
 use percpu_core::var::PerCpuPtr;
 
 use fake::{Fake, FakeHandle};
@@ -19,6 +20,8 @@ use fake::{Fake, FakeHandle};
 /// An allocator over a fake platform, and the model of what is allocated: intervals only.
 pub struct World {
     pub allocator: Allocator<Fake>,
+    pub possible: Vec<u32>,
+    /// CPUs that have a unit.
     pub cpus: Vec<u32>,
     pub live: BTreeMap<usize, Area>,
     pub fake: FakeHandle,
@@ -69,6 +72,13 @@ impl Drop for World {
     }
 }
 
+/// The bytes of a copy of a live area of a test.
+fn copy<'a>(offset: usize, ptr: usize, size: usize) -> &'a mut [u8] {
+    let start = std::ptr::with_exposed_provenance_mut(ptr.wrapping_add(offset));
+    // SAFETY: the area is live and the test's own, and the tests look at one copy at a time.
+    unsafe { std::slice::from_raw_parts_mut(start, size) }
+}
+
 impl World {
     pub fn new(shape: &Shape) -> Self {
         Self::on(fake::install(), shape)
@@ -77,17 +87,28 @@ impl World {
     pub fn on(fake: FakeHandle, shape: &Shape) -> Self {
         let template = vec![Page([0x5a; 4096]); shape.static_size.div_ceil(4096).max(1)];
         let possible = CpuSet::new(shape.cpus.iter().copied()).unwrap();
-        let info = AllocInfo::build(shape.static_size, &shape.config, &possible).unwrap();
+        let by_page = shape.config.method == Method::Page;
+        let config = if by_page { shape.config.by_page() } else { shape.config };
+        let info = AllocInfo::build(shape.static_size, &config, &possible).unwrap();
         info.verify(&possible).unwrap();
         let start = template.as_ptr().expose_provenance();
-        // SAFETY: the template outlives the first chunk and is not changed.
-        let first = unsafe { FirstChunk::embed(&info, start, shape.config.span_limit()) }.unwrap();
+        let limit = config.span_limit();
+        let with_unit = config.units_at_set_up(&possible).unwrap();
+        let first = if by_page {
+            // SAFETY: the template outlives the first chunk and is not changed.
+            unsafe { FirstChunk::page(&info, start, &with_unit) }
+        } else {
+            // SAFETY: as above.
+            unsafe { FirstChunk::embed(&info, start, limit, &with_unit) }
+        };
+        let first = first.unwrap();
         let allocator = Allocator::new();
         allocator.init(first).unwrap();
         let live = BTreeMap::new();
         Self {
             allocator,
-            cpus: possible.iter().collect(),
+            possible: possible.iter().collect(),
+            cpus: with_unit.iter().collect(),
             live,
             fake,
             seed: 1,
@@ -101,13 +122,27 @@ impl World {
         self.template.as_ptr().addr()
     }
 
+    /// Gives `cpu` a unit.
+    pub fn add_unit(&mut self, cpu: u32) -> Result<(), NoMemory> {
+        self.allocator.add_unit(cpu)?;
+        if !self.cpus.contains(&cpu) {
+            self.cpus.push(cpu);
+            // In the new unit every area is zero (H3); from here on it has its owner's bytes too.
+            for (&ptr, area) in &self.live {
+                let first = self.allocator.first_chunk().unwrap();
+                let copy = copy(first.offset(cpu).unwrap(), ptr, area.size);
+                assert!(*copy == *vec![0; area.size], "H3: {ptr:#x} is not zero on CPU {cpu}");
+                copy.fill(area.fill ^ cpu as u8);
+            }
+        }
+        Ok(())
+    }
+
     /// Shows `f` the bytes of each CPU's copy of the area at `ptr`.
     pub fn for_each_copy(&self, ptr: usize, size: usize, mut f: impl FnMut(u32, &mut [u8])) {
         for &cpu in &self.cpus {
-            let addr = ptr.wrapping_add(self.allocator.first_chunk().unwrap().offset(cpu).unwrap());
-            let start = std::ptr::with_exposed_provenance_mut(addr);
-            // SAFETY: the area is live and this test's own; one copy is lent out at a time.
-            f(cpu, unsafe { std::slice::from_raw_parts_mut(start, size) });
+            let first = self.allocator.first_chunk().unwrap();
+            f(cpu, copy(first.offset(cpu).unwrap(), ptr, size));
         }
     }
 

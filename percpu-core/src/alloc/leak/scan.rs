@@ -275,7 +275,7 @@ impl<'a, P: Platform> Search<'a, P> {
     /// The growth lock is held.
     unsafe fn own_memory(&mut self) {
         let first = self.first;
-        for unit in first.units.iter() {
+        for unit in first.units().iter() {
             let start = first.base + unit.offset;
             // SAFETY: the unit's first pages have memory for as long as there is the first chunk,
             // and the template lies at their beginning.
@@ -288,7 +288,7 @@ impl<'a, P: Platform> Search<'a, P> {
                 return;
             };
             drop(records);
-            for unit in first.units.iter() {
+            for unit in first.units().iter() {
                 let start = pointer.wrapping_add(first.delta()).wrapping_add(unit.offset);
                 // SAFETY: the area was live while the growth lock was held, which still is; so its
                 // pages have had memory in every unit since, even if it was freed meanwhile.
@@ -324,7 +324,7 @@ impl<'a, P: Platform> Search<'a, P> {
         let at = word.wrapping_sub(self.first.delta());
         let reach = self.bounds.len().saturating_add(self.first.span);
         if at.wrapping_sub(self.bounds.start) < reach {
-            for unit in self.first.units.iter() {
+            for unit in self.first.units().iter() {
                 self.refer(at.wrapping_sub(unit.offset));
             }
         }
