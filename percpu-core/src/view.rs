@@ -161,7 +161,8 @@ view! {
         pub reserved_chunk: u64,
         /// Bytes of a unit.
         pub unit_size: u64,
-        /// Address of `unit_offset[nr_cpu_ids]`, 64 bits each: where a CPU's unit lies in a chunk.
+        /// Address of `unit_offset[nr_cpu_ids]`, 64 bits each: where a CPU's unit lies in a chunk, or
+        /// would lie if it had one; all ones where the CPU is not possible.
         pub unit_offset: u64,
         /// What is subtracted from an address of CPU-offset 0 to make a per-CPU pointer:
         /// `pointer = chunk.base + offset - delta`, `address in CPU c = pointer + offset[c]`.
@@ -228,7 +229,8 @@ view! {
         pub unit_size: u64,
         /// Address of the lowest unit.
         pub base: u64,
-        /// Address of `per_cpu_offset[nr_cpu_ids]`, 64 bits each.
+        /// Address of `per_cpu_offset[nr_cpu_ids]`, 64 bits each; 0 where the CPU has no unit (yet):
+        /// no memory is behind its part of any chunk.
         pub offset: u64,
     }
 
@@ -253,8 +255,8 @@ view! {
         pub version: u32,
         /// One more than the highest possible CPU.
         pub nr_cpu_ids: u32,
-        /// Address of the masks: possible, present, online, active, dying, each `NR_CPUS / 64`
-        /// 64-bit words.
+        /// Address of the masks: possible, present, online, active, dying, booted-once (CPUs that
+        /// have a unit), each `NR_CPUS / 64` 64-bit words.
         pub masks: u64,
         /// Bytes of one mask.
         pub mask_size: u64,
