@@ -53,7 +53,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn yield_now() {
-        sched::yield_now();
+        sched::yield_to_others();
     }
 
     fn clock_ns() -> u64 {

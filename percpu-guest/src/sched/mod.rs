@@ -15,7 +15,7 @@ use percpu_core::platform::Platform;
 use percpu_core::{irq, percpu, preempt};
 use percpu_guest::abi::MAX_CPUS;
 
-use crate::arch::{self, service};
+use crate::arch::{self, service, tsc};
 use crate::kernel::Kernel;
 use crate::shared;
 
@@ -85,8 +85,9 @@ impl Queues {
         if after_bound && let Some(thread) = self.pick_shared(cpu) {
             return thread;
         }
+        let now = tsc::now();
         self.bound[cpu as usize]
-            .pop_if(|thread| thread.is_wanted(cpu))
+            .pop_if(|thread| thread.is_wanted(cpu, now))
             .or_else(|| self.pick_shared(cpu))
             .unwrap_or(self.idle[cpu as usize])
     }
@@ -99,7 +100,8 @@ impl Queues {
         if quiet || !CpuId::new(cpu as usize).is_some_and(|cpu| cpu::active().contains(cpu)) {
             return None;
         }
-        self.shared.pop_if(|thread| thread.is_wanted(cpu))
+        let now = tsc::now();
+        self.shared.pop_if(|thread| thread.is_wanted(cpu, now))
     }
 }
 
@@ -156,6 +158,19 @@ pub fn yield_now() {
     // The count is 1 on whatever CPU the thread goes on: every switch is made masked once.
     let _masked = irq::disable();
     schedule();
+}
+
+/// As [`yield_now`], for a thread that waits for something others do. One that any CPU may run lets
+/// them be for a moment: many waiting threads that take each other's turns would keep every CPU in
+/// the scheduler.
+pub fn yield_to_others() {
+    const MOMENT_US: u64 = 100;
+    let current = CURRENT.read();
+    if current != 0 && !thread::is_bound(current) {
+        let moment = MOMENT_US * u64::from(shared::boot().tsc_mhz);
+        thread::set_not_before(current, tsc::now() + moment);
+    }
+    yield_now();
 }
 
 /// Switches threads if the last interrupt asked for it and the interrupted code allows it.

@@ -3,7 +3,7 @@
 //! Threads are known by address. Their fields are atomics where two CPUs may look at once; the
 //! queue link and the stack pointer belong to whoever holds the run queue's lock.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::{RUN_QUEUE, switch};
 use crate::mem::{PAGE, frames};
@@ -19,6 +19,8 @@ pub struct Thread {
     next: AtomicUsize,
     /// A `fn(u32) -> bool`, or 0: the thread is always wanted.
     wanted: AtomicUsize,
+    /// Time stamp before which it is not wanted.
+    not_before: AtomicU64,
     ended: AtomicBool,
     /// The only CPU it may run on.
     bound: u32,
@@ -52,6 +54,7 @@ impl Thread {
             rsp: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             wanted: AtomicUsize::new(0),
+            not_before: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             bound: bound.unwrap_or(NO_CPU),
             row,
@@ -77,6 +80,7 @@ impl Thread {
         let rsp = unsafe { switch::first_frame(self.stack_top()) };
         self.rsp.store(rsp, Ordering::Relaxed);
         self.wanted.store(0, Ordering::Relaxed);
+        self.not_before.store(0, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
     }
 
@@ -98,7 +102,11 @@ impl Thread {
         });
     }
 
-    pub(super) fn is_wanted(&self, cpu: u32) -> bool {
+    /// Whether `cpu` may run it, at time stamp `now`.
+    pub(super) fn is_wanted(&self, cpu: u32, now: u64) -> bool {
+        if self.not_before.load(Ordering::Relaxed) > now {
+            return false;
+        }
         match self.wanted.load(Ordering::Relaxed) {
             0 => true,
             wanted => {
@@ -160,6 +168,10 @@ pub(super) fn set_ended(address: usize) {
 pub(super) fn set_wanted(address: usize, wanted: Option<fn(u32) -> bool>) {
     let wanted = wanted.map_or(0, |f| (f as *const ()).expose_provenance());
     thread(address).wanted.store(wanted, Ordering::Relaxed);
+}
+
+pub(super) fn set_not_before(address: usize, time: u64) {
+    thread(address).not_before.store(time, Ordering::Relaxed);
 }
 
 /// Saves `previous` and goes on with `next`.

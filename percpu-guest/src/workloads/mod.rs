@@ -85,9 +85,8 @@ fn rest() {
     // says so and then looks again, so one of the two sees the other.
     loop {
         header.busy.fetch_sub(1, Ordering::SeqCst);
-        while header.quiesce.load(Ordering::SeqCst) != 0 {
-            sched::yield_now();
-        }
+        // Those that still work have the CPUs to themselves.
+        sched::wait_until(|_| shared::header().quiesce.load(Ordering::SeqCst) == 0);
         header.busy.fetch_add(1, Ordering::SeqCst);
         if header.quiesce.load(Ordering::SeqCst) == 0 {
             return;

@@ -120,7 +120,7 @@ impl Object {
             if (pointer != NOTHING) == allocated {
                 return pointer;
             }
-            sched::yield_now();
+            sched::yield_to_others();
         }
     }
 
@@ -159,7 +159,10 @@ pub(super) fn run(mut worker: Worker) {
                     LIVE[id].alloc(size, align, worker.rng.next() as u32);
                 }
                 Some(Op::Free { id }) => LIVE[id].free(),
-                None => break,
+                None => {
+                    sched::yield_to_others();
+                    break;
+                }
             }
             shared::header().trace.ops.fetch_add(1, Ordering::Release);
         }
