@@ -54,6 +54,8 @@ pub const BLOCK_GRANULES: u32 = PAGE / GRANULE;
 
 /// Shelves of a CPU's cache.
 pub const CACHE_SHELVES: usize = 32;
+/// Set in the address of a cached area that is zero on every CPU.
+pub const CACHED_ZERO: u64 = 1;
 /// Areas on a full shelf.
 pub const SHELF_DEPTH: usize = 15;
 
@@ -183,7 +185,7 @@ view! {
     pub struct CachedView {
         /// Address of its chunk's ledger.
         pub ledger: u64,
-        /// Address of the area in unit space, as [`ChunkView::base`].
+        /// Address of the area in unit space, as [`ChunkView::base`], and [`CACHED_ZERO`].
         pub address: u64,
     }
 
@@ -268,6 +270,18 @@ view! {
         pub counters: u64,
         /// Address of the counters' batch, an `i32`.
         pub counter_batch: u64,
+    }
+}
+
+impl CachedView {
+    /// Address of the area in unit space.
+    pub const fn area(&self) -> u64 {
+        self.address & !CACHED_ZERO
+    }
+
+    /// Whether every CPU's copy is zero.
+    pub const fn is_zero(&self) -> bool {
+        self.address & CACHED_ZERO != 0
     }
 }
 

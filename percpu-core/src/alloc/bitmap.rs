@@ -52,12 +52,6 @@ pub(crate) fn mask(word: u32, start: u32, end: u32) -> u64 {
     mask
 }
 
-/// The words that have bits of `start..end`, which is not empty.
-#[inline]
-fn words_of(start: u32, end: u32) -> core::ops::RangeInclusive<u32> {
-    start / BITS..=(end - 1) / BITS
-}
-
 /// Whether bit `bit` is set.
 #[inline]
 pub(crate) fn is_set(words: &[u64], bit: u32) -> bool {
@@ -67,20 +61,33 @@ pub(crate) fn is_set(words: &[u64], bit: u32) -> bool {
 /// Sets the bits `start..end`.
 #[inline]
 pub(crate) fn set(words: &mut [u64], start: u32, end: u32) {
-    if start < end {
-        for word in words_of(start, end) {
-            words[word as usize] |= mask(word, start, end);
-        }
-    }
+    for_words(words, start, end, |word, mask| *word |= mask);
 }
 
 /// Clears the bits `start..end`.
 #[inline]
 pub(crate) fn clear(words: &mut [u64], start: u32, end: u32) {
-    if start < end {
-        for word in words_of(start, end) {
-            words[word as usize] &= !mask(word, start, end);
-        }
+    for_words(words, start, end, |word, mask| *word &= !mask);
+}
+
+/// Changes the words that have bits of `start..end`, each with the mask of those bits. Most ranges
+/// lie in one word.
+#[inline]
+fn for_words(words: &mut [u64], start: u32, end: u32, change: impl Fn(&mut u64, u64)) {
+    if start >= end {
+        return;
+    }
+    let (first, last) = (start / BITS, (end - 1) / BITS);
+    let (head, tail) = (!0 << (start % BITS), !0 >> (BITS - 1 - (end - 1) % BITS));
+    if first == last {
+        change(&mut words[first as usize], head & tail);
+        return;
+    }
+    let words = &mut words[first as usize..=last as usize];
+    if let [first, middle @ .., last] = words {
+        change(first, head);
+        middle.iter_mut().for_each(|word| change(word, !0));
+        change(last, tail);
     }
 }
 

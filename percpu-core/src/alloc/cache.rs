@@ -21,22 +21,29 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Table;
-use super::bitmap::Run;
 use super::ledger::Ledger;
 use super::state::Request;
 use super::zeroable::Zeroable;
 use crate::platform::{NoMemory, Platform};
 use crate::sync::SpinLock;
-use crate::view::{CACHE_SHELVES, CacheView, CachedView, GRANULE, SHELF_DEPTH, ShelfView};
+use crate::view::{
+    CACHE_SHELVES, CACHED_ZERO, CacheView, CachedView, GRANULE, SHELF_DEPTH, ShelfView,
+};
 
 /// Sizes in granules up to this have the shelf of their number.
 const SMALL: u32 = 16;
 /// Areas of more granules are not cached: making them zero costs more than the rest.
 const MAX_LEN: u32 = 4096 / GRANULE;
+/// A refill brings no more granules than this, one area excepted: two cache lines, which are made
+/// zero on every CPU before the one area that was asked for is handed out.
+const MAX_REFILL: u32 = 128 / GRANULE;
 /// No shelf holds more granules than this, one area excepted.
 const MAX_SHELF: u32 = 4096 / GRANULE;
 /// No cache holds more granules than this.
 const MAX_HELD: u32 = (16 << 10) / GRANULE;
+
+/// Set in an area's address if it is zero on every CPU.
+const ZERO: usize = CACHED_ZERO as usize;
 
 /// An area that nobody holds.
 #[repr(C)]
@@ -44,8 +51,8 @@ const MAX_HELD: u32 = (16 << 10) / GRANULE;
 pub(crate) struct Cached {
     /// The ledger of its chunk, which lives because the area is taken.
     ledger: *const Ledger,
-    /// Where the area lies in unit space.
-    pub(crate) address: usize,
+    /// Where the area lies in unit space, and [`ZERO`].
+    address: usize,
 }
 
 impl Cached {
@@ -62,16 +69,38 @@ impl Cached {
         unsafe { &*self.ledger }
     }
 
+    /// Where the area lies in unit space.
+    #[inline]
+    pub(crate) fn address(&self) -> usize {
+        self.address & !ZERO
+    }
+
     /// The area's first granule in its chunk.
     #[inline]
     pub(crate) fn start(&self) -> u32 {
-        (self.address - self.ledger().base()) as u32 / GRANULE
+        (self.address() - self.ledger().base()) as u32 / GRANULE
+    }
+
+    /// Of areas of `len` granules, the `n`th behind this one.
+    pub(crate) fn nth_behind(self, n: u32, len: u32) -> Self {
+        Self { address: self.address + (n * len * GRANULE) as usize, ..self }
+    }
+
+    /// The same area, which is zero on every CPU.
+    pub(crate) fn made_zero(self) -> Self {
+        Self { address: self.address | ZERO, ..self }
+    }
+
+    /// Whether the area is known to be zero on every CPU.
+    #[inline]
+    pub(crate) fn is_zero(&self) -> bool {
+        self.address & ZERO != 0
     }
 
     /// Whether the area begins at a multiple of `align` granules, a power of two up to a page.
     #[inline]
     fn is_aligned(&self, align: u32) -> bool {
-        self.address & (align * GRANULE - 1) as usize == 0
+        self.address() & (align * GRANULE - 1) as usize == 0
     }
 }
 
@@ -85,7 +114,14 @@ struct Shelf {
 }
 
 impl Shelf {
+    /// How many areas of `len` granules fit.
+    #[inline]
     fn depth(len: u32) -> u32 {
+        const { assert!(SMALL * SHELF_DEPTH as u32 <= MAX_SHELF) };
+        if len <= SMALL {
+            // Without a division.
+            return SHELF_DEPTH as u32;
+        }
         (MAX_SHELF / len).clamp(1, SHELF_DEPTH as u32)
     }
 
@@ -182,7 +218,7 @@ impl Shelves {
         let room = MAX_HELD.saturating_sub(self.held) / len;
         match self.shelf(len) {
             Some(shelf) if self.shelves[shelf].count == 0 => {
-                (Shelf::depth(len) / 2).min(room).max(1)
+                (MAX_REFILL / len).min(Shelf::depth(len) / 2 + 1).min(room).max(1)
             }
             // Areas that are misaligned for the request, or a size nobody has freed yet.
             _ => 1,
@@ -325,11 +361,3 @@ impl<P: Platform> Drop for Caches<P> {
 
 // SAFETY: null pointers and integers, and no shelf has an area.
 unsafe impl Zeroable for Shelves {}
-
-/// The areas of `run`, `len` granules each.
-pub(crate) fn areas(
-    run: Run,
-    len: u32,
-) -> impl DoubleEndedIterator<Item = u32> + ExactSizeIterator {
-    (run.start..run.end).step_by(len as usize)
-}

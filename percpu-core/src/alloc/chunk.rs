@@ -394,50 +394,28 @@ impl Chunk {
         }
     }
 
-    /// Gives `area`, which was taken in, back. Returns the number of populated pages that are free now
-    /// and were not before.
+    /// Gives `area`, which was taken in, back. Returns the number of populated pages that are free
+    /// now and were not before.
     pub(crate) fn give_back(&mut self, area: Run) -> u32 {
         let mut emptied = 0;
-        let nr_bits = self.nr_bits();
         self.free_bytes += area.len() * GRANULE;
         let Maps { alloc, blocks, populated, md } = self.maps();
         bitmap::clear(alloc, area.start, area.end);
         let mut whole = area;
+        let mut reaches_edge = false;
         for (page, part) in parts(area) {
             let block = &mut blocks[page as usize];
-            let words = block_words(alloc, page);
-            let run = whole_run(block, words, part);
+            let run = whole_run(block, block_words(alloc, page), part);
             block.give_back(run);
-            if block.is_all_free() && bitmap::is_set(populated, page) {
-                emptied += 1;
+            if run.start == 0 || run.end == BLOCK_GRANULES {
+                reaches_edge = true;
+                emptied += u32::from(block.is_all_free() && bitmap::is_set(populated, page));
             }
             let run = run.shifted(page * BLOCK_GRANULES);
             whole = Run { start: whole.start.min(run.start), end: whole.end.max(run.end) };
         }
-        // The run goes on into the blocks next to it; where it meets the longest run, that is the
-        // rest of it.
-        let contig = md.contig();
-        while whole.start.is_multiple_of(BLOCK_GRANULES) && whole.start != 0 {
-            if whole.start == contig.end {
-                whole.start = contig.start;
-                break;
-            }
-            let right_free = blocks[(whole.start / BLOCK_GRANULES) as usize - 1].right_free;
-            whole.start -= right_free;
-            if right_free < BLOCK_GRANULES {
-                break;
-            }
-        }
-        while whole.end.is_multiple_of(BLOCK_GRANULES) && whole.end != nr_bits {
-            if !contig.is_empty() && whole.end == contig.start {
-                whole.end = contig.end;
-                break;
-            }
-            let left_free = blocks[(whole.end / BLOCK_GRANULES) as usize].left_free;
-            whole.end += left_free;
-            if left_free < BLOCK_GRANULES {
-                break;
-            }
+        if reaches_edge {
+            whole = across_blocks(whole, blocks, md);
         }
         md.give_back(whole);
         self.nr_empty_pop_pages += emptied;
@@ -491,16 +469,51 @@ impl Chunk {
     }
 }
 
+/// The free run that `run` is part of, which is whole as far as its own blocks go. Where it meets the
+/// chunk's longest run, that is the rest of it.
+fn across_blocks(mut run: Run, blocks: &[BlockView], md: &BlockView) -> Run {
+    let contig = md.contig();
+    while run.start.is_multiple_of(BLOCK_GRANULES) && run.start != 0 {
+        if run.start == contig.end {
+            run.start = contig.start;
+            break;
+        }
+        let right_free = blocks[(run.start / BLOCK_GRANULES) as usize - 1].right_free;
+        run.start -= right_free;
+        if right_free < BLOCK_GRANULES {
+            break;
+        }
+    }
+    while run.end.is_multiple_of(BLOCK_GRANULES) && run.end != md.nr_bits {
+        if !contig.is_empty() && run.end == contig.start {
+            run.end = contig.end;
+            break;
+        }
+        let left_free = blocks[(run.end / BLOCK_GRANULES) as usize].left_free;
+        run.end += left_free;
+        if left_free < BLOCK_GRANULES {
+            break;
+        }
+    }
+    run
+}
+
 /// The blocks that `area` lies in, each with the part of the area that it has, relative to it.
+#[inline]
 fn parts(area: Run) -> impl Iterator<Item = (u32, Run)> {
-    (area.start / BLOCK_GRANULES..area.end.div_ceil(BLOCK_GRANULES)).map(move |page| {
-        let first = page * BLOCK_GRANULES;
-        let start = area.start.max(first) - first;
-        let end = area.end.min(first + BLOCK_GRANULES) - first;
-        (page, Run { start, end })
+    let mut at = area.start;
+    core::iter::from_fn(move || {
+        if at >= area.end {
+            return None;
+        }
+        let (page, start) = (at / BLOCK_GRANULES, at % BLOCK_GRANULES);
+        let len = (area.end - at).min(BLOCK_GRANULES - start);
+        at += len;
+        Some((page, Run { start, end: start + len }))
     })
 }
 
+#[inline]
 fn block_words(alloc_map: &[u64], page: u32) -> &[u64] {
     &alloc_map[page as usize * BLOCK_WORDS..][..BLOCK_WORDS]
 }

@@ -6,35 +6,37 @@ use core::sync::atomic::Ordering;
 
 use super::accounting::Freed;
 use super::bitmap::Run;
-use super::cache::{self, Cache, Cached, Caches, Shelves};
+use super::cache::{Cache, Cached, Caches, Shelves};
 use super::ledger::Ledger;
 use super::state::{EMPTY_PAGES_LOW, Place, Reach, Request, State};
 use super::{AllocError, AllocFlags, Allocator, FreeError, MAX_ALIGN, MAX_ALLOC_SIZE, memory};
 use crate::area::FirstChunk;
 use crate::platform::Platform;
-use crate::sync::SpinGuard;
+use crate::sync::{SpinGuard, SpinLock};
 use crate::var::PerCpuPtr;
 use crate::view::GRANULE;
 
-/// An area that somebody holds now, at this address in unit space; not zeroed yet.
+/// Areas of one length, one after the other, that were taken. The first one is handed out, the others
+/// are for the CPU's cache.
 #[derive(Clone, Copy)]
-pub(crate) struct Handed {
-    address: usize,
+pub(crate) struct Taken {
+    first: Cached,
+    count: u32,
 }
 
-impl Handed {
-    /// Hands the area at `place`, which was taken, out.
-    pub(crate) fn out<P: Platform>(state: &State<P>, place: Place) -> Self {
-        // SAFETY: the chunk is the state's, and so lives as long as it has the area.
-        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        Self::from_cache(Cached::new(ledger, place.area.start))
+impl Taken {
+    /// The `count` areas from `first` on, which nobody holds and which have left their shelf.
+    #[inline]
+    fn hand_out(first: Cached, count: u32) -> Self {
+        first.ledger().hand_out(first.start());
+        Self { first, count }
     }
 
-    /// Hands an area out that nobody holds and that has left its shelf.
-    #[inline]
-    fn from_cache(area: Cached) -> Self {
-        area.ledger().hand_out(area.start());
-        Self { address: area.address }
+    /// The area at `place`, which was taken.
+    pub(crate) fn one<P: Platform>(state: &State<P>, place: Place) -> Self {
+        // SAFETY: the chunk is the state's, and lives as long as it has the area.
+        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
+        Self::hand_out(Cached::new(ledger, place.area.start), 1)
     }
 }
 
@@ -94,8 +96,8 @@ impl<P: Platform> Allocator<P> {
             align: (align as u32).div_ceil(GRANULE),
         };
         let first = self.first.get().ok_or(AllocError::NotSetUp)?;
-        let area = match self.take(request, flags) {
-            Some(area) => area,
+        let taken = match self.take(request, flags) {
+            Some(taken) => taken,
             None if flags.contains(AllocFlags::RESERVED) => {
                 return Err(AllocError::NoReservedRoom);
             }
@@ -106,36 +108,43 @@ impl<P: Platform> Allocator<P> {
             }
             None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
         };
-        // SAFETY: the area was taken on populated pages, which keep their memory as long as it is
-        // live (I13), and nobody else knows of it before it is returned.
-        unsafe { memory::zero(first, area.address, request.bytes()) };
-        Ok(PerCpuPtr::from_raw(area.address.wrapping_sub(first.delta())))
+        let Taken { first: area, count } = taken;
+        if !area.is_zero() {
+            // SAFETY: the areas were taken on populated pages, which keep their memory as long as
+            // they are not given back (I13), and nobody else knows of them yet.
+            unsafe { memory::zero(first, area.address(), count as usize * request.bytes()) };
+            if count > 1 {
+                self.shelve(area, request.len, count);
+            }
+        }
+        Ok(PerCpuPtr::from_raw(area.address().wrapping_sub(first.delta())))
     }
 
-    /// Takes an area from the CPU's cache, or from populated pages.
+    /// Takes an area from the CPU's cache, or areas on populated pages.
     #[inline]
-    fn take(&self, request: Request, flags: AllocFlags) -> Option<Handed> {
+    fn take(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
         match self.cache() {
             Some(cache) if Shelves::takes(request.len) && !flags.contains(AllocFlags::RESERVED) => {
                 let mut shelves = cache.lock();
-                let handed = match shelves.pop(request) {
-                    Some(area) => Handed::from_cache(area),
+                let taken = match shelves.pop(request) {
+                    Some(area) => Taken::hand_out(area, 1),
                     None => self.refill(&mut shelves, request, flags)?,
                 };
                 shelves.allocs += 1;
-                Some(handed)
+                Some(taken)
             }
             _ => self.take_populated(request, flags),
         }
     }
 
-    /// Takes areas on populated pages, one for `request` and some to put on its shelf.
+    /// Takes areas on populated pages, one for `request` and some for its shelf. These come later:
+    /// all of them are made zero first, which is quicker together and too long for a lock.
     fn refill(
         &self,
         shelves: &mut SpinGuard<'_, Shelves, P>,
         request: Request,
         flags: AllocFlags,
-    ) -> Option<Handed> {
+    ) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = match self.find_populated(&mut state, request, flags) {
             Some(place) => place,
@@ -153,23 +162,36 @@ impl<P: Platform> Allocator<P> {
         self.want_empty_pages(&state);
         // SAFETY: the chunk has areas that are ours, so it stays.
         let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        let give = |_, _| unreachable!("a refill fits on its shelf");
-        drop(state);
-        for start in cache::areas(run, request.len).skip(1).rev() {
-            shelves.push(Cached::new(ledger, start), request.len, give);
+        Some(Taken::hand_out(Cached::new(ledger, run.start), run.len() / request.len))
+    }
+
+    /// Puts the areas behind the first of `count` areas of `len` granules, which are zero, on their
+    /// shelf.
+    fn shelve(&self, first: Cached, len: u32, count: u32) {
+        // The thread may be on another CPU by now, whose cache is as good.
+        let mut shelves = self.cache().map(SpinLock::lock);
+        let mut state = None;
+        let mut give = |area, len| {
+            self.give_back(state.get_or_insert_with(|| self.state.lock()), area, len);
+        };
+        for n in (1..count).rev() {
+            let area = first.nth_behind(n, len);
+            match &mut shelves {
+                Some(shelves) => shelves.push(area.made_zero(), len, &mut give),
+                None => give(area, len),
+            }
         }
-        Some(Handed::from_cache(Cached::new(ledger, run.start)))
     }
 
     /// Takes an area on populated pages.
     #[inline]
-    fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Handed> {
+    fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
         state.take(place, 1);
         state.statistics.allocs += 1;
         self.want_empty_pages(&state);
-        Some(Handed::out(&state, place))
+        Some(Taken::one(&state, place))
     }
 
     #[inline]

@@ -5,7 +5,7 @@
 
 use super::bitmap::Run;
 use super::chunk::{Chunk, ChunkRef};
-use super::front::Handed;
+use super::front::Taken;
 use super::index::IndexTable;
 use super::state::{Reach, Request};
 use super::{Allocator, memory};
@@ -121,7 +121,7 @@ impl<P: Platform> Allocator<P> {
         &self,
         first: &FirstChunk<P>,
         request: Request,
-    ) -> Result<Handed, NoMemory> {
+    ) -> Result<Taken, NoMemory> {
         let mut growth = self.growth.lock();
         let mut drained = false;
         let mut state = self.state.lock();
@@ -144,7 +144,7 @@ impl<P: Platform> Allocator<P> {
             if missing == 0 {
                 state.take(place, 1);
                 state.statistics.allocs += 1;
-                return Ok(Handed::out(&state, place));
+                return Ok(Taken::one(&state, place));
             }
             // The place is not taken yet: while the lock is open others may take a part of it that
             // is populated. Then the pages stay for whoever comes next, and the search goes on.

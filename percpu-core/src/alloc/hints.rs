@@ -128,24 +128,26 @@ impl BlockView {
         }
         self.first_free = self.first_free.min(run.start);
 
+        if run.len() < contig.len() {
+            // Most runs. On which side of the contig run they lie is anybody's guess: no branch.
+            let is_before = run.start < contig.start;
+            let is_longest_before =
+                none_before_contig | (!scan.is_empty() & (run.len() >= scan.len()));
+            if is_before & is_longest_before {
+                self.set_scan(run);
+            }
+            return;
+        }
         let covers_contig = run.start <= contig.start && contig.end <= run.end;
-        if contig.is_empty() || covers_contig {
-            self.set_contig(run);
-        } else if run.start > contig.start {
+        if !contig.is_empty() && !covers_contig && run.start > contig.start {
             if run.len() > contig.len() {
                 // All before the old contig run is smaller, all behind it no longer.
                 self.set_contig(run);
                 self.set_scan(contig);
             }
             return;
-        } else if run.len() >= contig.len() {
-            self.set_contig(run);
-        } else {
-            if none_before_contig || (!scan.is_empty() && run.len() >= scan.len()) {
-                self.set_scan(run);
-            }
-            return;
         }
+        self.set_contig(run);
         // The contig run begins earlier now: the scan run may be part of it, or lie behind it.
         if scan.start >= run.start {
             self.set_scan(Run::EMPTY);

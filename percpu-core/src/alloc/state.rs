@@ -290,16 +290,19 @@ impl<P: Platform> State<P> {
         let Place { chunk, area } = place;
         let emptied = self.chunk_mut(chunk).give_back(area);
         self.statistics.given_back(area.len() * GRANULE);
-        let flags = self.chunk(chunk).flags;
-        if flags & CHUNK_RESERVED != 0 {
+        let this = self.chunk(chunk);
+        if this.flags & CHUNK_RESERVED != 0 {
             return false;
         }
-        if flags & CHUNK_ISOLATED == 0 {
+        if this.flags & CHUNK_ISOLATED == 0 {
             self.nr_empty_pop_pages += emptied;
             self.relocate(chunk);
-        } else if self.chunk(chunk).slot == self.slots.sidelined && self.chunk(chunk).is_all_free()
-        {
+        } else if this.slot == self.slots.sidelined && this.is_all_free() {
             self.reintegrate(chunk);
+        }
+        // A chunk that becomes free, or has more empty pages, has just got an empty page.
+        if emptied == 0 {
+            return false;
         }
         let is_free = self.chunk(chunk).slot == self.slots.free;
         (is_free && self.excess_chunk().is_some()) || self.wants_reclaim(chunk)

@@ -3,6 +3,8 @@
 use super::bitmap::{self, Run};
 use crate::view::{BLOCK_GRANULES, BlockView};
 
+const WORD: u32 = u64::BITS;
+
 /// The longest free run, the first of several, and the longest run before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
@@ -21,25 +23,47 @@ impl Survey {
     }
 }
 
-/// The whole free run of a block that `part`, free again, is part of. Most often the hints know.
+/// The whole free run of a block that `part`, free again, is part of. Most often the word around it
+/// tells, else most often the hints do.
 #[inline]
 pub(super) fn whole_run(block: &BlockView, words: &[u64], part: Run) -> Run {
-    let contig = block.contig();
-    let start = if part.start == contig.end {
-        contig.start
-    } else if part.start == block.left_free {
-        0
+    let (first, last) =
+        (words[(part.start / WORD) as usize], words[((part.end - 1) / WORD) as usize]);
+    let below = first & !(!0 << (part.start % WORD));
+    let start = if below != 0 {
+        part.start / WORD * WORD + (WORD - below.leading_zeros())
     } else {
-        bitmap::run_start(words, 0, part.start)
+        run_start(block, words, part.start)
     };
-    let end = if part.end == contig.start {
-        contig.end
-    } else if part.end == BLOCK_GRANULES - block.right_free {
-        BLOCK_GRANULES
+    let above = last >> ((part.end - 1) % WORD) >> 1;
+    let end = if above != 0 {
+        part.end + above.trailing_zeros()
     } else {
-        bitmap::next_set(words, part.end, BLOCK_GRANULES)
+        run_end(block, words, part.end)
     };
     Run { start, end }
+}
+
+fn run_start(block: &BlockView, words: &[u64], before: u32) -> u32 {
+    let contig = block.contig();
+    if before == contig.end {
+        contig.start
+    } else if before == block.left_free {
+        0
+    } else {
+        bitmap::run_start(words, 0, before)
+    }
+}
+
+fn run_end(block: &BlockView, words: &[u64], from: u32) -> u32 {
+    let contig = block.contig();
+    if from == contig.start {
+        contig.end
+    } else if from == BLOCK_GRANULES - block.right_free {
+        BLOCK_GRANULES
+    } else {
+        bitmap::next_set(words, from, BLOCK_GRANULES)
+    }
 }
 
 /// Looks at all runs of a block that are longer than those before them.

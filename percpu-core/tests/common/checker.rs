@@ -39,6 +39,7 @@ pub struct CachedArea {
     pub cpu: u32,
     /// In unit space.
     pub address: u64,
+    pub zero: bool,
     pub granules: u32,
 }
 
@@ -95,7 +96,8 @@ fn read_caches(view: &AllocatorView) -> Vec<CachedArea> {
             let on_shelf = &shelf.areas[..shelf.count as usize];
             areas.extend(on_shelf.iter().map(|area| CachedArea {
                 cpu,
-                address: area.address,
+                address: area.area(),
+                zero: area.is_zero(),
                 granules: shelf.len,
             }));
         }
@@ -238,6 +240,17 @@ pub fn check(world: &World) {
     }
     for area in &picture.cached {
         enter(area.address, area.granules, false, false);
+        let bytes = (area.granules * GRANULE) as usize;
+        for &cpu in world.cpus.iter().filter(|_| area.zero) {
+            let copy = area.address as usize + unit_offset(cpu);
+            // SAFETY: the area is taken, so it has memory, and nobody uses it.
+            let copy =
+                unsafe { std::slice::from_raw_parts(with_exposed_provenance::<u8>(copy), bytes) };
+            assert!(
+                copy.iter().all(|&byte| byte == 0),
+                "I14: a cached area is not zero on CPU {cpu}"
+            );
+        }
     }
 
     let mut empty_pages = 0;
