@@ -2,6 +2,7 @@
 //! host compares what it finds in memory before and after; nothing is decided here.
 
 use percpu_core::alloc::{self, AllocFlags, MAX_ALLOC_SIZE};
+use percpu_core::area;
 use percpu_core::cpu::CpuId;
 use percpu_core::percpu;
 use percpu_core::var::PerCpuPtr;
@@ -78,16 +79,18 @@ impl Trials {
             frees.of(area.raw(), false);
         }
         for (area, size) in self.live.iter().zip(SIZES) {
-            let Some(area) = area else { continue };
+            let Some(live) = area else { continue };
             let size = size.min(most_bytes());
             for inside in [1, 4, size / 2 & !3, size.next_multiple_of(4) - 4] {
-                frees.of(area.raw() + inside, false);
+                frees.of(live.raw() + inside, false);
             }
             // The address of a CPU's copy in place of the pointer, as somebody may mix them up.
             if let (Some(first), Some(other)) = (CpuId::new(0), CpuId::new(1)) {
-                use percpu_core::area::offset;
-                let distance = offset(other).wrapping_sub(offset(first));
-                frees.of(area.raw().wrapping_add(distance), false);
+                let units = area::try_offset(first).zip(area::try_offset(other));
+                let distance = units.map_or(0, |(first, other)| other.wrapping_sub(first));
+                if distance != 0 {
+                    frees.of(live.raw().wrapping_add(distance), false);
+                }
             }
         }
         (frees.tried, frees.as_specified)

@@ -33,13 +33,13 @@ pub(super) fn run(mut worker: Worker) {
             let which = worker.rng.below(HELD as u64) as usize;
             held[which] = match held[which] {
                 None => take(&mut worker),
-                Some(area) if area.seed.is_none() && worker.rng.one_in(2) => {
+                Some(area) if area.fill.is_none() && worker.rng.one_in(2) => {
                     area.check();
                     Some(fill(&mut worker, area))
                 }
                 Some(area) => {
                     // Areas go back dirty, so that the next owner's zeroes are somebody's work.
-                    let area = if area.seed.is_none() { fill(&mut worker, area) } else { area };
+                    let area = if area.fill.is_none() { fill(&mut worker, area) } else { area };
                     give_back(&mut worker, area);
                     None
                 }

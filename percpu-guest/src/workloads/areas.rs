@@ -15,8 +15,16 @@ use crate::{events, shared};
 pub(super) struct Area {
     pub pointer: PerCpuPtr<u8>,
     pub size: u32,
-    /// Seed of the pattern; `None` while nobody has written.
-    pub seed: Option<u32>,
+    /// What it was filled with; `None` while nobody has written.
+    pub fill: Option<Fill>,
+}
+
+/// The pattern in an area.
+#[derive(Clone, Copy)]
+pub(super) struct Fill {
+    pub seed: u32,
+    /// CPUs whose copies have it, a bit each. The copy of a CPU that had no unit then is zero.
+    pub cpus: u64,
 }
 
 /// A word that is not what its owner left there.
@@ -35,7 +43,7 @@ impl Area {
                 shared::header().balance.atomic_failures.fetch_add(1, Ordering::Relaxed);
             }
         })?;
-        Ok(Self { pointer, size: size as u32, seed: None })
+        Ok(Self { pointer, size: size as u32, fill: None })
     }
 
     /// Gives it back. Everybody has been told.
@@ -49,7 +57,9 @@ impl Area {
     /// Fills every CPU's copy. The last few bytes, where the size is no multiple of a word, stay as
     /// they are.
     pub fn fill(&mut self, seed: u32) {
-        for cpu in cpu::possible().iter() {
+        let mut cpus = 0;
+        for cpu in cpu::booted_once().iter() {
+            cpus |= 1 << cpu.index();
             let word = pattern_word(seed, cpu.index() as u32);
             let words = self.pointer.on(cpu).cast::<u32>();
             for i in 0..self.size as usize / 4 {
@@ -58,7 +68,7 @@ impl Area {
                 unsafe { words.add(i).write_volatile(word) };
             }
         }
-        self.seed = Some(seed);
+        self.fill = Some(Fill { seed, cpus });
     }
 
     /// Checks every CPU's copy against what the owner left there; tells the host if it differs.
@@ -77,9 +87,10 @@ impl Area {
     }
 
     fn damage(&self) -> Option<Damage> {
-        cpu::possible().iter().find_map(|cpu| {
+        cpu::booted_once().iter().find_map(|cpu| {
             let n = cpu.index() as u32;
-            let expected = self.seed.map_or(0, |seed| pattern_word(seed, n));
+            let pattern = self.fill.filter(|fill| fill.cpus >> n & 1 != 0);
+            let expected = pattern.map_or(0, |fill| pattern_word(fill.seed, n));
             let words = self.pointer.on(cpu).cast::<u32>();
             (0..self.size as usize / 4).find_map(|i| {
                 // SAFETY: as in `fill`.
@@ -92,10 +103,10 @@ impl Area {
 
     /// The arguments of the [`EventKind::Alloc`] that tells the host of it.
     pub fn announcement(&self, align: usize) -> [u64; 5] {
-        let content = if self.seed.is_some() { AreaContent::Pattern } else { AreaContent::Zero };
-        let seed = u64::from(self.seed.unwrap_or(0));
-        let (pointer, size) = (self.pointer.raw() as u64, u64::from(self.size));
-        [pointer, size, align as u64, content as u64, seed]
+        let content = if self.fill.is_some() { AreaContent::Pattern } else { AreaContent::Zero };
+        let seed = self.fill.map_or(0, |fill| fill.seed);
+        let (pointer, size) = (self.pointer.raw() as u64, self.size);
+        [pointer, size.into(), align as u64, content as u64, seed.into()]
     }
 
     /// Checks it, tells the host, and gives it back.

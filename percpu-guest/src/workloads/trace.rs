@@ -13,7 +13,7 @@ use percpu_core::var::PerCpuPtr;
 use percpu_guest::abi::EventKind;
 
 use super::Worker;
-use super::areas::{Area, most_bytes};
+use super::areas::{Area, Fill, most_bytes};
 use crate::{events, sched, shared};
 
 /// `a ID SIZE ALIGN` allocates, `f ID` frees; an operation a line.
@@ -102,6 +102,8 @@ struct Object {
     pointer: AtomicU64,
     /// Size, and the pattern's seed << 32.
     rest: AtomicU64,
+    /// CPUs whose copies have the pattern.
+    filled: AtomicU64,
 }
 
 /// Not allocated.
@@ -109,8 +111,10 @@ const NOTHING: u64 = 0;
 /// There was no memory for it.
 const FAILED: u64 = 1;
 
-static LIVE: [Object; OBJECTS] =
-    [const { Object { pointer: AtomicU64::new(NOTHING), rest: AtomicU64::new(0) } }; OBJECTS];
+const EMPTY: Object =
+    Object { pointer: AtomicU64::new(NOTHING), rest: AtomicU64::new(0), filled: AtomicU64::new(0) };
+
+static LIVE: [Object; OBJECTS] = [EMPTY; OBJECTS];
 
 impl Object {
     /// Waits until the operation before this one has ended, and returns what it has left.
@@ -134,6 +138,7 @@ impl Object {
         area.check();
         area.fill(seed);
         events::emit(EventKind::Alloc, area.announcement(align));
+        self.filled.store(area.fill.map_or(0, |fill| fill.cpus), Ordering::Relaxed);
         self.rest.store(u64::from(area.size) | u64::from(seed) << 32, Ordering::Relaxed);
         self.pointer.store(area.pointer.raw() as u64, Ordering::Release);
     }
@@ -143,7 +148,9 @@ impl Object {
         if pointer != FAILED {
             let rest = self.rest.load(Ordering::Relaxed);
             let pointer = PerCpuPtr::from_raw(pointer as usize);
-            Area { pointer, size: rest as u32, seed: Some((rest >> 32) as u32) }.retire();
+            let cpus = self.filled.load(Ordering::Relaxed);
+            let fill = Some(Fill { seed: (rest >> 32) as u32, cpus });
+            Area { pointer, size: rest as u32, fill }.retire();
         }
         self.pointer.store(NOTHING, Ordering::Release);
     }
