@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::Range;
 use std::panic::Location;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::fake::Call;
 use common::{Shape, World, checker};
@@ -215,6 +216,20 @@ fn early_calls_are_replayed() {
 }
 
 #[test]
+fn a_full_early_log_is_replayed_whole() {
+    let mut world = World::new(&Shape::default());
+    world.allocator.leak_tracker().log_early();
+    for _ in 0..EARLY_CALLS {
+        world.alloc(8, 8, AllocFlags::NONE).unwrap();
+    }
+    world.allocator.leak_tracker().start().unwrap();
+    let LeakStatistics { areas, missed, early_lost, .. } = statistics(&world);
+    assert_eq!((areas, missed, early_lost), (EARLY_CALLS as u64, 0, 0));
+    let live: Vec<usize> = world.live.keys().copied().collect();
+    assert_eq!(leaked(&world, &[]), live);
+}
+
+#[test]
 fn an_early_log_that_overflows_disables_the_tracker() {
     let mut world = World::new(&Shape::default());
     world.allocator.leak_tracker().log_early();
@@ -363,6 +378,11 @@ fn areas_that_are_freed_during_a_scan_leave_no_trace() {
     assert_eq!(statistics(&world).areas, 1);
     let again = alloc(&world, 8);
     assert_eq!(leaked(&world, &[b]), [again]);
+    // And its record is one of many, not two of them.
+    let mut others: Vec<usize> = (0..200).map(|_| alloc(&world, 8)).collect();
+    others.push(again);
+    others.sort_unstable();
+    assert_eq!(leaked(&world, &[b]), others);
 }
 
 #[test]
@@ -432,6 +452,55 @@ fn a_stopped_tracker_gives_its_memory_back() {
     let fake = world.fake.clone();
     drop(world);
     assert!(fake.usage().meta.is_empty());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "the search reads what others write, as a debugger does")]
+fn scans_and_calls_at_the_same_time_agree_in_the_end() {
+    let world = tracked_world();
+    let kept: Vec<usize> = (0..50).map(|n| alloc(&world, 8 + n * 8)).collect();
+    // Half of them are known to other areas only.
+    for pair in kept.chunks_exact(2) {
+        write(&world, pair[0], 1, 0, pair[1]);
+    }
+    let roots: Vec<usize> = kept.iter().copied().step_by(2).collect();
+    let done = AtomicUsize::new(0);
+    let scans = std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (world, done) = (&world, &done);
+            scope.spawn(move || {
+                world.fake.adopt();
+                let mut live = Vec::new();
+                for n in 0..4000 {
+                    if n % 3 == 2 {
+                        let ptr = live.swap_remove(n * 7 % live.len());
+                        world.free_raw(ptr).unwrap();
+                    } else {
+                        live.push(alloc(world, 8 + (n * 13 + thread) % 500));
+                    }
+                    if n % 500 == 0 {
+                        world.allocator.balance();
+                    }
+                }
+                live.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let mut scans = 0;
+        while done.load(Ordering::Relaxed) < 2 {
+            let (found, leaks) = scan(&world, &roots);
+            assert!(found.areas >= 50 && found.complete);
+            assert!(leaks.iter().all(|leak| !kept.contains(&leak.pointer)), "{leaks:?}");
+            scans += 1;
+        }
+        scans
+    });
+    assert!(scans > 0);
+    let LeakStatistics { areas, missed, .. } = statistics(&world);
+    assert_eq!((areas, missed), (50, 0));
+    assert_eq!(leaked(&world, &roots), []);
+    kept.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
+    assert_eq!((statistics(&world).areas, statistics(&world).bytes), (0, 0));
 }
 
 mod random {

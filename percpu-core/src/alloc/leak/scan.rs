@@ -95,7 +95,8 @@ impl<P: Platform> LeakTracker<'_, P> {
     /// away under it; all others, and frees, go on. A reference that moves meanwhile, from where
     /// the search is yet to come to where it has been, is not seen: what a scan of a system at work
     /// reports is suspect, what the next one reports again is a leak. What is allocated meanwhile is
-    /// not reported. `visit` is called with no lock held but the one that keeps other scans out.
+    /// not reported. `roots` is asked with the growth lock held, so it must not allocate unless
+    /// atomically; `visit` is called with no lock held but the one that keeps other scans out.
     ///
     /// Costs a load and two comparisons for each word, a step for each CPU if the word may be an
     /// address of an area's, and a search among the records if it may be one on that CPU.
