@@ -46,6 +46,7 @@
 pub mod alloc;
 pub mod arch;
 pub mod area;
+mod atomic;
 pub mod counter;
 pub mod cpu;
 #[cfg(feature = "host")]
@@ -57,3 +58,7 @@ pub mod preempt;
 pub mod sync;
 pub mod var;
 pub mod view;
+
+#[cfg(loom)]
+#[doc(hidden)]
+pub use atomic::model;

@@ -1,11 +1,10 @@
 //! The two locks of the crate: a short one that masks interrupts, and a long one whose waiters let
 //! other threads run. Both are words that another address space can read.
 
-use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
 
+use crate::atomic::{AtomicU32, Ordering, UnsafeCell};
 use crate::platform::{Global, IrqState, Platform};
 
 /// A spin lock that masks interrupts while it is held. Linux: `raw_spinlock_t` with

@@ -8,6 +8,8 @@ mod ci;
 mod doctor;
 mod guest;
 mod kvm;
+mod loom;
+mod miri;
 mod parts;
 mod run;
 mod test;
@@ -39,6 +41,10 @@ enum Command {
     /// Measure how fast it is
     #[command(subcommand)]
     Bench(bench::Subject),
+    /// Explore all interleavings of the allocator's locks, in models under loom
+    Loom(loom::Args),
+    /// Run percpu-core's host tests under Miri
+    Miri(miri::Args),
     /// Say what this host can do, and what is missing
     Doctor,
     /// Build the guest and print the path of its image
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Command::Run { args } => run::run(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),
+        Command::Loom(args) => loom::loom(&args),
+        Command::Miri(args) => miri::miri(&args),
         Command::Doctor => doctor::doctor(),
         Command::Guest(args) => guest::guest(&args),
         Command::Ci(args) => ci::ci(&args),

@@ -42,7 +42,7 @@ impl<P: Platform> Allocator<P> {
         self.accounts.refill(first.nr_granules());
         let mut growth = self.growth.lock();
         // What comes up from here on is for the next time.
-        self.balance_wanted.store(false, Ordering::Relaxed);
+        self.balance_wanted.swap(false, Ordering::Acquire);
         self.drain_caches();
         self.free_excess_chunks(first, &mut growth, &mut balanced);
         self.reclaim(first, &mut growth, &mut balanced);

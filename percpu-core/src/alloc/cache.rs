@@ -18,12 +18,12 @@
 use core::alloc::Layout;
 use core::mem::{offset_of, size_of};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Table;
 use super::ledger::Ledger;
 use super::state::Request;
 use super::zeroable::Zeroable;
+use crate::atomic::{AtomicPtr, Ordering};
 use crate::platform::{NoMemory, Platform};
 use crate::sync::SpinLock;
 use crate::view::{

@@ -8,12 +8,12 @@ use core::alloc::Layout;
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::slice;
-use core::sync::atomic::AtomicU64;
 
 use super::bitmap::{self, Run};
 use super::ledger::Ledger;
 use super::slot::Link;
 use super::survey::{first_free, survey_block, survey_chunk, whole_run};
+use crate::atomic::AtomicU64;
 use crate::platform::{NoMemory, Platform};
 use crate::view::{BLOCK_GRANULES, BlockView, ChunkView, GRANULE, ListView, PAGE};
 

@@ -103,7 +103,9 @@ impl<P: Platform> Allocator<P> {
             }
             None if flags.contains(AllocFlags::ATOMIC) => {
                 self.atomic_failed.store(true, Ordering::Relaxed);
-                self.want_balance();
+                // Stored even if it is wanted already: a balance that has begun meanwhile either
+                // sees the failure or leaves this wish standing.
+                self.balance_wanted.store(true, Ordering::Release);
                 return Err(AllocError::NoPopulatedRoom);
             }
             None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,

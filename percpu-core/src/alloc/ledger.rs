@@ -10,11 +10,11 @@
 //! and it waits in a CPU's [cache](super::cache).
 
 use core::slice;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::accounting::Groups;
 use super::bitmap::{self, Run};
 use super::chunk::ChunkRef;
+use crate::atomic::{AtomicU64, Ordering};
 
 const BITS: u32 = u64::BITS;
 

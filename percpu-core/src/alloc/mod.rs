@@ -61,8 +61,6 @@ mod units;
 mod warnings;
 mod zeroable;
 
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-
 pub use accounting::{Accounting, Group};
 pub use balance::Balanced;
 pub use boxed::PerCpuBox;
@@ -80,6 +78,7 @@ pub(crate) use memory::{UnitPages, take_away};
 pub(crate) use table::Table;
 
 use crate::area::{FirstChunk, SetupError};
+use crate::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::platform::{Global, Platform};
 use crate::sync::{Mutex, SpinLock};
 use crate::var::PerCpuPtr;

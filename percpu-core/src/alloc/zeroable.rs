@@ -33,6 +33,9 @@ unsafe impl<T> Zeroable for *const T {}
 unsafe impl<T> Zeroable for *mut T {}
 // SAFETY: as above.
 unsafe impl<T> Zeroable for AtomicPtr<T> {}
+#[cfg(loom)]
+// SAFETY: the same bytes as core's.
+unsafe impl<T> Zeroable for crate::atomic::AtomicPtr<T> {}
 // SAFETY: each element is zeroable, and there is nothing else.
 unsafe impl<T: Zeroable, const N: usize> Zeroable for [T; N] {}
 // SAFETY: the same bytes as a `T`.

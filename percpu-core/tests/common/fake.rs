@@ -9,6 +9,11 @@ use std::fmt;
 use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+#[cfg(loom)]
+use loom::thread::yield_now;
+#[cfg(not(loom))]
+use std::thread::yield_now;
+
 use percpu_core::platform::{IrqState, NoMemory, Platform};
 
 const PAGE: usize = 4096;
@@ -16,7 +21,7 @@ const PAGE: usize = 4096;
 const POISON: u8 = 0xdd;
 /// Bytes of pages that have just been populated.
 const GARBAGE: u8 = 0xa5;
-const ARENA: usize = if cfg!(miri) { 2 << 20 } else { 32 << 20 };
+const ARENA: usize = if cfg!(miri) || cfg!(loom) { 2 << 20 } else { 32 << 20 };
 const ARENA_ALIGN: usize = 1 << 20;
 
 /// A CPU without a cache of freed areas: what the calling thread is unless it says otherwise, so
@@ -25,7 +30,7 @@ pub const NO_CACHE: u32 = u32::MAX;
 
 /// Makes the calling thread use `cpu`'s cache.
 pub fn use_cache_of(cpu: u32) {
-    CACHE_CPU.set(cpu);
+    CACHE_CPU.with(|it| it.set(cpu));
 }
 
 /// What may fail.
@@ -62,6 +67,8 @@ pub struct State {
     /// Bytes that are left free after each reservation.
     pub gap: usize,
     arena: usize,
+    /// Metadata that was freed, under loom, where a late look at it is to be found out.
+    quarantine: Vec<(usize, Layout)>,
 }
 
 #[derive(Clone)]
@@ -69,15 +76,24 @@ pub struct FakeHandle(Arc<Mutex<State>>);
 
 std::thread_local! {
     static STATE: RefCell<Option<FakeHandle>> = const { RefCell::new(None) };
+}
+
+#[cfg(not(loom))]
+std::thread_local! {
     static IRQ_DEPTH: Cell<usize> = const { Cell::new(0) };
     static CACHE_CPU: Cell<u32> = const { Cell::new(NO_CACHE) };
 }
 
+// Loom's threads are coroutines of one thread, which share the platform.
+#[cfg(loom)]
+loom::thread_local! {
+    static IRQ_DEPTH: Cell<usize> = Cell::new(0);
+    static CACHE_CPU: Cell<u32> = Cell::new(NO_CACHE);
+}
+
 /// A new platform for this thread.
 pub fn install() -> FakeHandle {
-    // SAFETY: the size is not 0.
-    let arena = unsafe { alloc_zeroed(arena_layout()) };
-    assert!(!arena.is_null());
+    let arena = new_arena();
     let usage = Usage { meta: BTreeMap::new(), reserved: BTreeMap::new(), pages: BTreeMap::new() };
     let handle = FakeHandle(Arc::new(Mutex::new(State {
         usage,
@@ -86,10 +102,28 @@ pub fn install() -> FakeHandle {
         fail_at: None,
         fail_from_then_on: false,
         gap: 0,
-        arena: arena.expose_provenance(),
+        arena,
+        quarantine: Vec::new(),
     })));
     handle.adopt();
     handle
+}
+
+/// The address of a new arena, or under loom, whose executions must all be alike, of the thread's.
+fn new_arena() -> usize {
+    let new = || {
+        // SAFETY: the size is not 0.
+        let arena = unsafe { alloc_zeroed(arena_layout()) };
+        assert!(!arena.is_null());
+        arena.expose_provenance()
+    };
+    if !cfg!(loom) {
+        return new();
+    }
+    std::thread_local! {
+        static ARENA: std::cell::OnceCell<usize> = const { std::cell::OnceCell::new() };
+    }
+    ARENA.with(|arena| *arena.get_or_init(new))
 }
 
 fn arena_layout() -> Layout {
@@ -128,8 +162,14 @@ impl FakeHandle {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // SAFETY: allocated in `install` with this layout, and the last user is gone.
-        unsafe { dealloc(with_exposed_provenance_mut(self.arena), arena_layout()) };
+        if !cfg!(loom) {
+            // SAFETY: allocated in `new_arena` with this layout, and the last user is gone.
+            unsafe { dealloc(with_exposed_provenance_mut(self.arena), arena_layout()) };
+        }
+        for (addr, layout) in self.quarantine.drain(..) {
+            // SAFETY: freed by `free_meta`, and the last user is gone.
+            unsafe { dealloc(with_exposed_provenance_mut(addr), layout) };
+        }
     }
 }
 
@@ -155,7 +195,7 @@ fn state() -> FakeHandle {
 }
 
 fn may_sleep(what: &str) {
-    assert_eq!(IRQ_DEPTH.get(), 0, "{what} with interrupts masked");
+    assert_eq!(IRQ_DEPTH.with(Cell::get), 0, "{what} with interrupts masked");
 }
 
 /// Asserts that the thread may sleep: it holds no short lock.
@@ -188,28 +228,28 @@ pub enum Fake {}
 // 3. and 4. The tables see to it, and panic where a caller breaks its part.
 unsafe impl Platform for Fake {
     fn irq_save() -> IrqState {
-        let depth = IRQ_DEPTH.get();
-        IRQ_DEPTH.set(depth + 1);
+        let depth = IRQ_DEPTH.with(Cell::get);
+        IRQ_DEPTH.with(|it| it.set(depth + 1));
         IrqState(depth)
     }
 
     unsafe fn irq_restore(state: IrqState) {
-        assert_eq!(IRQ_DEPTH.get(), state.0 + 1, "interrupt guards do not nest");
-        IRQ_DEPTH.set(state.0);
+        assert_eq!(IRQ_DEPTH.with(Cell::get), state.0 + 1, "interrupt guards do not nest");
+        IRQ_DEPTH.with(|it| it.set(state.0));
     }
 
     fn preempt_schedule() {}
 
     fn relax(_spins: u32) {
-        std::thread::yield_now();
+        yield_now();
     }
 
     fn yield_now() {
-        std::thread::yield_now();
+        yield_now();
     }
 
     fn cache_cpu() -> u32 {
-        CACHE_CPU.get()
+        CACHE_CPU.with(Cell::get)
     }
 
     fn clock_ns() -> u64 {
@@ -232,8 +272,16 @@ unsafe impl Platform for Fake {
         may_sleep("free_meta");
         let known = state().lock().usage.meta.remove(&ptr.as_ptr().addr());
         assert_eq!(known, Some(layout), "free_meta of something else");
+        #[cfg(loom)]
+        {
+            percpu_core::model::freed(ptr.as_ptr().addr(), layout.size());
+            state().lock().quarantine.push((ptr.as_ptr().addr(), layout));
+        }
+        #[cfg(not(loom))]
         // SAFETY: allocated above with this layout.
-        unsafe { dealloc(ptr.as_ptr(), layout) };
+        unsafe {
+            dealloc(ptr.as_ptr(), layout)
+        };
     }
 
     fn reserve(size: usize, align: usize) -> Option<usize> {

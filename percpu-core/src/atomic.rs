@@ -1,0 +1,16 @@
+//! The atomics and the cell that the allocator and the locks are made of: the core library's own,
+//! or, with `--cfg loom`, such as [loom](https://docs.rs/loom) schedules and watches.
+
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod model;
+
+#[cfg(not(loom))]
+pub(crate) use core::cell::UnsafeCell;
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+
+#[cfg(loom)]
+pub(crate) use model::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, UnsafeCell};
+
+pub(crate) use core::sync::atomic::Ordering;

@@ -1,0 +1,215 @@
+//! The locks' protocol of the allocator under loom: all interleavings of a few calls with at most
+//! so many preemptions, and all values that weakly ordered loads may read.
+//!
+//! `cargo xtask loom` runs it. Each model sets a small world up unexplored, explores what a few
+//! threads do, and then looks at everything as the other tests do. Memory that was freed stays, and
+//! an atomic there that is touched later fails the model.
+
+#![cfg(loom)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::fake::{NO_CACHE, use_cache_of};
+use common::{Area, Shape, World};
+use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
+use percpu_core::area::Config;
+use percpu_core::model;
+
+const PAGE: usize = 4096;
+/// Words of a thread's stack: set-up needs more than loom gives.
+const STACK: usize = 64 << 10;
+
+/// What a thread does on a CPU's cache, or on none.
+type Work<R> = (u32, Box<dyn FnOnce(&World) -> R + Send>);
+
+/// Explores `model` with at most `preemptions` preemptions, unless `LOOM_MAX_PREEMPTIONS` says
+/// otherwise.
+fn explore(preemptions: usize, model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 50_000;
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    let executions = Arc::new(AtomicUsize::new(0));
+    let count = executions.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        spawn(model).join().unwrap();
+    });
+    println!("{} executions", executions.load(Ordering::Relaxed));
+}
+
+fn spawn<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> loom::thread::JoinHandle<R> {
+    loom::thread::Builder::new().stack_size(STACK).spawn(work).unwrap()
+}
+
+/// Does all of `work` at once.
+fn at_once<R: Send + 'static>(world: World, work: Vec<Work<R>>) -> (World, Vec<R>) {
+    let world = Arc::new(world);
+    model::start();
+    let start = |(cache, work): Work<R>| {
+        let world = world.clone();
+        spawn(move || {
+            use_cache_of(cache);
+            work(&world)
+        })
+    };
+    let threads: Vec<_> = work.into_iter().map(start).collect();
+    let results = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    model::stop();
+    (Arc::into_inner(world).expect("all threads are done"), results)
+}
+
+fn work<R>(cache: u32, work: impl FnOnce(&World) -> R + Send + 'static) -> Work<R> {
+    (cache, Box::new(work))
+}
+
+/// Two CPUs, units of eight pages of which nothing is hidden.
+fn new_world() -> World {
+    use_cache_of(NO_CACHE);
+    let config = Config { dyn_size: 32 << 10, ..Config::default() };
+    World::new(&Shape { cpus: vec![0, 1], static_size: 0, config })
+}
+
+fn alloc(world: &World, size: usize, flags: AllocFlags) -> Result<usize, AllocError> {
+    let ptr = world.allocator.alloc(size, 4, flags)?.raw();
+    let first = world.allocator.first_chunk().unwrap();
+    for page in (ptr / PAGE..=(ptr + size - 1) / PAGE).map(|page| page * PAGE) {
+        for &cpu in &world.cpus {
+            let page = page.wrapping_add(first.offset(cpu).unwrap()) & !(PAGE - 1);
+            assert!(world.fake.is_populated(page), "an area without memory");
+        }
+    }
+    Ok(ptr)
+}
+
+/// Tells the model of an area that a thread got, and that nobody has written.
+fn enter(world: &mut World, ptr: usize, size: usize) {
+    let area = Area { size, align: 4, reserved: false, fill: 0 };
+    assert_eq!(world.live.insert(ptr, area), None, "handed out twice");
+}
+
+/// The first chunk is full, and `count` more have one area each that fills it.
+fn full_chunks(world: &mut World, count: usize) -> Vec<usize> {
+    world.fill_up();
+    (0..count).map(|_| world.alloc(MAX_ALLOC_SIZE, 4, AllocFlags::NONE).unwrap()).collect()
+}
+
+fn one_of_two_frees_wins(caches: [u32; 2]) {
+    let mut world = new_world();
+    let ptr = world.alloc(32, 4, AllocFlags::NONE).unwrap();
+    world.live.clear();
+    let frees = caches.map(|cache| work(cache, move |world| world.free_raw(ptr)));
+    let (world, results) = at_once(world, frees.into());
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+    assert!(results.contains(&Err(FreeError::NotLive(ptr))));
+    world.check();
+}
+
+#[test]
+fn of_two_frees_on_two_cpus_exactly_one_wins() {
+    explore(3, || one_of_two_frees_wins([0, 1]));
+}
+
+#[test]
+fn of_two_frees_with_and_without_a_cache_exactly_one_wins() {
+    explore(3, || one_of_two_frees_wins([0, NO_CACHE]));
+}
+
+#[test]
+fn a_free_races_a_drain_and_a_refill() {
+    explore(2, || {
+        let mut world = new_world();
+        let ptr = world.alloc(32, 4, AllocFlags::NONE).unwrap();
+        world.live.clear();
+        let free_and_alloc = work(0, move |world: &World| {
+            world.free_raw(ptr).unwrap();
+            alloc(world, 32, AllocFlags::ATOMIC).unwrap()
+        });
+        let drain_and_alloc = work(1, |world: &World| {
+            world.allocator.drain_caches();
+            alloc(world, 32, AllocFlags::ATOMIC).unwrap()
+        });
+        let (mut world, areas) = at_once(world, vec![free_and_alloc, drain_and_alloc]);
+        areas.into_iter().for_each(|ptr| enter(&mut world, ptr, 32));
+        world.check();
+        world.allocator.balance();
+        world.check();
+    });
+}
+
+#[test]
+fn an_atomic_allocation_never_gets_a_page_that_balance_takes_away() {
+    explore(2, || {
+        let mut world = new_world();
+        world.fill_up();
+        // Two chunks with an area on one page each, and seven empty populated pages.
+        let pages: Vec<usize> =
+            (0..16).map(|_| world.alloc(PAGE, PAGE, AllocFlags::NONE).unwrap()).collect();
+        for (n, ptr) in pages.into_iter().enumerate() {
+            if n % 8 != 3 {
+                world.free(ptr);
+            }
+        }
+        let take = work(0, |world: &World| alloc(world, PAGE, AllocFlags::ATOMIC).ok());
+        let balance = work(1, |world: &World| {
+            let balanced = world.allocator.balance();
+            assert!(balanced.depopulated_pages > 0, "the model shows nothing");
+            None
+        });
+        let (mut world, areas) = at_once(world, vec![take, balance]);
+        areas.into_iter().flatten().for_each(|ptr| enter(&mut world, ptr, PAGE));
+        world.check();
+    });
+}
+
+#[test]
+fn a_free_never_looks_at_a_chunk_that_is_gone() {
+    explore(2, || {
+        let mut world = new_world();
+        let chunks = full_chunks(&mut world, 3);
+        world.free(chunks[0]);
+        world.free(chunks[1]);
+        let (free, live) = (chunks[0], chunks[2]);
+        let frees = work(0, move |world: &World| {
+            // Of an area in a chunk that may just be given back, and of a live one in another.
+            let refused = world.free_raw(free).unwrap_err();
+            assert!([FreeError::NotLive(free), FreeError::Wild(free)].contains(&refused));
+            world.free_raw(live).unwrap();
+        });
+        let balance = work(1, |world: &World| {
+            assert!(world.allocator.balance().freed_chunks > 0, "the model shows nothing");
+        });
+        let (mut world, _) = at_once(world, vec![frees, balance]);
+        world.live.remove(&live);
+        world.check();
+    });
+}
+
+#[test]
+fn a_wish_for_balance_is_not_lost() {
+    explore(3, || {
+        let mut world = new_world();
+        world.fill_up();
+        // A chunk with four populated pages, of which three are taken: there is a wish already,
+        // for four empty pages again.
+        world.allocator.balance();
+        world.alloc(3 * PAGE, 4, AllocFlags::ATOMIC).unwrap();
+        assert!(world.allocator.balance_wanted());
+        // Five it takes a failure to get.
+        let fail = work(NO_CACHE, |world: &World| alloc(world, 5 * PAGE, AllocFlags::ATOMIC).err());
+        let balance = work(1, |world: &World| {
+            world.allocator.balance();
+            None
+        });
+        let (mut world, results) = at_once(world, vec![fail, balance]);
+        assert_eq!(results[0], Some(AllocError::NoPopulatedRoom));
+        if !world.allocator.balance_wanted() {
+            world.alloc(5 * PAGE, 4, AllocFlags::ATOMIC).expect("what balance was wanted for");
+        }
+        world.check();
+    });
+}
