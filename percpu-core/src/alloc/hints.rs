@@ -128,29 +128,32 @@ impl BlockView {
         }
         self.first_free = self.first_free.min(run.start);
 
+        // On which side of the contig run the others lie is anybody's guess: no branches on that.
         if run.len() < contig.len() {
-            // Most runs. On which side of the contig run they lie is anybody's guess: no branch.
             let is_before = run.start < contig.start;
             let is_longest_before =
                 none_before_contig | (!scan.is_empty() & (run.len() >= scan.len()));
             if is_before & is_longest_before {
                 self.set_scan(run);
             }
-            return;
-        }
-        let covers_contig = run.start <= contig.start && contig.end <= run.end;
-        if !contig.is_empty() && !covers_contig && run.start > contig.start {
-            if run.len() > contig.len() {
-                // All before the old contig run is smaller, all behind it no longer.
-                self.set_contig(run);
-                self.set_scan(contig);
+        } else if run.len() == contig.len() {
+            // The first of several; the scan run, if that is not before it now, is not known.
+            let start = run.start.min(contig.start);
+            let is_before = u32::from(scan.start < start);
+            self.contig_hint_start = start;
+            self.scan_hint *= is_before;
+            self.scan_hint_start *= is_before;
+        } else if run.start > contig.end && !contig.is_empty() {
+            // All before the old contig run is smaller, all behind it no longer.
+            self.set_contig(run);
+            self.set_scan(contig);
+        } else {
+            // The contig run begins earlier now, or has grown where it was: the scan run may be
+            // part of it, or lie behind it.
+            self.set_contig(run);
+            if scan.start >= run.start {
+                self.set_scan(Run::EMPTY);
             }
-            return;
-        }
-        self.set_contig(run);
-        // The contig run begins earlier now: the scan run may be part of it, or lie behind it.
-        if scan.start >= run.start {
-            self.set_scan(Run::EMPTY);
         }
     }
 

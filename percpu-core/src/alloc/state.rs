@@ -288,15 +288,19 @@ impl<P: Platform> State<P> {
     /// Gives an area back that was taken in. Returns whether there is work for the balancer.
     pub(crate) fn give_back(&mut self, place: Place) -> bool {
         let Place { chunk, area } = place;
+        let contig = self.chunk(chunk).contig_hint();
         let emptied = self.chunk_mut(chunk).give_back(area);
         self.statistics.given_back(area.len() * GRANULE);
         let this = self.chunk(chunk);
-        if this.flags & CHUNK_RESERVED != 0 {
+        let (flags, is_longer) = (this.flags, this.contig_hint() != contig);
+        if flags & CHUNK_RESERVED != 0 {
             return false;
         }
-        if this.flags & CHUNK_ISOLATED == 0 {
+        if flags & CHUNK_ISOLATED == 0 {
             self.nr_empty_pop_pages += emptied;
-            self.relocate(chunk);
+            if is_longer || flags & CHUNK_DEMOTED != 0 {
+                self.relocate(chunk);
+            }
         } else if this.slot == self.slots.sidelined && this.is_all_free() {
             self.reintegrate(chunk);
         }
