@@ -113,6 +113,20 @@ fn an_area_is_charged_for_every_possible_cpu_until_it_is_freed() {
 }
 
 #[test]
+fn cpus_without_a_unit_are_paid_for_too() {
+    let config = Config { units_on_demand: true, boot_cpu: Some(1), ..Config::default() };
+    let mut world = World::new(&Shape { config, ..Shape::default() });
+    let book = Book::open(usize::MAX);
+    assert!(world.allocator.set_accounting(book));
+    let ptr = alloc(&world, 40, AllocFlags::NONE, group(1)).unwrap();
+    assert_eq!(book.total(), 40 * CPUS);
+    world.add_unit(2).unwrap();
+    assert_eq!(book.lock().calls, 1);
+    world.free_raw(ptr).unwrap();
+    assert_eq!(book.total(), 0);
+}
+
+#[test]
 fn a_refused_charge_changes_nothing() {
     let (world, book) = accounted_world(100 * CPUS);
     let kept = alloc(&world, 60, AllocFlags::NONE, group(7)).unwrap();

@@ -189,6 +189,21 @@ fn areas_in_all_chunks_are_tracked() {
 }
 
 #[test]
+fn cpus_get_their_objects_with_their_units() {
+    let config = Config { units_on_demand: true, boot_cpu: Some(1), ..Config::default() };
+    let mut world = World::new(&Shape { config, ..Shape::default() });
+    world.allocator.leak_tracker().start().unwrap();
+    let (ptr, child) = (alloc(&world, 32), alloc(&world, 32));
+    // Where there is no memory there is no object either.
+    let on_demand = address(&world, ptr, 2) + 8;
+    assert_eq!(leaked(&world, &[on_demand]), [ptr, child]);
+    world.add_unit(2).unwrap();
+    assert_eq!(leaked(&world, &[on_demand]), [child]);
+    write(&world, ptr, 2, 24, child);
+    assert_eq!(leaked(&world, &[on_demand]), []);
+}
+
+#[test]
 fn early_calls_are_replayed() {
     let mut world = World::new(&Shape::default());
     let tracker = world.allocator.leak_tracker();

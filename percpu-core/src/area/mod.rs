@@ -237,13 +237,14 @@ pub fn is_static_percpu_address(addr: usize) -> Option<(CpuId, usize)> {
 }
 
 /// The physical address of `cpu`'s copy of the variable at `ptr`, static or dynamic, say for a
-/// device. `None` before set-up, if no memory is behind it, or if the platform does not
+/// device. `None` before set-up, if no memory is behind it, as with a CPU that has no unit, or if the platform does not
 /// [tell](Platform::phys_of). Costs a walk of the page tables. Linux: `per_cpu_ptr_to_phys`.
 ///
 /// It holds as long as the variable exists. Pages that are neighbours in a CPU's area need not be
 /// neighbours in memory: what spans several is asked for page by page.
 pub fn phys_addr<T>(ptr: PerCpuPtr<T>, cpu: CpuId) -> Option<usize> {
-    let offset = alloc::global().first_chunk()?.offset(cpu.index() as u32)?;
+    let (first, cpu) = (alloc::global().first_chunk()?, cpu.index() as u32);
+    let offset = first.offset(cpu).filter(|_| first.has_memory(cpu))?;
     Global::phys_of(ptr.raw().wrapping_add(offset))
 }
 

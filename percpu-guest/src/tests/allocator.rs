@@ -73,6 +73,10 @@ guest_test!(a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
 guest_test!(the_physical_address_leads_to_the_same_memory, cpus = 1, possible = 3, {
     fn check(pointer: PerCpuPtr<u64>, what: &str) {
         for cpu in cpu::possible().iter() {
+            if !cpu::booted_once().contains(cpu) {
+                assert_eq!(area::phys_addr(pointer, cpu), None, "{what}: CPU {cpu} has no unit");
+                continue;
+            }
             let virt = pointer.on(cpu);
             let phys = area::phys_addr(pointer, cpu).expect(what);
             assert_ne!(phys, virt.addr(), "{what}: chunks are not mapped one to one");
@@ -107,4 +111,38 @@ guest_test!(the_physical_address_leads_to_the_same_memory, cpus = 1, possible = 
     alloc::global().balance();
     let boot = CpuId::new(0).expect("CPU 0 is possible");
     assert_eq!(area::phys_addr(last, boot), None, "its chunk is gone");
+});
+
+guest_test!(a_leak_is_found_with_its_site, cpus = 2, possible = 4, {
+    let tracker = alloc::global().leak_tracker();
+    tracker.start().expect("memory");
+    let new = || alloc::global().alloc(48, 8, AllocFlags::NONE).expect("memory");
+    let (kept, child) = (new(), new());
+    let line = line!() + 1;
+    let lost = alloc::global().alloc(24, 8, AllocFlags::NONE).expect("memory");
+    let boot = CpuId::new(0).expect("CPU 0 is possible");
+    // SAFETY: the area is ours, and the word lies inside it.
+    unsafe { kept.on(boot).cast::<usize>().add(5).write(child.on(boot).expose_provenance() + 47) };
+
+    // The number of a per-CPU pointer, where only this search can find it.
+    let roots = [kept.raw()];
+    let start = roots.as_ptr().expose_provenance();
+    let mut found = None;
+    // SAFETY: the array is readable, and nobody writes it.
+    let scan = unsafe {
+        tracker.scan([start..start + size_of_val(&roots)], |leak| {
+            assert!(leak.pointer != kept.raw() && leak.pointer != child.raw(), "{leak}");
+            if leak.pointer == lost.raw() {
+                found = Some((leak.size, leak.site.line()));
+                assert!(leak.site.file().ends_with("tests/allocator.rs"), "{leak}");
+            }
+        })
+    };
+    assert!(scan.expect("the tracker is on").areas >= 3);
+    assert_eq!(found, Some((24, line)));
+    for pointer in [kept, child, lost] {
+        // SAFETY: ours, and not used again.
+        unsafe { alloc::global().free(pointer) }.expect("just allocated");
+    }
+    tracker.stop();
 });
