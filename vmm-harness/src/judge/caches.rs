@@ -8,6 +8,7 @@ use percpu_core::view::{AllocatorView, BLOCK_GRANULES, CacheView, GRANULE, SHELF
 use super::bits::Run;
 use super::chunks::Chunk;
 use super::finding::{Findings, Violation, kind};
+use super::layout::Layout;
 use super::owners::Places;
 use crate::memory::{AddressSpace, Following, Wild};
 
@@ -162,6 +163,48 @@ pub(crate) fn place(
         }
     }
     Shelves { by_chunk }
+}
+
+/// I14, before it is due: an area on a shelf that is said to be zero is zero on every CPU, since it
+/// will be handed out as it is.
+pub(crate) fn check_zero(
+    space: &AddressSpace<'_>,
+    layout: &Layout,
+    caches: &[Cache],
+    findings: &mut Findings,
+) {
+    let mut copy = Vec::new();
+    for cache in caches {
+        let shelves = cache.view.shelves.iter().filter(|shelf| shelf.len <= BLOCK_GRANULES);
+        let areas = shelves.flat_map(|shelf| {
+            shelf.areas.iter().take(shelf.count as usize).map(|area| (*area, shelf.len))
+        });
+        for (area, len) in areas.filter(|(area, _)| area.is_zero()) {
+            copy.resize((len * GRANULE) as usize, 0);
+            let units = (0..).zip(layout.unit_offsets.iter().zip(&layout.offsets));
+            for (cpu, (unit, _)) in units.filter(|(_, (_, offset))| **offset != 0) {
+                // One that lies nowhere is found as such.
+                if space.read_into(area.area().wrapping_add(*unit), &mut copy).is_err() {
+                    continue;
+                }
+                findings.checked("I14", 1);
+                if let Some(at) = copy.iter().position(|byte| *byte != 0) {
+                    let detail = format!(
+                        "CPU {cpu}'s copy of the area at unit address {:#x}, which is in {} as one \
+                         that is zero, holds {:#x} at byte {at}",
+                        area.area(),
+                        cache.name(),
+                        copy[at]
+                    );
+                    findings.report(
+                        Violation::new("I14", format!("cached area {:#x}", area.area()), detail)
+                            .on(cpu)
+                            .values(format_args!("{:#x}", copy[at]), "zero"),
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// I2: every area of a chunk is live or on a shelf, not both; live bits and shelves name areas.

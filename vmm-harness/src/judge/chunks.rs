@@ -140,6 +140,7 @@ pub(crate) fn check(
     let caches = caches::read(space, &allocator, findings);
     let places = Places::new(&chunks, allocator.delta, findings);
     let shelves = caches::place(&caches, &places, &chunks, findings);
+    caches::check_zero(space, layout, &caches, findings);
     for (chunk, shelf) in chunks.iter().zip(&shelves.by_chunk) {
         caches::check(chunk, shelf, findings);
     }

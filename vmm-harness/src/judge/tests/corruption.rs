@@ -3,8 +3,8 @@
 use std::mem::offset_of;
 
 use percpu_core::view::{
-    AllocatorView, AreasView, BlockView, CHUNK_ISOLATED, CacheView, ChunkView, CounterView,
-    ListView, Roots,
+    AllocatorView, AreasView, BlockView, CACHED_ZERO, CHUNK_ISOLATED, CacheView, ChunkView,
+    CounterView, ListView, Roots,
 };
 use percpu_guest::abi::{BootParams, ControlBlock, CpuState, EventKind, Invariant, SharedHeader};
 
@@ -112,6 +112,14 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
             cache.shelves[3].areas[0].address = 0xdead_beef_0000;
             cache
         });
+    }),
+    ("an area in a cache is said to be zero and is not on CPU 1", "I14", |g| {
+        g.change(g.caches[0], |mut cache: CacheView| {
+            cache.shelves[3].areas[0].address |= CACHED_ZERO;
+            cache
+        });
+        let at = g.copy(g.chunks[0].ptr(503), 1);
+        g.poke(at, 0x40u8);
     }),
     ("a cache counts its granules wrong", "I2", |g| {
         g.change(g.caches[0], |cache: CacheView| CacheView { held: cache.held + 1, ..cache });
