@@ -196,16 +196,37 @@ macro_rules! set_platform {
     ($platform:ty) => {
         const _: () = {
             // SAFETY: the name is this crate's own, and the linker sees to it that it is unique.
+            #[cfg(not(miri))]
             #[unsafe(no_mangle)]
             static PERCPU_CORE_PLATFORM: $crate::platform::Table =
                 $crate::platform::Table::of::<$platform>();
+
+            // SAFETY: as above. Miri links functions, but not statics.
+            #[cfg(miri)]
+            #[unsafe(no_mangle)]
+            fn percpu_core_platform() -> &'static $crate::platform::Table {
+                static TABLE: $crate::platform::Table = $crate::platform::Table::of::<$platform>();
+                &TABLE
+            }
         };
     };
 }
 
 unsafe extern "Rust" {
     /// Defined by [`set_platform!`](crate::set_platform).
+    #[cfg(not(miri))]
     safe static PERCPU_CORE_PLATFORM: Table;
+    /// Likewise.
+    #[cfg(miri)]
+    safe fn percpu_core_platform() -> &'static Table;
+}
+
+#[inline(always)]
+fn table() -> &'static Table {
+    #[cfg(not(miri))]
+    return &PERCPU_CORE_PLATFORM;
+    #[cfg(miri)]
+    return percpu_core_platform();
 }
 
 /// The platform that [`set_platform!`](crate::set_platform) named.
@@ -217,82 +238,82 @@ pub struct Global;
 unsafe impl Platform for Global {
     #[inline]
     fn irq_save() -> IrqState {
-        (PERCPU_CORE_PLATFORM.irq_save)()
+        (table().irq_save)()
     }
 
     #[inline]
     unsafe fn irq_restore(state: IrqState) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.irq_restore)(state) }
+        unsafe { (table().irq_restore)(state) }
     }
 
     #[inline]
     fn preempt_schedule() {
-        (PERCPU_CORE_PLATFORM.preempt_schedule)()
+        (table().preempt_schedule)()
     }
 
     #[inline]
     fn relax(spins: u32) {
-        (PERCPU_CORE_PLATFORM.relax)(spins)
+        (table().relax)(spins)
     }
 
     #[inline]
     fn yield_now() {
-        (PERCPU_CORE_PLATFORM.yield_now)()
+        (table().yield_now)()
     }
 
     #[inline]
     fn cache_cpu() -> u32 {
-        (PERCPU_CORE_PLATFORM.cache_cpu)()
+        (table().cache_cpu)()
     }
 
     #[inline]
     fn clock_ns() -> u64 {
-        (PERCPU_CORE_PLATFORM.clock_ns)()
+        (table().clock_ns)()
     }
 
     fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
-        (PERCPU_CORE_PLATFORM.alloc_meta)(layout)
+        (table().alloc_meta)(layout)
     }
 
     unsafe fn free_meta(ptr: NonNull<u8>, layout: Layout) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.free_meta)(ptr, layout) }
+        unsafe { (table().free_meta)(ptr, layout) }
     }
 
     fn reserve(size: usize, align: usize) -> Option<usize> {
-        (PERCPU_CORE_PLATFORM.reserve)(size, align)
+        (table().reserve)(size, align)
     }
 
     unsafe fn release(addr: usize, size: usize) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.release)(addr, size) }
+        unsafe { (table().release)(addr, size) }
     }
 
     unsafe fn populate(addr: usize, pages: usize, cpu: u32) -> Result<(), NoMemory> {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.populate)(addr, pages, cpu) }
+        unsafe { (table().populate)(addr, pages, cpu) }
     }
 
     unsafe fn unmap(addr: usize, pages: usize) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.unmap)(addr, pages) }
+        unsafe { (table().unmap)(addr, pages) }
     }
 
     fn flush_tlb(addr: usize, size: usize) {
-        (PERCPU_CORE_PLATFORM.flush_tlb)(addr, size)
+        (table().flush_tlb)(addr, size)
     }
 
     unsafe fn free_pages(addr: usize, pages: usize) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
-        unsafe { (PERCPU_CORE_PLATFORM.free_pages)(addr, pages) }
+        unsafe { (table().free_pages)(addr, pages) }
     }
 
     fn phys_of(addr: usize) -> Option<usize> {
-        (PERCPU_CORE_PLATFORM.phys_of)(addr)
+        (table().phys_of)(addr)
     }
 
     fn log(args: fmt::Arguments<'_>) {
-        (PERCPU_CORE_PLATFORM.log)(args)
+        (table().log)(args)
     }
 }

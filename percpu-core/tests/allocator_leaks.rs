@@ -19,14 +19,15 @@ use percpu_core::var::PerCpuPtr;
 struct Roots(Vec<usize>);
 
 impl Roots {
-    fn range(&self) -> Range<usize> {
-        let Range { start, end } = self.0.as_ptr_range();
+    fn range(&mut self) -> Range<usize> {
+        // Of the kind that a scan's atomic loads ask for.
+        let Range { start, end } = self.0.as_mut_ptr_range();
         start.expose_provenance()..end.expose_provenance()
     }
 }
 
 fn scan(world: &World, roots: &[usize]) -> (Scan, Vec<Leak>) {
-    let roots = Roots(roots.to_vec());
+    let mut roots = Roots(roots.to_vec());
     let mut leaks = Vec::new();
     let tracker = world.allocator.leak_tracker();
     // SAFETY: the vector's words, which nobody changes.
@@ -361,7 +362,7 @@ fn pinned_areas_are_no_leaks_nor_what_they_refer_to() {
 fn areas_that_are_allocated_during_a_scan_are_not_reported_but_searched() {
     let world = tracked_world();
     let moved = alloc(&world, 8);
-    let roots = Roots(vec![0]);
+    let mut roots = Roots(vec![0]);
     let mut newborn = 0;
     // While the roots are being gone through, the last reference moves into a new area.
     let ranges = std::iter::once_with(|| {
@@ -379,9 +380,9 @@ fn areas_that_are_allocated_during_a_scan_are_not_reported_but_searched() {
 fn areas_that_are_freed_during_a_scan_leave_no_trace() {
     let world = tracked_world();
     let (a, b) = (alloc(&world, 8), alloc(&world, 8));
-    let roots = [Roots(vec![a, b]), Roots(vec![0])];
+    let mut roots = [Roots(vec![a, b]), Roots(vec![0])];
     // Between two ranges both are referenced and wait to be searched themselves.
-    let ranges = roots.iter().enumerate().map(|(n, roots)| {
+    let ranges = roots.iter_mut().enumerate().map(|(n, roots)| {
         if n == 1 {
             world.free_raw(a).unwrap();
         }

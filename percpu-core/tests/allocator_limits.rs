@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::fake::Fake;
+use common::fake::{Call, Fake, NO_CACHE, use_cache_of};
 use common::{Shape, World, checker};
 use percpu_core::alloc::{AllocError, AllocFlags, Allocator, FreeError, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
@@ -279,4 +279,79 @@ fn statistics_count_what_happens() {
     assert_eq!((chunk.free, chunk.runs, chunk.fragments), (28, 4, 2));
     assert_eq!((chunk.longest_run, chunk.median_run), (12, 4));
     assert_eq!(chunk.empty_populated_pages, 0);
+}
+
+/// Growth of all kinds, and balance work of all kinds; everything is looked at after failures and
+/// after balance work.
+fn grow_and_balance(world: &mut World) {
+    fn alloc(world: &mut World, size: usize) -> Option<usize> {
+        let before = world.fake.usage();
+        let result = world.alloc(size, 4, AllocFlags::NONE);
+        if let Err(error) = result {
+            assert_eq!(error, AllocError::NoMemory);
+            world.check();
+            assert_eq!(world.fake.usage(), before, "a failed allocation kept memory or lost some");
+        }
+        result.ok()
+    }
+    fn balance(world: &mut World) {
+        let balanced = world.allocator.balance();
+        world.check();
+        checker::check_balanced(world);
+        if !balanced.out_of_memory {
+            assert!(world.allocator.statistics().empty_populated_pages >= 4);
+        }
+    }
+    world.fill_up();
+    alloc(world, 8);
+    balance(world);
+    let pages: Vec<usize> = (0..32).filter_map(|_| alloc(world, PAGE)).collect();
+    for (n, &ptr) in pages.iter().enumerate() {
+        if n % 8 != 3 {
+            world.free(ptr);
+        }
+    }
+    // Takes pages away; then atomic allocations fail, and balance puts more there.
+    balance(world);
+    world.fill(PAGE);
+    world.alloc(5 * PAGE, 4, AllocFlags::ATOMIC).unwrap_err();
+    balance(world);
+    let large: Vec<usize> = (0..3).filter_map(|_| alloc(world, MAX_ALLOC_SIZE)).collect();
+    alloc(world, 3 * PAGE);
+    large.into_iter().for_each(|ptr| world.free(ptr));
+    balance(world);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
+fn a_failure_of_any_call_of_a_scenario_is_a_typed_error_and_leaks_nothing() {
+    for cache in [NO_CACHE, 1] {
+        use_cache_of(cache);
+        let mut kinds = Vec::new();
+        for n in 0.. {
+            let mut world = World::new(&Shape::default());
+            world.fake.fail_nth(n);
+            grow_and_balance(&mut world);
+            let failed = {
+                let state = world.fake.lock();
+                state.fail_at.and_then(|at| state.calls.get(at).copied())
+            };
+            world.fake.stop_failing();
+            world.free_all();
+            world.allocator.balance();
+            world.check();
+            let fake = world.fake.clone();
+            drop(world);
+            let usage = fake.usage();
+            assert!(usage.meta.is_empty() && usage.reserved.is_empty() && usage.pages.is_empty());
+            match failed {
+                Some(kind) => kinds.push(kind),
+                None => break,
+            }
+        }
+        let count = |kind| kinds.iter().filter(|&&it| it == kind).count();
+        assert!(count(Call::Reserve) >= 4, "{kinds:?}");
+        assert!(count(Call::Meta) >= 4, "{kinds:?}");
+        assert!(count(Call::Populate) >= 30, "{kinds:?}");
+    }
 }
