@@ -229,6 +229,8 @@ codes! {
         TimedOut = 4,
         /// A step's callback failed and the steps before it were rolled back.
         StepFailed = 5,
+        /// There is no memory for the CPU's per-CPU data.
+        NoMemory = 6,
     }
 
     /// Invariants the guest can see broken by itself, by their number in the specification.

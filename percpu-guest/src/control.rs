@@ -87,6 +87,7 @@ fn plug_error(error: &HotplugError) -> PlugError {
     match error {
         HotplugError::NotPresent => PlugError::NoSuchCpu,
         HotplugError::AlreadyOnline | HotplugError::NotOnline => PlugError::AlreadyThere,
+        HotplugError::NoMemory => PlugError::NoMemory,
         HotplugError::TimedOut => PlugError::TimedOut,
         HotplugError::Step { .. } => PlugError::StepFailed,
         _ => PlugError::Busy,

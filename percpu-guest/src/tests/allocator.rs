@@ -15,7 +15,7 @@ guest_test!(memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
     for round in 0..40 {
         let size = 4 + round * 97;
         let pointer = alloc::global().alloc(size, 8, AllocFlags::NONE).expect("memory");
-        for cpu in cpu::possible().iter() {
+        for cpu in cpu::booted_once().iter() {
             let bytes = pointer.on(cpu);
             for i in 0..size {
                 // SAFETY: the area is ours and has this size.
@@ -35,7 +35,7 @@ guest_test!(the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
     let mut areas = [const { None }; 6];
     for (i, area) in areas.iter_mut().enumerate() {
         let pointer = alloc::global().alloc(LARGE, 64, AllocFlags::NONE).expect("memory");
-        for cpu in cpu::possible().iter() {
+        for cpu in cpu::booted_once().iter() {
             let words = pointer.on(cpu).cast::<u64>();
             // SAFETY: the area is ours; both words lie inside it.
             unsafe {
@@ -47,7 +47,7 @@ guest_test!(the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
     }
     for (i, area) in areas.iter().enumerate() {
         let pointer = area.expect("filled above");
-        for cpu in cpu::possible().iter() {
+        for cpu in cpu::booted_once().iter() {
             // SAFETY: as above.
             let word = unsafe { pointer.on(cpu).cast::<u64>().read() };
             assert_eq!(word, i as u64 * 2 + cpu.index() as u64);

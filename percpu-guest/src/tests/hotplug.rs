@@ -1,6 +1,11 @@
 //! CPUs coming and going.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use percpu_core::alloc::{self, AllocFlags, PerCpuBox};
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::var::PerCpuPtr;
+use percpu_core::{area, percpu};
 use percpu_guest::abi::PlugError;
 
 use super::{guest_test, run_on};
@@ -43,6 +48,63 @@ guest_test!(a_failing_step_is_rolled_back, cpus = 1, possible = 2, {
     }
     run_on(0, || assert_eq!(control::up(1), Ok(())));
     assert_eq!(cpu::online().count(), 2);
+});
+
+percpu! {
+    /// What each CPU finds here at first is the template's.
+    static GREETING: PerCpu<u64> = 0x1234;
+}
+
+/// Calls of the box's initialiser for each CPU.
+static MADE: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+
+guest_test!(a_first_bring_up_gives_a_cpu_its_memory, cpus = 2, possible = 3, {
+    const LARGE: usize = 32 << 10;
+    let two = CpuId::new(2).expect("possible");
+    let numbers = || cpu::booted_once().iter().fold(0, |set, cpu| set | 1 << cpu.index());
+    assert_eq!(numbers(), 0b011);
+    assert_eq!(area::try_offset(two), None);
+    // In the first chunk and in others, dirtied on the CPUs that are there.
+    let areas = [8, 100, LARGE, LARGE, LARGE].map(|size| {
+        let pointer = alloc::global().alloc(size, 8, AllocFlags::NONE).expect("memory");
+        for cpu in cpu::booted_once().iter() {
+            // SAFETY: the area is ours and has this size.
+            unsafe { pointer.on(cpu).write_bytes(0xa5, size) };
+        }
+        assert_eq!(pointer.try_on(two), None);
+        (pointer, size)
+    });
+    let made: PerCpuBox<AtomicU32> = PerCpuBox::try_new_with(|cpu| {
+        MADE[cpu.index()].fetch_add(1, Ordering::Relaxed);
+        AtomicU32::new(100 + cpu.index() as u32)
+    })
+    .expect("memory");
+    GREETING.write(1);
+
+    run_on(0, || assert_eq!(control::up(2), Ok(())));
+    assert_eq!(numbers(), 0b111);
+    assert_eq!(GREETING.read_on(two), 0x1234);
+    assert_eq!(made.remote(two).load(Ordering::Relaxed), 102);
+    let is_zero = |pointer: PerCpuPtr<u8>, size: usize| {
+        // SAFETY: the area is ours and has this size.
+        (0..size).all(|i| unsafe { pointer.on(two).add(i).read_volatile() } == 0)
+    };
+    for (pointer, size) in areas {
+        assert!(is_zero(pointer, size), "{size} bytes are not zero on the new CPU");
+    }
+    // The next life finds all as it was, and the initialiser is not called again.
+    made.remote(two).store(7, Ordering::Relaxed);
+    run_on(2, || GREETING.add(1));
+    run_on(0, || {
+        assert_eq!(control::down(2), Ok(()));
+        assert_eq!(control::up(2), Ok(()));
+    });
+    assert_eq!((GREETING.read_on(two), made.remote(two).load(Ordering::Relaxed)), (0x1235, 7));
+    assert!(MADE.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+    for (pointer, _) in areas {
+        // SAFETY: ours, and not used again.
+        unsafe { alloc::global().free(pointer) }.expect("just allocated");
+    }
 });
 
 guest_test!(every_possible_cpu_comes_up, cpus = 1, possible = 16, {

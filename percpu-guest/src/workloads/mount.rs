@@ -49,7 +49,7 @@ impl Mount {
         self.count() == 0
     }
 
-    /// The sum of references over all possible CPUs. Linux: `mnt_get_count`.
+    /// The sum of references over all CPUs. Linux: `mnt_get_count`.
     pub fn count(&self) -> i64 {
         sum(&self.count)
     }
@@ -64,7 +64,7 @@ impl Mount {
         self.writers.dec();
     }
 
-    /// The sum of writers over all possible CPUs. Linux: `mnt_get_writers`.
+    /// The sum of writers over all CPUs. Linux: `mnt_get_writers`.
     pub fn writers(&self) -> i64 {
         sum(&self.writers)
     }
@@ -76,7 +76,7 @@ impl Mount {
 }
 
 fn sum(counts: &PerCpuBox<i64>) -> i64 {
-    cpu::possible().iter().map(|cpu| counts.read_on(cpu)).fold(0, i64::wrapping_add)
+    cpu::booted_once().iter().map(|cpu| counts.read_on(cpu)).fold(0, i64::wrapping_add)
 }
 
 /// A mount that is made once, before any thread reads it.

@@ -1,6 +1,9 @@
-//! I18: the offsets are the same in every unit.
+//! I18: the offsets are the same in every unit; and who was ever online has a unit (I13).
+
+use std::mem::offset_of;
 
 use percpu_core::view::AreasView;
+use percpu_guest::abi::{ControlBlock, control_block};
 
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
@@ -9,9 +12,16 @@ use crate::memory::{AddressSpace, Following, Wild};
 /// I18: for every CPU `ptr(cpu) - ptr(0) = offset[cpu] - offset[0]`, by the offset table, by the
 /// allocator's unit offsets and by the first chunk's base alike; and units do not overlap.
 ///
-/// Holds at any instant: nothing of it changes after boot.
+/// I13: a CPU that was ever online has a unit.
+///
+/// Holds at any instant: a CPU gets its unit before it is started, and keeps it.
 pub(crate) fn check_offsets(space: &AddressSpace<'_>, layout: &Layout, findings: &mut Findings) {
     let possible = layout.possible() as usize;
+    // Before the offsets: who was online by now had its unit by now.
+    let onlines: Vec<u64> = (0..possible as u32)
+        .map(|cpu| control_block(cpu) + offset_of!(ControlBlock, onlines) as u64)
+        .map(|at| space.mem().load_u64(at).unwrap_or(0))
+        .collect();
     let tables = || {
         let allocator = layout.allocator(space)?;
         let offsets =
@@ -29,6 +39,10 @@ pub(crate) fn check_offsets(space: &AddressSpace<'_>, layout: &Layout, findings:
     findings.checked("I18", possible as u64);
     let first_unit = areas.base.wrapping_sub(areas.template);
     for cpu in 0..possible {
+        if offsets[cpu] == 0 && !layout.has_unit(cpu as u32) {
+            check_never_online(cpu as u32, onlines[cpu], findings);
+            continue;
+        }
         let by_chunk = allocator.delta.wrapping_add(units[cpu]);
         let by_areas = first_unit.wrapping_add(units[cpu]);
         let expected = if by_chunk == offsets[cpu] { by_areas } else { by_chunk };
@@ -46,6 +60,21 @@ pub(crate) fn check_offsets(space: &AddressSpace<'_>, layout: &Layout, findings:
         }
     }
     check_overlap(&units, allocator.unit_size, findings);
+}
+
+/// A CPU without a unit has nothing to run on.
+fn check_never_online(cpu: u32, onlines: u64, findings: &mut Findings) {
+    findings.checked("I13", 1);
+    if onlines != 0 {
+        let detail = format!(
+            "CPU {cpu} has been online {onlines} times, but per_cpu_offset[{cpu}] is 0: it has no unit"
+        );
+        findings.report(
+            Violation::new("I13", format!("unit of CPU {cpu}"), detail)
+                .on(cpu)
+                .values("no unit", "a unit"),
+        );
+    }
 }
 
 /// No two CPUs' units share a byte.

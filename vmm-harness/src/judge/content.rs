@@ -21,10 +21,11 @@ pub(crate) fn check(
             AreaContent::Pattern => "I1",
             AreaContent::Any => continue,
         };
-        for cpu in 0..layout.possible() {
+        for cpu in layout.units() {
+            let Some(address) = layout.address(area.ptr, cpu) else { continue };
             copy.resize(area.size as usize, 0);
             let read = space
-                .read_into(layout.address(area.ptr, cpu), &mut copy)
+                .read_into(address, &mut copy)
                 .following(|| format!("CPU {cpu}'s copy of {area}"));
             if findings.sound(read).is_none() {
                 continue;
@@ -32,6 +33,10 @@ pub(crate) fn check(
             findings.checked(invariant, 1);
             let found = match area.content {
                 AreaContent::Zero => first_non_zero(&copy),
+                // Nobody has filled the copy of a CPU that had none then.
+                _ if first_non_zero(&copy).is_none() && came_later(layout, shadow, area, cpu) => {
+                    None
+                }
                 _ => first_off_pattern(&copy, area.seed, cpu),
             };
             if let Some((at, seen, expected)) = found {
@@ -39,6 +44,14 @@ pub(crate) fn check(
             }
         }
     }
+}
+
+/// Whether `cpu` may have got its unit after the area's owner began to fill every copy there was.
+fn came_later(layout: &Layout, shadow: &Shadow, area: &Area, cpu: u32) -> bool {
+    // A CPU gets its unit before it is first started. If no start was announced, it was not started,
+    // and may have got its unit at any time.
+    let started = shadow.first_start[cpu as usize].unwrap_or(u64::MAX);
+    !layout.had_unit_at_boot(cpu) && started > area.fill_begun
 }
 
 /// Position and value of the first byte that is not zero.

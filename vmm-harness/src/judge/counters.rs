@@ -107,15 +107,12 @@ pub(crate) fn check(
         check_sum(counter, &view, &locals, &book, findings);
         check_locals(counter, &locals, bound_of(&view, max_batch), findings);
         for (cpu, local) in (0u32..).zip(&locals) {
-            if offline.contains(cpu) {
+            if offline.contains(cpu)
+                && let Some(address) = layout.address(view.locals, cpu)
+            {
                 findings.checked("K5", 1);
                 if *local != 0 {
-                    let suspect = Suspect {
-                        counter: *counter,
-                        cpu,
-                        local: *local,
-                        address: layout.address(view.locals, cpu),
-                    };
+                    let suspect = Suspect { counter: *counter, cpu, local: *local, address };
                     findings.report(suspect.violation());
                 }
             }
@@ -151,7 +148,7 @@ fn check_registered(
     }
 }
 
-/// The local of every possible CPU.
+/// The local of every possible CPU; 0 for one without a unit.
 fn locals(
     space: &AddressSpace<'_>,
     layout: &Layout,
@@ -159,10 +156,11 @@ fn locals(
     view: &CounterView,
 ) -> Result<Vec<i32>, Wild> {
     (0..layout.possible())
-        .map(|cpu| {
-            space
-                .read(layout.address(view.locals, cpu))
-                .following(|| format!("CPU {cpu}'s local of counter {:#x}", counter.address))
+        .map(|cpu| match layout.address(view.locals, cpu) {
+            None => Ok(0),
+            Some(address) => space
+                .read(address)
+                .following(|| format!("CPU {cpu}'s local of counter {:#x}", counter.address)),
         })
         .collect()
 }
@@ -323,7 +321,7 @@ pub(crate) fn offline_locals(
     for counter in shadow.counters.values() {
         let Ok(view) = space.read::<CounterView>(counter.address) else { continue };
         for &cpu in offline.cpus.keys() {
-            let address = layout.address(view.locals, cpu);
+            let Some(address) = layout.address(view.locals, cpu) else { continue };
             let Ok(local) = space.read::<i32>(address) else { continue };
             findings.checked("K5", 1);
             if local != 0 && seen.insert((counter.address, cpu)) {

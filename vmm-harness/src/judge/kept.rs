@@ -51,7 +51,7 @@ impl Kept {
         history.check(chunk.address, &chunk.populated, findings);
         for page in (0..chunk.view.nr_pages).filter(|page| chunk.populated.get(*page)) {
             history.pages.insert(page);
-            for cpu in 0..layout.possible() {
+            for cpu in layout.units() {
                 let unit = layout.unit_offsets[cpu as usize];
                 let address = chunk.at(page * BLOCK_GRANULES).wrapping_add(unit);
                 // That it is mapped is another invariant's business.

@@ -13,13 +13,15 @@ use crate::memory::{AddressSpace, Following, Wild};
 pub(crate) struct Layout {
     pub(crate) roots: Roots,
     pub(crate) areas: AreasView,
-    /// `per_cpu_offset` of each possible CPU.
+    /// `per_cpu_offset` of each possible CPU; 0 while it has no unit.
     pub(crate) offsets: Vec<u64>,
-    /// Where each possible CPU's unit lies in a chunk.
+    /// Where each possible CPU's unit lies in a chunk, or will lie.
     pub(crate) unit_offsets: Vec<u64>,
+    /// CPUs that had a unit when the guest had booted, a bit each.
+    at_boot: u64,
 }
 
-/// The five CPU masks, of which the host needs the first 64 CPUs.
+/// The CPU masks that the host looks at, the first 64 CPUs of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Masks {
     pub(crate) online: u64,
@@ -68,12 +70,42 @@ impl Layout {
         let unit_offsets = space
             .words(allocator.unit_offset, possible as usize)
             .following(|| "the unit offsets")?;
-        Ok(Self { roots, areas, offsets, unit_offsets })
+        let at_boot = (0..possible).filter(|&cpu| offsets[cpu as usize] != 0);
+        let at_boot = at_boot.fold(0, |set, cpu| set | 1 << cpu);
+        Ok(Self { roots, areas, offsets, unit_offsets, at_boot })
     }
 
-    /// Address of `ptr` in a CPU.
-    pub(crate) fn address(&self, ptr: u64, cpu: u32) -> u64 {
-        ptr.wrapping_add(self.offsets[cpu as usize])
+    /// Learns of units that CPUs have got since. What is known of others stays: that it does so in
+    /// the guest is I18's business, as is an offset that is none.
+    pub(crate) fn learn_units(&mut self, space: &AddressSpace<'_>) {
+        let now = space.words(self.areas.offset, self.offsets.len());
+        let (Ok(now), Ok(allocator)) = (now, self.allocator(space)) else { return };
+        for (cpu, offset) in now.into_iter().enumerate() {
+            let place = allocator.delta.wrapping_add(self.unit_offsets[cpu]);
+            if self.offsets[cpu] == 0 && offset == place {
+                self.offsets[cpu] = offset;
+            }
+        }
+    }
+
+    /// Whether a CPU has a unit.
+    pub(crate) fn has_unit(&self, cpu: u32) -> bool {
+        self.offsets[cpu as usize] != 0
+    }
+
+    /// Whether it had one from the guest's boot on.
+    pub(crate) fn had_unit_at_boot(&self, cpu: u32) -> bool {
+        self.at_boot >> cpu & 1 != 0
+    }
+
+    /// The CPUs that have a unit.
+    pub(crate) fn units(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.possible()).filter(|&cpu| self.has_unit(cpu))
+    }
+
+    /// Address of `ptr` in a CPU, if that has a unit.
+    pub(crate) fn address(&self, ptr: u64, cpu: u32) -> Option<u64> {
+        self.has_unit(cpu).then(|| ptr.wrapping_add(self.offsets[cpu as usize]))
     }
 
     /// Whether a per-CPU pointer is a static variable's.

@@ -191,6 +191,13 @@ impl Judge {
         self.tally.add(findings, self.shadow.now);
     }
 
+    /// Learns which CPUs have got a unit.
+    fn learn_units(&mut self) {
+        if let Some(layout) = &mut self.layout {
+            layout.learn_units(&self.mem.address_space());
+        }
+    }
+
     /// The roots are valid from now on.
     fn boot(&mut self, findings: &mut Findings) {
         match Layout::read(&self.mem.address_space(), self.possible) {
@@ -206,6 +213,7 @@ impl Judge {
     pub fn check_instant(&mut self) {
         let mut findings = Findings::default();
         self.guard.judge(&self.mem, &mut findings);
+        self.learn_units();
         if let Some(layout) = self.layout.clone() {
             let mem = self.mem.clone();
             let space = mem.address_space();
@@ -266,6 +274,7 @@ impl Judge {
         if let Some(reason) = self.unrest() {
             return Quiescent::NotYet(reason);
         }
+        self.learn_units();
         let Some(layout) = self.layout.clone() else {
             return Quiescent::NotYet("the guest has not booted".into());
         };

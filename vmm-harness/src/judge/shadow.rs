@@ -34,6 +34,8 @@ pub struct Area {
     pub content: AreaContent,
     /// Seed of a pattern.
     pub seed: u32,
+    /// Number of an event before which its owner had not begun to fill it.
+    pub fill_begun: u64,
     /// CPU that allocated it.
     pub cpu: u32,
     /// Thread that allocated it, `u32::MAX` if none.
@@ -101,6 +103,8 @@ pub struct Shadow {
     pub sums: BTreeMap<u64, Sum>,
     /// CPUs' states as announced.
     pub cpus: Vec<Option<CpuState>>,
+    /// Number of the event that announced each CPU's first start.
+    pub first_start: Vec<Option<u64>>,
     /// The most CPUs that were online at once.
     pub max_online: u32,
     /// Allocations that were refused for want of memory.
@@ -111,7 +115,8 @@ pub struct Shadow {
 
 impl Shadow {
     pub(crate) fn new(possible: u32) -> Self {
-        Self { cpus: vec![None; possible as usize], ..Self::default() }
+        let possible = possible as usize;
+        Self { cpus: vec![None; possible], first_start: vec![None; possible], ..Self::default() }
     }
 
     /// CPUs that are online by their own account.
@@ -148,6 +153,9 @@ impl Shadow {
             EventKind::Filled => match (self.areas.get_mut(&a0), content(event)) {
                 (Some(area), Some((content, seed))) => {
                     (area.content, area.seed) = (content, seed);
+                    if content == AreaContent::Any {
+                        area.fill_begun = event.seq;
+                    }
                 }
                 (None, _) => nonsense(findings, event, "which is no live area"),
                 (_, None) => nonsense(findings, event, "which is no content"),
@@ -207,6 +215,9 @@ impl Shadow {
             return None;
         };
         *known = Some(state);
+        if state == CpuState::Starting {
+            self.first_start[a0 as usize].get_or_insert(event.seq);
+        }
         self.max_online = self.max_online.max(self.online());
         Some(Signal::CpuChanged { cpu: a0 as u32, state })
     }
@@ -225,7 +236,10 @@ impl Shadow {
             return nonsense(findings, event, "one more than fit into the guest's memory");
         }
         let (cpu, thread) = (event.cpu.into(), event.thread);
-        let area = Area { ptr, size: size as u32, align: align as u32, content, seed, cpu, thread };
+        // If it is filled already nobody knows since when.
+        let fill_begun = if content == AreaContent::Zero { event.seq } else { 0 };
+        let (size, align) = (size as u32, align as u32);
+        let area = Area { ptr, size, align, content, seed, fill_begun, cpu, thread };
         findings.checked("I1", 1);
         self.check_alignment(&area, layout, findings);
         if area.end() == u64::MAX {

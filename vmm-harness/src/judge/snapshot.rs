@@ -110,7 +110,7 @@ fn difference(before: &[u64], after: &[u64]) -> String {
 
 /// The frame behind each page of each unit; all bits set where there is none.
 fn frames(space: &AddressSpace<'_>, layout: &Layout, chunk: &Chunk) -> Vec<u64> {
-    let units = (0..layout.possible()).map(|cpu| layout.unit_offsets[cpu as usize]);
+    let units = layout.units().map(|cpu| layout.unit_offsets[cpu as usize]);
     units
         .flat_map(|unit| {
             (0..chunk.view.nr_pages).map(move |page| {

@@ -69,7 +69,7 @@ fn words(mem: &GuestMem, phys: u64, len: usize) -> Result<Vec<i64>, Wild> {
     Ok(bytes.chunks_exact(8).map(word).collect())
 }
 
-/// S1: the sum over all possible CPUs equals the initial amount and all adds.
+/// S1: the sum over all CPUs that have a unit equals the initial amount and all adds.
 pub(crate) fn check(
     space: &AddressSpace<'_>,
     layout: &Layout,
@@ -83,10 +83,11 @@ pub(crate) fn check(
     let Some(book) = findings.sound(book) else { return };
     for sum in shadow.sums.values() {
         let copies: Result<Vec<u64>, Wild> = (0..layout.possible())
-            .map(|cpu| {
-                space
-                    .read(layout.address(sum.ptr, cpu))
-                    .following(|| format!("CPU {cpu}'s part of the sum at {:#x}", sum.ptr))
+            .map(|cpu| match layout.address(sum.ptr, cpu) {
+                None => Ok(0),
+                Some(address) => space
+                    .read(address)
+                    .following(|| format!("CPU {cpu}'s part of the sum at {:#x}", sum.ptr)),
             })
             .collect();
         let Some(copies) = findings.sound(copies) else { continue };

@@ -23,7 +23,7 @@ pub(super) const CPUS: u32 = 4;
 const MEMORY: usize = 48 << 20;
 /// Page tables beyond the first three.
 const TABLES: u64 = 0x2_0000;
-const TEMPLATE: u64 = 0x200_1000;
+pub(super) const TEMPLATE: u64 = 0x200_1000;
 const STATIC: u32 = 64;
 const RESERVED: u32 = 1024;
 const HEAP: u64 = 0x210_0000;

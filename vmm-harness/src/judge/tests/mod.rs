@@ -7,6 +7,7 @@ mod guest;
 mod hostile;
 mod order;
 mod trials;
+mod units;
 
 use super::{Judge, Quiescent};
 use guest::Guest;
