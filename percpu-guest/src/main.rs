@@ -78,9 +78,14 @@ extern "C" fn boot_main() -> ! {
     mem::frames::init();
 
     let possible = shared::boot().possible;
+    let config = area::Config {
+        units_on_demand: true,
+        boot_cpu: Some(CONTROL_CPU),
+        ..area::Config::default()
+    };
     // SAFETY: the boot CPU is alone and has made no use of per-CPU data that would not survive the
-    // copying.
-    let areas = unsafe { area::setup_per_cpu_areas(0..possible, &area::Config::default()) };
+    // copying. It uses none again before it has its offset.
+    let areas = unsafe { area::setup_per_cpu_areas(0..possible, &config) };
     areas.expect("per-CPU areas");
     let boot = CpuId::new(CONTROL_CPU as usize).expect("the boot CPU is possible");
     // SAFETY: the offset is this CPU's; no reference into the template is alive.
