@@ -393,7 +393,7 @@ fn the_table_of_steps_is_in_order_and_can_be_full() {
     }
     assert_eq!(
         hotplug::steps().map(|s| s.2).collect::<Vec<_>>(),
-        ["counter:dead", "counter:online"]
+        ["counter:dead", "alloc:dead", "counter:online"]
     );
 }
 
@@ -439,5 +439,34 @@ fn a_new_life_begins_with_preemption_on() {
     }
     hotplug::cpu_down(victim()).unwrap();
     hotplug::unregister(id);
+    hotplug::cpu_up(victim()).unwrap();
+}
+
+#[test]
+fn what_waits_in_a_dead_cpus_cache_goes_back() {
+    use percpu_core::alloc;
+    use percpu_core::view::{AllocatorView, CacheView, roots};
+    use std::ptr::with_exposed_provenance;
+
+    /// Granules that wait in the victim's cache.
+    fn held() -> u32 {
+        let view = with_exposed_provenance::<AllocatorView>(roots().allocator as usize);
+        // SAFETY: the tests run one at a time, and nobody allocates now.
+        let table = unsafe { (*view).caches } as usize;
+        let entry = with_exposed_provenance::<usize>(table + VICTIM * size_of::<usize>());
+        // SAFETY: the table has an entry for each CPU, and the victim was up, so it has a cache.
+        unsafe { (*with_exposed_provenance::<CacheView>(*entry)).held }
+    }
+
+    let _system = system();
+    {
+        let _victim = host::enter_when_free(victim()).unwrap();
+        let area = alloc::alloc_percpu(48, 8).unwrap();
+        // SAFETY: nobody has used it.
+        unsafe { alloc::free_percpu(area) }.unwrap();
+    }
+    assert_ne!(held(), 0);
+    hotplug::cpu_down(victim()).unwrap();
+    assert_eq!(held(), 0);
     hotplug::cpu_up(victim()).unwrap();
 }

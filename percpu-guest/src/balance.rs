@@ -6,18 +6,8 @@
 use core::sync::atomic::Ordering;
 
 use percpu_core::alloc::{self, Balanced};
-use percpu_core::hotplug::{self, Section};
 
 use crate::{sched, shared};
-
-/// Registers what the allocator does when a CPU is dead: what waits in its cache for the next
-/// allocation there goes back to the chunks. What waits in the other caches does, too, and they fill
-/// again soon.
-pub fn register_hotplug_steps() {
-    let drain = |_| alloc::global().drain_caches();
-    hotplug::register(Section::Prepare, "alloc:dead", None, Some(drain))
-        .expect("a place for the allocator's hotplug step");
-}
 
 /// Starts the thread.
 pub fn start() {

@@ -27,7 +27,7 @@ mod trials;
 mod workloads;
 
 use percpu_core::cpu::CpuId;
-use percpu_core::{area, counter, hotplug, view};
+use percpu_core::{alloc, area, counter, hotplug, view};
 use percpu_guest::abi::{ABI_VERSION, ImageHeader, MAGIC, SharedHeader};
 
 use arch::{entry, irq, tables};
@@ -98,7 +98,7 @@ extern "C" fn boot_main() -> ! {
     }
     counter::register_hotplug_steps().expect("a place for the counters' hotplug steps");
     cpus::register_hotplug_steps();
-    balance::register_hotplug_steps();
+    alloc::register_hotplug_steps().expect("a place for the allocator's hotplug step");
     shared::publish_roots(view::roots(), irq::IRQ_MASKED.ptr().raw() as u64);
 
     sched::spawn_bound(control::run, CONTROL_CPU);

@@ -278,7 +278,8 @@ impl Shelves {
         first + self.victim as usize % (CACHE_SHELVES - first)
     }
 
-    fn clear(&mut self, shelf: usize, give: impl FnMut(Cached, u32)) {
+    /// Takes everything off a shelf.
+    pub(crate) fn clear(&mut self, shelf: usize, give: impl FnMut(Cached, u32)) {
         let shelf = &mut self.shelves[shelf];
         self.held -= shelf.count * shelf.len;
         shelf.drain(shelf.count, give);
@@ -286,9 +287,12 @@ impl Shelves {
 
     /// Takes everything off all shelves.
     pub(crate) fn drain(&mut self, mut give: impl FnMut(Cached, u32)) {
-        if self.held != 0 {
-            (0..CACHE_SHELVES).for_each(|shelf| self.clear(shelf, &mut give));
-        }
+        (0..CACHE_SHELVES).for_each(|shelf| self.clear(shelf, &mut give));
+    }
+
+    /// Whether there is nothing on any shelf.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held == 0
     }
 }
 

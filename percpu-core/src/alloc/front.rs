@@ -14,7 +14,7 @@ use crate::area::FirstChunk;
 use crate::platform::Platform;
 use crate::sync::{SpinGuard, SpinLock};
 use crate::var::PerCpuPtr;
-use crate::view::GRANULE;
+use crate::view::{CACHE_SHELVES, GRANULE};
 
 /// Areas of one length, one after the other, that were taken. The first one is handed out, the others
 /// are for the CPU's cache.
@@ -152,7 +152,7 @@ impl<P: Platform> Allocator<P> {
             Some(place) => place,
             None if flags.contains(AllocFlags::ATOMIC) => {
                 // Nothing else will help it.
-                self.drain(shelves, &mut state);
+                shelves.drain(|area, len| self.give_back(&mut state, area, len));
                 self.find_populated(&mut state, request, flags)?
             }
             None => return None,
@@ -172,10 +172,7 @@ impl<P: Platform> Allocator<P> {
     fn shelve(&self, first: Cached, len: u32, count: u32) {
         // The thread may be on another CPU by now, whose cache is as good.
         let mut shelves = self.cache().map(SpinLock::lock);
-        let mut state = None;
-        let mut give = |area, len| {
-            self.give_back(state.get_or_insert_with(|| self.state.lock()), area, len);
-        };
+        let mut give = self.giving_back();
         for n in (1..count).rev() {
             let area = first.nth_behind(n, len);
             match &mut shelves {
@@ -281,10 +278,7 @@ impl<P: Platform> Allocator<P> {
         let freed = Freed { group: ledger.groups.take(start), len: area.len() };
         shelves.frees += 1;
         if Shelves::takes(area.len()) {
-            let mut state = None;
-            shelves.push(Cached::new(ledger, start), area.len(), |area, len| {
-                self.give_back(state.get_or_insert_with(|| self.state.lock()), area, len);
-            });
+            shelves.push(Cached::new(ledger, start), area.len(), self.giving_back());
         } else {
             let place = Place { chunk: ledger.chunk(), area };
             if self.state.lock().give_back(place) {
@@ -321,19 +315,37 @@ impl<P: Platform> Allocator<P> {
         }
     }
 
-    /// Gives everything in every CPU's cache back to the chunks. Any context; costs some 50 ns for
-    /// each area, of which a CPU has some hundreds at most, one CPU's at a time with interrupts
+    /// Gives everything in every CPU's cache back to the chunks. From any context; costs some 50 ns
+    /// for each area, of which a CPU has some hundreds at most, one shelf at a time with interrupts
     /// masked.
     pub fn drain_caches(&self) {
-        for cache in self.caches().into_iter().flat_map(Caches::iter) {
-            let mut shelves = cache.lock();
-            let mut state = self.state.lock();
-            self.drain(&mut shelves, &mut state);
+        self.caches().into_iter().flat_map(Caches::iter).for_each(|cache| self.drain(cache));
+    }
+
+    /// Gives everything in `cpu`'s cache back to the chunks; as [`drain_caches`](Self::drain_caches).
+    pub fn drain_cache_of(&self, cpu: u32) {
+        if let Some(cache) = self.caches().and_then(|caches| caches.get(cpu)) {
+            self.drain(cache);
         }
     }
 
-    fn drain(&self, shelves: &mut Shelves, state: &mut State<P>) {
-        shelves.drain(|area, len| self.give_back(state, area, len));
+    fn drain(&self, cache: &Cache<P>) {
+        for shelf in 0..CACHE_SHELVES {
+            let mut shelves = cache.lock();
+            if shelves.is_empty() {
+                return;
+            }
+            shelves.clear(shelf, self.giving_back());
+        }
+    }
+
+    /// What gives cached areas back to their chunks: takes the short lock for the first one, and has
+    /// it until it is dropped.
+    fn giving_back(&self) -> impl FnMut(Cached, u32) {
+        let mut state = None;
+        move |area, len| {
+            self.give_back(state.get_or_insert_with(|| self.state.lock()), area, len);
+        }
     }
 
     /// Waits until no free looks at what was removed from the index before.

@@ -45,6 +45,7 @@ mod error;
 mod front;
 mod grow;
 mod hints;
+mod hotplug;
 mod index;
 mod initialisers;
 mod leak;
@@ -65,6 +66,7 @@ pub use accounting::{Accounting, Group};
 pub use balance::Balanced;
 pub use boxed::PerCpuBox;
 pub use error::{AllocError, FreeError};
+pub use hotplug::register_hotplug_steps;
 pub use leak::{
     EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, LeakTracker, Scan, Tracking,
 };

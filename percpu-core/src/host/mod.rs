@@ -44,6 +44,7 @@ pub use ops::{StartFault, inject_start_fault, set_arrival_timeout};
 pub use platform::Host;
 pub use seat::{CpuThread, EnterError, enter, enter_any, enter_when_free};
 
+use crate::alloc;
 use crate::area::{self, Config, SetupError};
 use crate::cpu::{self, CpuId};
 use crate::{counter, hotplug};
@@ -110,6 +111,7 @@ pub fn boot_with(cpus: usize, up: usize, config: &Config) -> Result<(), BootErro
     hotplug::init(&ops::THREADS, boot);
     ops::adopt_boot_cpu(boot);
     counter::register_hotplug_steps().expect("there is room for the first steps");
+    alloc::register_hotplug_steps().expect("there is room for the first steps");
     for cpu in cpu::possible().iter() {
         hotplug::set_present(cpu);
         if cpu != boot && cpu.index() < up {
