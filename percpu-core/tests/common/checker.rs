@@ -48,14 +48,15 @@ fn read<T: View>(addr: u64) -> T {
     unsafe { with_exposed_provenance::<T>(addr as usize).read() }
 }
 
-/// Reads the view of an allocator, in which one field is not initialised.
+/// Reads the view of an allocator, in which two fields are not initialised.
 fn read_allocator(addr: usize) -> AllocatorView {
     let at = with_exposed_provenance::<MaybeUninit<AllocatorView>>(addr);
     // SAFETY: as in `read`; any bytes will do.
     let mut view = unsafe { at.read() };
-    // SAFETY: the field lies in `view`, and with it all of them are initialised.
+    // SAFETY: the fields lie in `view`, and with them all are initialised.
     unsafe {
         (&raw mut (*view.as_mut_ptr()).reserved).write(0);
+        (&raw mut (*view.as_mut_ptr()).reserved2).write(0);
         view.assume_init()
     }
 }
