@@ -187,6 +187,9 @@ fn an_initialiser_that_panics_leaves_the_cpu_down() {
     let token = Arc::new(());
     let held = token.clone();
     let before = PerCpuBox::try_new_with(move |_| held.clone()).unwrap();
+    let other = Arc::new(());
+    let held = other.clone();
+    let kept = PerCpuBox::try_new_with(move |_| held.clone()).unwrap();
     let broken = Arc::new(AtomicBool::new(true));
     let (flag, held) = (broken.clone(), token.clone());
     let bad = PerCpuBox::try_new_with(move |cpu| {
@@ -205,9 +208,11 @@ fn an_initialiser_that_panics_leaves_the_cpu_down() {
     broken.store(false, Ordering::Relaxed);
     hotplug::cpu_up(four).unwrap();
     assert_eq!(Arc::strong_count(&token), 1 + (5 + 1));
+    assert_eq!(Arc::strong_count(&other), 1 + (5 + 1), "a value that is there is not made again");
     // SAFETY: a live box's copy, which nobody changes now.
     assert_eq!(Arc::strong_count(unsafe { &*bad.on(four) }), 1 + (5 + 1));
-    drop(bad);
+    drop((bad, kept));
+    assert_eq!(Arc::strong_count(&other), 1);
     assert_eq!((Arc::strong_count(&token), alloc::global().statistics().live), (1, live));
 }
 
