@@ -79,6 +79,7 @@ extern "C" fn boot_main() -> ! {
 
     let possible = shared::boot().possible;
     let config = area::Config {
+        reserved_size: 8 << 10,
         units_on_demand: true,
         boot_cpu: Some(CONTROL_CPU),
         ..area::Config::default()

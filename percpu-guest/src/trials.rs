@@ -81,7 +81,7 @@ impl Trials {
         for (area, size) in self.live.iter().zip(SIZES) {
             let Some(live) = area else { continue };
             let size = size.min(most_bytes());
-            for inside in [1, 4, size / 2 & !3, size.next_multiple_of(4) - 4] {
+            for inside in [1, 4, (size / 2) & !3, size.next_multiple_of(4) - 4] {
                 frees.of(live.raw() + inside, false);
             }
             // The address of a CPU's copy in place of the pointer, as somebody may mix them up.

@@ -72,10 +72,18 @@ fn take(worker: &mut Worker) -> Option<Area> {
         area.check();
         return Some(area);
     }
-    let size = size(worker);
+    let flags = match worker.rng.below(16) {
+        0..4 => AllocFlags::ATOMIC,
+        // As a module's variables.
+        4 => AllocFlags::RESERVED,
+        _ => AllocFlags::NONE,
+    };
+    let size = match flags {
+        AllocFlags::RESERVED => 4 + worker.rng.below(253) as usize,
+        _ => size(worker),
+    };
     let alignments = if worker.rng.one_in(16) { 8 } else { 3 };
     let align = 4 << worker.rng.below(alignments);
-    let flags = if worker.rng.one_in(4) { AllocFlags::ATOMIC } else { AllocFlags::NONE };
     let Ok(area) = Area::alloc(size, align, flags) else {
         events::emit(EventKind::AllocFailed, [size as u64, align as u64, 0, 0, 0]);
         return None;
