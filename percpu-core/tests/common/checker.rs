@@ -322,8 +322,11 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
     assert_eq!(view.nr_empty_pop_pages, empty, "I11");
 }
 
-/// Asserts what holds after balance work (I15).
+/// Asserts what holds after balance work (I15); not under Miri.
 pub fn check_balanced(world: &World) {
+    if cfg!(miri) {
+        return;
+    }
     let picture = picture(world.allocator.view_address());
     assert_eq!(picture.cached, [], "areas wait in caches after balance work");
     assert!(picture.free_chunks() <= 1, "I15: {} wholly free chunks", picture.free_chunks());

@@ -193,9 +193,11 @@ impl World {
         }
     }
 
-    /// Evaluates the invariants.
+    /// Evaluates the invariants; not under Miri, which looks for something else and would take hours.
     pub fn check(&self) {
-        checker::check(self);
+        if !cfg!(miri) {
+            checker::check(self);
+        }
     }
 
     /// Areas of all sizes until no populated granule is left.
