@@ -55,11 +55,10 @@ impl Trials {
 
     fn prepare_frees(&mut self) -> (u64, u64) {
         let most = most_bytes();
-        for i in 0..SIZES.len() {
-            let size = SIZES[i].min(most);
-            self.live[i] = take(size, 4);
-            self.freed[i] = take(size, 4);
-            if let Some(area) = self.freed[i] {
+        for (size, (live, freed)) in SIZES.iter().zip(self.live.iter_mut().zip(&mut self.freed)) {
+            *live = take((*size).min(most), 4);
+            *freed = take((*size).min(most), 4);
+            if let Some(area) = *freed {
                 give_back(area);
             }
         }

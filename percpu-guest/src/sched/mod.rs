@@ -160,17 +160,29 @@ pub fn yield_now() {
     schedule();
 }
 
-/// As [`yield_now`], for a thread that waits for something others do. One that any CPU may run lets
-/// them be for a moment: many waiting threads that take each other's turns would keep every CPU in
-/// the scheduler.
+/// As [`yield_now`], for a thread that waits for something others do.
+///
+/// One that any CPU may run lets them be for a moment: many waiting threads that take each other's
+/// turns would keep every CPU in the scheduler. One that belongs to its CPU keeps that for a moment
+/// and looks again, since hotplug waits for it: by looking once a turn it would hardly ever find a
+/// lock open that many want.
 pub fn yield_to_others() {
-    const MOMENT_US: u64 = 100;
+    const LET_BE_US: u64 = 100;
+    const LOOK_US: u64 = 50;
     let current = CURRENT.read();
-    if current != 0 && !thread::is_bound(current) {
-        let moment = MOMENT_US * u64::from(shared::boot().tsc_mhz);
-        thread::set_not_before(current, tsc::now() + moment);
+    if current == 0 {
+        return;
     }
-    yield_now();
+    let after = |us: u64| tsc::now() + us * u64::from(shared::boot().tsc_mhz);
+    if !thread::is_bound(current) {
+        thread::set_not_before(current, after(LET_BE_US));
+        yield_now();
+    } else if tsc::now() < thread::look_until(current) {
+        core::hint::spin_loop();
+    } else {
+        yield_now();
+        thread::set_look_until(current, after(LOOK_US));
+    }
 }
 
 /// Switches threads if the last interrupt asked for it and the interrupted code allows it.

@@ -21,6 +21,8 @@ pub struct Thread {
     wanted: AtomicUsize,
     /// Time stamp before which it is not wanted.
     not_before: AtomicU64,
+    /// Time stamp until which it looks for what it waits for without giving its CPU away.
+    look_until: AtomicU64,
     ended: AtomicBool,
     /// The only CPU it may run on.
     bound: u32,
@@ -55,6 +57,7 @@ impl Thread {
             next: AtomicUsize::new(0),
             wanted: AtomicUsize::new(0),
             not_before: AtomicU64::new(0),
+            look_until: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             bound: bound.unwrap_or(NO_CPU),
             row,
@@ -81,6 +84,7 @@ impl Thread {
         self.rsp.store(rsp, Ordering::Relaxed);
         self.wanted.store(0, Ordering::Relaxed);
         self.not_before.store(0, Ordering::Relaxed);
+        self.look_until.store(0, Ordering::Relaxed);
         self.ended.store(false, Ordering::Relaxed);
     }
 
@@ -168,6 +172,14 @@ pub(super) fn set_ended(address: usize) {
 pub(super) fn set_wanted(address: usize, wanted: Option<fn(u32) -> bool>) {
     let wanted = wanted.map_or(0, |f| (f as *const ()).expose_provenance());
     thread(address).wanted.store(wanted, Ordering::Relaxed);
+}
+
+pub(super) fn look_until(address: usize) -> u64 {
+    thread(address).look_until.load(Ordering::Relaxed)
+}
+
+pub(super) fn set_look_until(address: usize, time: u64) {
+    thread(address).look_until.store(time, Ordering::Relaxed);
 }
 
 pub(super) fn set_not_before(address: usize, time: u64) {

@@ -111,12 +111,16 @@ const NOTHING: u64 = 0;
 /// There was no memory for it.
 const FAILED: u64 = 1;
 
-const EMPTY: Object =
-    Object { pointer: AtomicU64::new(NOTHING), rest: AtomicU64::new(0), filled: AtomicU64::new(0) };
-
-static LIVE: [Object; OBJECTS] = [EMPTY; OBJECTS];
+static LIVE: [Object; OBJECTS] = [const { Object::EMPTY }; OBJECTS];
 
 impl Object {
+    #[expect(clippy::declare_interior_mutable_const, reason = "copied into the table, never used")]
+    const EMPTY: Self = Self {
+        pointer: AtomicU64::new(NOTHING),
+        rest: AtomicU64::new(0),
+        filled: AtomicU64::new(0),
+    };
+
     /// Waits until the operation before this one has ended, and returns what it has left.
     fn wait(&self, allocated: bool) -> u64 {
         loop {
