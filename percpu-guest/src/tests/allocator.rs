@@ -130,7 +130,7 @@ guest_test!(a_leak_is_found_with_its_site, cpus = 2, possible = 4, {
     let mut found = None;
     // SAFETY: the array is readable, and nobody writes it.
     let scan = unsafe {
-        tracker.scan([start..start + size_of_val(&roots)], |leak| {
+        tracker.scan(core::iter::once(start..start + size_of_val(&roots)), |leak| {
             assert!(leak.pointer != kept.raw() && leak.pointer != child.raw(), "{leak}");
             if leak.pointer == lost.raw() {
                 found = Some((leak.size, leak.site.line()));
