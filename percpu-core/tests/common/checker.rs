@@ -18,10 +18,10 @@ use super::World;
 pub struct Chunk {
     pub view: ChunkView,
     pub blocks: Vec<BlockView>,
-    alloc: Vec<bool>,
-    bound: Vec<bool>,
-    live: Vec<bool>,
-    populated: Vec<bool>,
+    alloc: Bits,
+    bound: Bits,
+    live: Bits,
+    populated: Bits,
 }
 
 /// Everything the views show, by address of chunk.
@@ -61,13 +61,26 @@ fn read_allocator(addr: usize) -> AllocatorView {
     }
 }
 
-fn bits(addr: u64, count: u32) -> Vec<bool> {
-    let mut bits = Vec::with_capacity(count as usize);
-    for word in 0..count.div_ceil(64) {
-        let value: u64 = read(addr + u64::from(word) * 8);
-        bits.extend((0..64.min(count - word * 64)).map(|i| value >> i & 1 != 0));
+/// A bitmap as it lies in memory; comparing two is cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bits {
+    words: Vec<u64>,
+    count: u32,
+}
+
+impl Bits {
+    fn read(addr: u64, count: u32) -> Self {
+        let word = |n: u32| read(addr + u64::from(n) * 8);
+        Self { words: (0..count.div_ceil(64)).map(word).collect(), count }
     }
-    bits
+
+    fn get(&self, at: u32) -> bool {
+        self.words[at as usize / 64] >> (at % 64) & 1 != 0
+    }
+
+    fn to_vec(&self) -> Vec<bool> {
+        (0..self.count).map(|at| self.get(at)).collect()
+    }
 }
 
 fn read_chunk(addr: u64) -> Chunk {
@@ -75,10 +88,10 @@ fn read_chunk(addr: u64) -> Chunk {
     let granules = view.nr_pages * BLOCK_GRANULES;
     Chunk {
         blocks: (0..u64::from(view.nr_pages)).map(|i| read(view.blocks + i * 32)).collect(),
-        alloc: bits(view.alloc_map, granules),
-        bound: bits(view.bound_map, granules + 1),
-        live: bits(view.live_map, granules),
-        populated: bits(view.populated, view.nr_pages),
+        alloc: Bits::read(view.alloc_map, granules),
+        bound: Bits::read(view.bound_map, granules + 1),
+        live: Bits::read(view.live_map, granules),
+        populated: Bits::read(view.populated, view.nr_pages),
         view,
     }
 }
@@ -282,6 +295,7 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
     let hidden = hidden.into_iter().filter(|(start, end)| start != end);
     let hidden = hidden.map(|(start, end)| Area { start, end, live: false });
 
+    let bound = chunk.bound.to_vec();
     let mut taken = vec![false; granules as usize];
     let mut live = vec![false; granules as usize];
     for Area { start, end, live: is_live } in areas.iter().copied().chain(hidden) {
@@ -289,12 +303,12 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
         assert!(!area.contains(&true), "I1: areas overlap");
         area.fill(true);
         live[start as usize] = is_live;
-        assert!(chunk.bound[start as usize] && chunk.bound[end as usize], "I3: {start}..{end}");
-        let inside = &chunk.bound[start as usize + 1..end as usize];
+        assert!(bound[start as usize] && bound[end as usize], "I3: {start}..{end}");
+        let inside = &bound[start as usize + 1..end as usize];
         assert!(inside.iter().all(|&b| !b), "I3: {start}..{end}");
     }
-    assert!(chunk.alloc == taken, "I2");
-    assert!(chunk.live == live, "the live map is not of the live areas' first granules");
+    assert!(chunk.alloc.to_vec() == taken, "I2");
+    assert!(chunk.live.to_vec() == live, "the live map is not of the live areas' first granules");
     let free = taken.iter().filter(|&&t| !t).count() as u32;
     assert_eq!(view.free_bytes, free * GRANULE, "I4");
 
@@ -304,7 +318,7 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
         let taken = &taken[range];
         check_hints(block, taken, &format!("block {page} of {:#x}", view.base));
         let is_free = taken.iter().all(|&t| !t);
-        let populated = chunk.populated[page];
+        let populated = chunk.populated.get(page as u32);
         empty += u32::from(populated && is_free);
         for &cpu in &world.possible {
             let addr = view.base as usize + unit_offset(cpu) + page * PAGE as usize;
@@ -315,9 +329,9 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
     check_hints(&view.md, &taken, &format!("chunk {:#x}", view.base));
     for &Area { start, end, .. } in areas {
         let pages = start / BLOCK_GRANULES..end.div_ceil(BLOCK_GRANULES);
-        assert!(pages.into_iter().all(|page| chunk.populated[page as usize]), "I13");
+        assert!(pages.into_iter().all(|page| chunk.populated.get(page)), "I13");
     }
-    let populated = chunk.populated.iter().filter(|&&p| p).count() as u32;
+    let populated = chunk.populated.to_vec().into_iter().filter(|&p| p).count() as u32;
     assert_eq!(view.nr_populated, populated, "I10");
     assert_eq!(view.nr_empty_pop_pages, empty, "I11");
 }
@@ -336,6 +350,6 @@ pub fn check_balanced(world: &World) {
         let end = chunk.view.nr_pages * PAGE - chunk.view.end_offset;
         let managed = chunk.view.start_offset / PAGE..end.div_ceil(PAGE);
         let mut pages = managed.into_iter();
-        assert!(pages.all(|page| chunk.populated[page as usize]), "I15: first chunk depopulated");
+        assert!(pages.all(|page| chunk.populated.get(page)), "I15: first chunk depopulated");
     }
 }
