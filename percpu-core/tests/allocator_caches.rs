@@ -75,6 +75,7 @@ fn an_area_that_is_not_aligned_enough_stays_where_it_is() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_cache_has_bounds() {
     let mut world = World::new(&Shape::default());
     use_cache_of(0);

@@ -13,8 +13,8 @@ use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
 
 /// Operations on each shape, all checked or most of them not.
-const ALL_CHECKED: usize = if cfg!(miri) { 12 } else { 4_000 };
-const MANY: usize = if cfg!(miri) { 60 } else { 200_000 };
+const ALL_CHECKED: usize = if cfg!(miri) { 6 } else { 4_000 };
+const MANY: usize = if cfg!(miri) { 40 } else { 200_000 };
 
 fn shapes() -> Vec<Shape> {
     let config = Config::default();
