@@ -120,13 +120,23 @@ impl<T, P: Platform> Mutex<T, P> {
         while self.locked.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             P::yield_now();
         }
-        MutexGuard { lock: self }
+        MutexGuard { lock: self, value: PhantomData }
     }
 }
 
 /// Possession of a [`Mutex`]; dropping it opens the lock.
+///
+/// It is as good as a `&mut T`: shared between threads only if `T` may be.
+///
+/// ```compile_fail,E0277
+/// # use core::cell::Cell;
+/// # use percpu_core::{platform::Global, sync::MutexGuard};
+/// fn shared_between_threads<T: Sync>() {}
+/// shared_between_threads::<MutexGuard<'static, Cell<u64>, Global>>();
+/// ```
 pub struct MutexGuard<'a, T, P: Platform> {
     lock: &'a Mutex<T, P>,
+    value: PhantomData<&'a mut T>,
 }
 
 impl<T, P: Platform> Deref for MutexGuard<'_, T, P> {

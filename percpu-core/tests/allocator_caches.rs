@@ -138,6 +138,45 @@ fn an_atomic_allocation_gets_what_its_own_cpu_keeps() {
 }
 
 #[test]
+fn a_large_atomic_allocation_gets_what_its_own_cpu_keeps() {
+    let mut world = World::new(&Shape::default());
+    use_cache_of(0);
+    let mut areas = Vec::new();
+    while let Ok(ptr) = world.alloc(2048, 4, AllocFlags::ATOMIC) {
+        areas.push(ptr);
+    }
+    for ptr in areas.drain(..2) {
+        world.free(ptr);
+    }
+    let taken = |world: &mut World| world.alloc(4100, 4, AllocFlags::ATOMIC);
+    assert_eq!(taken(&mut world), Err(AllocError::NoPopulatedRoom));
+    for ptr in areas.drain(..1) {
+        world.free(ptr);
+    }
+    // The two halves before it went back with the first attempt; this one is on the shelf.
+    assert_eq!(cached(&world).len(), 1);
+    taken(&mut world).unwrap();
+    world.check();
+}
+
+#[test]
+fn what_waits_in_caches_serves_when_memory_cannot_be_had() {
+    let mut world = World::new(&Shape::default());
+    use_cache_of(1);
+    let areas: Vec<usize> = (0..64).map(|_| world.alloc(256, 4, NONE).unwrap()).collect();
+    // The rest of the populated pages.
+    while world.alloc(4, 4, AllocFlags::ATOMIC).is_ok() {}
+    areas.iter().take(8).for_each(|&ptr| world.free(ptr));
+    use_cache_of(0);
+    world.fake.lock().fail_from_then_on = true;
+    world.fake.fail_nth(0);
+    assert_eq!(world.alloc(1024, 4, NONE), Ok(areas[0]));
+    assert_eq!(world.alloc(4096, 4, NONE), Err(AllocError::NoMemory));
+    world.fake.stop_failing();
+    world.check();
+}
+
+#[test]
 fn a_chunk_that_only_caches_use_goes_back_with_the_next_balance() {
     let mut world = World::new(&Shape::default());
     use_cache_of(0);

@@ -213,3 +213,28 @@ fn a_wish_for_balance_is_not_lost() {
         world.check();
     });
 }
+
+/// A free that comes so late that the place has a new area takes that one in, as long as it is: the
+/// area behind it stays its owner's.
+#[test]
+fn a_late_free_takes_one_area_in_and_no_neighbour() {
+    explore(2, || {
+        let mut world = new_world();
+        let ptr = world.alloc(32, 4, AllocFlags::NONE).unwrap();
+        world.live.clear();
+        let split = work(NO_CACHE, move |world: &World| {
+            if world.free_raw(ptr).is_err() {
+                return vec![];
+            }
+            let half = || alloc(world, 16, AllocFlags::ATOMIC).unwrap();
+            vec![half(), half()]
+        });
+        let late = work(0, move |world: &World| world.free_raw(ptr).map_or(vec![], |()| vec![ptr]));
+        let (mut world, results) = at_once(world, vec![split, late]);
+        let halves = &results[0];
+        // What is left is whole, whichever of the two was late.
+        let first = usize::from(!results[1].is_empty());
+        halves.iter().skip(first).for_each(|&half| enter(&mut world, half, 16));
+        world.check();
+    });
+}

@@ -31,18 +31,19 @@ impl<P: Platform> Allocator<P> {
         self.balance_wanted.load(Ordering::Relaxed)
     }
 
-    /// Drains the caches, frees all wholly free chunks but one, takes memory away from empty pages of chunks that have
-    /// many, and gives memory to pages until atomic allocations find four empty ones. Sleeps.
+    /// Drains the caches, frees all wholly free chunks but one, takes memory away from empty pages of
+    /// chunks that have many, and gives memory to pages until atomic allocations find four empty
+    /// ones. Sleeps.
     ///
     /// The first chunk and the reserved chunk are never given back, nor is a page of them.
     pub fn balance(&self) -> Balanced {
         let mut balanced = Balanced::default();
         let Some(first) = self.first.get() else { return balanced };
+        // What comes up from here on is for the next time.
+        self.balance_wanted.swap(false, Ordering::Acquire);
         self.leaks.refill();
         self.accounts.refill(first.nr_granules());
         let mut growth = self.growth.lock();
-        // What comes up from here on is for the next time.
-        self.balance_wanted.swap(false, Ordering::Acquire);
         self.drain_caches();
         self.free_excess_chunks(first, &mut growth, &mut balanced);
         self.reclaim(first, &mut growth, &mut balanced);

@@ -17,7 +17,7 @@
 
 use core::alloc::Layout;
 use core::mem::{offset_of, size_of};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use super::Table;
 use super::ledger::Ledger;
@@ -313,6 +313,8 @@ impl<P: Platform> Caches<P> {
         let Some(entry) = self.table.get(cpu as usize) else { return Ok(()) };
         if entry.load(Ordering::Relaxed).is_null() {
             let cache = P::alloc_meta(Layout::new::<Cache<P>>()).ok_or(NoMemory)?;
+            // Who walks the view comes to it by number.
+            cache.as_ptr().expose_provenance();
             // The memory is zero: an open lock around empty shelves.
             entry.store(cache.as_ptr().cast(), Ordering::Release);
         }
@@ -345,9 +347,6 @@ impl<P: Platform> Caches<P> {
 
     /// Address and length of the table, for the view.
     pub(crate) fn table(&self) -> (usize, u32) {
-        for cache in self.iter() {
-            ptr::from_ref(cache).expose_provenance();
-        }
         (self.table.as_ptr().expose_provenance(), self.table.len() as u32)
     }
 }

@@ -41,8 +41,8 @@ impl Taken {
 }
 
 impl<P: Platform> Allocator<P> {
-    /// Hands out `size` bytes on every possible CPU, all zero, at a multiple of `align`. Sizes and
-    /// alignments are rounded up to [`GRANULE`]. Linux: `pcpu_alloc`.
+    /// Hands out `size` bytes on every CPU that has a unit or gets one later, all zero, at a multiple
+    /// of `align`. Sizes and alignments are rounded up to [`GRANULE`]. Linux: `pcpu_alloc`.
     ///
     /// Masks interrupts for a search that is bounded by the number of chunks of its size and the
     /// blocks in them. Unless `flags` has [`ATOMIC`](AllocFlags::ATOMIC), it may sleep to get
@@ -73,7 +73,9 @@ impl<P: Platform> Allocator<P> {
             && let Ok(ptr) = result
         {
             let may_sleep = !flags.contains(AllocFlags::ATOMIC);
-            self.leaks.allocated(ptr.raw(), size, Location::caller(), may_sleep);
+            if self.leaks.allocated(ptr.raw(), size, Location::caller(), may_sleep) {
+                self.want_balance();
+            }
         }
         result
     }
@@ -135,7 +137,14 @@ impl<P: Platform> Allocator<P> {
                 shelves.allocs += 1;
                 Some(taken)
             }
-            _ => self.take_populated(request, flags),
+            _ => self.take_populated(request, flags).or_else(|| {
+                if flags.contains(AllocFlags::RESERVED) || !flags.contains(AllocFlags::ATOMIC) {
+                    return None;
+                }
+                // Nothing else will help it.
+                self.drain(self.cache()?);
+                self.take_populated(request, flags)
+            }),
         }
     }
 
@@ -184,7 +193,7 @@ impl<P: Platform> Allocator<P> {
 
     /// Takes an area on populated pages.
     #[inline]
-    fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
+    pub(super) fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
         state.take(place, 1);
@@ -215,8 +224,8 @@ impl<P: Platform> Allocator<P> {
         }
     }
 
-    /// Takes an area back. May be called from any context, interrupt handlers included. Linux:
-    /// `free_percpu`.
+    /// Takes an area back. May be called from any context but an NMI's, interrupt handlers included:
+    /// it takes locks that mask interrupts. Linux: `free_percpu`.
     ///
     /// A null pointer is ignored.
     ///
@@ -315,9 +324,9 @@ impl<P: Platform> Allocator<P> {
         }
     }
 
-    /// Gives everything in every CPU's cache back to the chunks. From any context; costs some 50 ns
-    /// for each area, of which a CPU has some hundreds at most, one shelf at a time with interrupts
-    /// masked.
+    /// Gives everything in every CPU's cache back to the chunks. From any context but an NMI's; costs
+    /// some 50 ns for each area, of which a CPU has some hundreds at most, one shelf at a time with
+    /// interrupts masked.
     pub fn drain_caches(&self) {
         self.caches().into_iter().flat_map(Caches::iter).for_each(|cache| self.drain(cache));
     }

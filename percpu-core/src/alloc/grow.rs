@@ -8,7 +8,7 @@ use super::chunk::{Chunk, ChunkRef};
 use super::front::Taken;
 use super::index::IndexTable;
 use super::state::{Reach, Request};
-use super::{Allocator, memory};
+use super::{AllocFlags, Allocator, memory};
 use crate::area::FirstChunk;
 use crate::platform::{NoMemory, Platform};
 use crate::view::PAGE;
@@ -136,7 +136,9 @@ impl<P: Platform> Allocator<P> {
                     continue;
                 }
                 let pages = request.bytes().div_ceil(PAGE as usize) as u32;
-                self.add_chunk(first, &mut growth, pages)?;
+                if let Err(error) = self.add_chunk(first, &mut growth, pages) {
+                    return self.take_from_all(request).ok_or(error);
+                }
                 state = self.state.lock();
                 continue;
             };
@@ -152,10 +154,19 @@ impl<P: Platform> Allocator<P> {
             drop(state);
             let runs = runs_of(pages.start, missing);
             // SAFETY: the pages have no memory, and the growth lock keeps it so.
-            unsafe { memory::populate(first, base, runs.clone())? };
+            if let Err(error) = unsafe { memory::populate(first, base, runs.clone()) } {
+                return self.take_from_all(request).ok_or(error);
+            }
             state = self.state.lock();
             runs.for_each(|run| state.mark_populated(place.chunk, run));
         }
+    }
+
+    /// Takes a place that has memory already, wherever it is: in the last chunk that was kept, or
+    /// in what waited in caches.
+    fn take_from_all(&self, request: Request) -> Option<Taken> {
+        self.drain_caches();
+        self.take_populated(request, AllocFlags::ATOMIC)
     }
 
     /// Adds a wholly free chunk, with memory behind its first `populated` pages.

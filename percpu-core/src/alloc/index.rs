@@ -77,14 +77,20 @@ impl<P: Platform> Index<P> {
         if entries.is_null() {
             return &[];
         }
-        // SAFETY: tables come with at least as many entries as any mask published before them has,
-        // and are freed a grace period after they were replaced.
+        // SAFETY: tables come with at least as many entries as any mask published before them has.
+        // A table is freed a grace period after it was replaced, under the growth lock; whoever asks
+        // has that lock, the short one, under which tables are replaced, or a cache's, and so is
+        // done before the period ends.
         unsafe { core::slice::from_raw_parts(entries, mask + 1) }
     }
 
     /// Bytes of the table.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(self.entries())
+        // Without looking at the table, which may be replaced meanwhile.
+        match self.mask.load(Ordering::Relaxed) {
+            0 => 0,
+            mask => (mask + 1) * size_of::<Entry>(),
+        }
     }
 
     /// The number of entries of the table that one more chunk needs, if the present one is full.

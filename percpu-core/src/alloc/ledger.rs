@@ -132,8 +132,8 @@ impl Ledger {
     #[inline]
     pub(crate) fn hand_out(&self, start: u32) {
         let word = &self.live()[(start / BITS) as usize];
-        // Who gets the area learns of it by the pointer, and gives it on by means of its own.
-        word.fetch_or(1 << (start % BITS), Ordering::Relaxed);
+        // Its boundaries are there for whoever takes it in, even for one who should not.
+        word.fetch_or(1 << (start % BITS), Ordering::Release);
     }
 
     /// Records that nobody holds the area at granule `start` any more. Whether somebody did: of
@@ -142,8 +142,10 @@ impl Ledger {
     pub(crate) fn take_in(&self, start: u32) -> bool {
         let bit = 1 << (start % BITS);
         let word = &self.live()[(start / BITS) as usize];
-        // Uses of the area come before the next life's by the lock under which it is passed on.
-        word.fetch_and(!bit, Ordering::Relaxed) & bit != 0
+        // Acquires what `hand_out` released. A free that comes too late, when the place has a new
+        // area, cannot be told from a right one; but it takes in that area, as long as it is, and
+        // no neighbour with it.
+        word.fetch_and(!bit, Ordering::Acquire) & bit != 0
     }
 }
 

@@ -209,7 +209,8 @@ impl<P: Platform> Allocator<P> {
     #[inline]
     fn want_balance(&self) {
         if !self.balance_wanted.load(Ordering::Relaxed) {
-            self.balance_wanted.store(true, Ordering::Relaxed);
+            // A swap, so that whoever sees this one also sees what was stored before an earlier one.
+            self.balance_wanted.swap(true, Ordering::Release);
         }
     }
 }
@@ -241,7 +242,7 @@ pub fn global() -> &'static Allocator<Global> {
     &GLOBAL
 }
 
-/// Hands out `size` bytes on every possible CPU, all zero. May sleep. Linux: `__alloc_percpu`.
+/// Hands out `size` bytes on every CPU that has a unit or gets one later, all zero. May sleep. Linux: `__alloc_percpu`.
 ///
 /// # Errors
 ///
