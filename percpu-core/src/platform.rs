@@ -120,7 +120,10 @@ pub unsafe trait Platform: Sized + 'static {
     /// The pages are populated and no one uses them.
     unsafe fn unmap(addr: usize, pages: usize);
 
-    /// Makes every online CPU forget translations of `addr..addr + size`.
+    /// Makes every CPU that executes anything forget translations of `addr..addr + size`: also one
+    /// that is not online, because it runs its STARTING steps or their tear-downs.
+    ///
+    /// Called with interrupts and preemption on, or while there is one CPU.
     fn flush_tlb(addr: usize, size: usize);
 
     /// Gives the memory of pages back that were unmapped and flushed.

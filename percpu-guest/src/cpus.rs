@@ -114,14 +114,18 @@ pub extern "C" fn ap_main(cpu: u32) -> ! {
     IRQ_MASKED.write(1);
     IRQ_PENDING.write(0);
     preempt::clear_need_resched();
-    ipi::start_with_empty_tlb(cpu);
+    ipi::enter(cpu);
     let id = CpuId::new(cpu as usize).expect("started as a CPU that is not possible");
     // SAFETY: interrupts are masked and GS holds this CPU's offset, by its start state.
     let (idle, hotplug) = match unsafe { hotplug::arrive(id) } {
         // SAFETY: the control thread made both before it started this CPU, and waits for it.
         Ok(()) => threads_of(cpu).expect("made before the CPU was started"),
-        Err(_) => park(cpu),
+        Err(_) => {
+            ipi::leave(cpu);
+            park(cpu)
+        }
     };
+    ipi::answer();
     // SAFETY: this is that CPU, and it goes on as its idle thread.
     unsafe { sched::adopt_idle(cpu, idle) };
     hotplug.make_runnable();
@@ -154,6 +158,7 @@ fn die(cpu: CpuId) -> ! {
     // SAFETY: interrupts are masked, this is that CPU and the state machine asked for it.
     unsafe { hotplug::die(cpu) };
     set_state(n, CpuState::Dead);
+    ipi::leave(n);
     // SAFETY: nothing follows but the parking.
     unsafe { hotplug::dead(cpu) };
     park(n)

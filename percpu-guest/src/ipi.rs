@@ -1,6 +1,19 @@
 //! What CPUs ask of each other by interrupt: to flush the TLB, to look for a thread to run.
+//!
+//! # Who answers a flush
+//!
+//! Every CPU that executes anything, from [`enter`] to [`leave`]. The online mask is too small for
+//! that: a CPU runs hotplug steps before it is in there and after it has left. It may then have
+//! translations, if only because the processor looked ahead, and a step that uses an area would go
+//! by them to a page that was given back. So a CPU that executes nothing is marked in [`DONE`], and
+//! all others are waited for.
+//!
+//! On their way up and down CPUs have interrupts masked, and for a part of it their LAPIC is off and
+//! loses what is sent. They look by themselves when that is over: on the way up in [`answer`], on
+//! the way down [`leave`] is the answer. What they do until then waits for no flush: steps with
+//! interrupts masked take spin locks only, and nobody flushes while he holds one.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use percpu_core::platform::Platform;
 use percpu_core::{cpu, irq, preempt};
@@ -11,8 +24,10 @@ use crate::kernel::Kernel;
 
 /// Number of the latest flush anybody asked for.
 static WANTED: AtomicU64 = AtomicU64::new(0);
-/// Number of the latest flush each CPU has done.
-static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+/// Number of the latest flush each CPU has done, or [`OFF`]. Written by the CPU itself.
+static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(OFF) }; MAX_CPUS];
+/// The CPU executes nothing and remembers nothing: it is behind no flush.
+const OFF: u64 = u64::MAX;
 
 /// Interrupts `cpu`.
 pub fn send(cpu: u32) {
@@ -36,29 +51,52 @@ fn flush_this_tlb() {
     }
 }
 
-/// Returns when no online CPU remembers a translation from before the call. Interrupts are on, so
-/// that two CPUs that flush at once answer each other.
+/// Returns when no CPU remembers a translation from before the call. Interrupts and preemption are
+/// on, so that two CPUs that flush at once answer each other, and that a CPU on its way is not held
+/// up by the thread that brings it there.
 pub fn flush_all_tlbs() {
     let wanted = WANTED.fetch_add(1, Ordering::AcqRel) + 1;
+    // Between the order and the look at who is there: see `enter` and `answer`.
+    fence(Ordering::SeqCst);
     let masked = irq::disable();
     flush_this_tlb();
     drop(masked);
     let behind = |cpu: usize| DONE[cpu].load(Ordering::Acquire) < wanted;
-    for cpu in cpu::online().iter().filter(|cpu| behind(cpu.index())) {
+    // A CPU without a unit has never run.
+    for cpu in cpu::booted_once().iter().filter(|cpu| behind(cpu.index())) {
         send(cpu.index() as u32);
     }
-    // A CPU that leaves meanwhile needs no answer: it starts again with an empty TLB. One that
-    // comes online meanwhile has one, too, and has marked that in `start_with_empty_tlb`.
-    for cpu in cpu::online().iter() {
+    for cpu in cpu::booted_once().iter() {
         let mut spins = 0;
-        while behind(cpu.index()) && cpu::online().contains(cpu) {
+        while behind(cpu.index()) {
             Kernel::relax(spins);
             spins += 1;
         }
     }
 }
 
-/// A CPU that begins has no translations. Called before it is online.
-pub fn start_with_empty_tlb(cpu: u32) {
-    DONE[cpu as usize].store(WANTED.load(Ordering::Acquire), Ordering::Release);
+/// This CPU begins to execute. Called with interrupts masked, before it touches anything in pages
+/// that may be taken away.
+///
+/// Either a flusher finds the mark gone, and waits; or, by the two fences, this CPU finds his order,
+/// and forgets here what it has read ahead since its first instruction.
+pub fn enter(cpu: u32) {
+    DONE[cpu as usize].store(0, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    flush_this_tlb();
+}
+
+/// This CPU's LAPIC is on, for good; interrupts are still masked.
+///
+/// An order that is not seen here is given later, and so is its IPI, by the two fences: it finds the
+/// LAPIC on. One that is seen may have had its IPI lost, and is answered here.
+pub fn answer() {
+    fence(Ordering::SeqCst);
+    flush_this_tlb();
+}
+
+/// This CPU touches nothing more in pages that may be taken away, until it comes back by
+/// [`enter`]. Interrupts are masked.
+pub fn leave(cpu: u32) {
+    DONE[cpu as usize].store(OFF, Ordering::Release);
 }

@@ -91,6 +91,7 @@ extern "C" fn boot_main() -> ! {
     let boot = CpuId::new(CONTROL_CPU as usize).expect("the boot CPU is possible");
     // SAFETY: the offset is this CPU's; no reference into the template is alive.
     unsafe { percpu_core::arch::set_offset(area::offset(boot)) };
+    ipi::enter(CONTROL_CPU);
 
     entry::install_trampoline();
     hotplug::init(&cpus::Machine, boot);

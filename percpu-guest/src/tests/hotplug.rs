@@ -1,15 +1,20 @@
 //! CPUs coming and going.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use percpu_core::alloc::{self, AllocFlags, PerCpuBox};
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::hotplug::{self, Section};
+use percpu_core::platform::Platform;
 use percpu_core::var::PerCpuPtr;
 use percpu_core::{area, percpu};
 use percpu_guest::abi::PlugError;
 
 use super::{guest_test, run_on};
-use crate::control;
+use crate::arch::{lapic, tsc};
+use crate::kernel::Kernel;
+use crate::mem::PAGE;
+use crate::{control, sched, tick};
 
 guest_test!(a_cpu_goes_down_and_comes_up_again, cpus = 2, possible = 3, {
     let one = CpuId::new(1).expect("possible");
@@ -37,7 +42,6 @@ guest_test!(impossible_orders_are_refused, cpus = 2, possible = 2, {
 });
 
 guest_test!(a_failing_step_is_rolled_back, cpus = 1, possible = 2, {
-    use percpu_core::hotplug;
     let count = hotplug::steps().count();
     assert!(count >= 3, "only {count} steps");
     for n in 0..count {
@@ -117,4 +121,83 @@ guest_test!(every_possible_cpu_comes_up, cpus = 1, possible = 16, {
         }
     });
     assert_eq!(cpu::online().count(), 1);
+});
+
+/// A page of the chunk space whose translation CPU 2 remembers on its way.
+static PLACE: AtomicUsize = AtomicUsize::new(0);
+/// CPU 2 is on its way and remembers it.
+static REMEMBERED: AtomicBool = AtomicBool::new(false);
+/// The flush after that is over.
+static FLUSHED: AtomicBool = AtomicBool::new(false);
+/// It was over while CPU 2 still remembered.
+static TOO_EARLY: AtomicBool = AtomicBool::new(false);
+/// Longer than a flush takes that does not wait.
+const LONG_NS: u64 = 100_000_000;
+
+/// What a hotplug step of CPU 2 might do with interrupts masked: it uses an area, and takes its
+/// time. The LAPIC is off as it is for steps that come before the LAPIC's own, so no IPI gets
+/// through.
+fn remember(cpu: CpuId) {
+    if cpu.index() != 2 {
+        return;
+    }
+    lapic::disable();
+    let place = core::ptr::with_exposed_provenance::<u64>(PLACE.load(Ordering::Relaxed));
+    // SAFETY: the page is the test's and is mapped until `REMEMBERED` is set.
+    unsafe { place.read_volatile() };
+    REMEMBERED.store(true, Ordering::Release);
+    let until = tsc::now_ns() + LONG_NS;
+    while tsc::now_ns() < until && !FLUSHED.load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    TOO_EARLY.fetch_or(FLUSHED.load(Ordering::Acquire), Ordering::Relaxed);
+    lapic::enable();
+    tick::arm();
+}
+
+/// Takes the page away while CPU 2 is on its way, as the allocator does.
+fn take_away(_: usize) {
+    while !REMEMBERED.load(Ordering::Acquire) {
+        sched::yield_now();
+    }
+    let place = PLACE.load(Ordering::Relaxed);
+    // SAFETY: the test's page, which was populated and which nobody reads after `REMEMBERED`.
+    unsafe { Kernel::unmap(place, 1) };
+    Kernel::flush_tlb(place, PAGE);
+    FLUSHED.store(true, Ordering::Release);
+    // SAFETY: unmapped and flushed.
+    unsafe { Kernel::free_pages(place, 1) };
+}
+
+guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
+    let place = Kernel::reserve(PAGE, PAGE).expect("addresses");
+    PLACE.store(place, Ordering::Relaxed);
+    let start_up: hotplug::Startup = |cpu| {
+        remember(cpu);
+        Ok(())
+    };
+    let step =
+        hotplug::register(Section::Starting, "test:remember", Some(start_up), Some(remember))
+            .expect("a place for a step");
+    let ways: [fn(); 2] =
+        [|| assert_eq!(control::up(2), Ok(())), || assert_eq!(control::down(2), Ok(()))];
+    // A flush from another CPU, and from that of the thread which brings the CPU there.
+    for flusher in [1, 0] {
+        for way in ways {
+            REMEMBERED.store(false, Ordering::Relaxed);
+            FLUSHED.store(false, Ordering::Relaxed);
+            // SAFETY: the range is the test's, and its last page was given back.
+            unsafe { Kernel::populate(place, 1, 2) }.expect("memory");
+            sched::spawn_bound(take_away, flusher);
+            run_on(0, way);
+            while !FLUSHED.load(Ordering::Acquire) {
+                sched::yield_now();
+            }
+            let early = TOO_EARLY.load(Ordering::Relaxed);
+            assert!(!early, "the flush did not wait for the CPU on its way");
+        }
+    }
+    hotplug::unregister(step);
+    // SAFETY: the test's range, without memory.
+    unsafe { Kernel::release(place, PAGE) };
 });
