@@ -22,7 +22,7 @@ use percpu_core::view::{Roots, View};
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this file changes its layout or meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -164,7 +164,7 @@ codes! {
 
     /// What the guest tells the host.
     pub enum EventKind: u16 {
-        /// Set-up is done, roots are valid. a0 = TSC ticks a millisecond as the guest measured.
+        /// Set-up is done, roots are valid.
         Booted = 1,
         /// A plug command is done. a0 = CPU, a1 = 0 or an error code ([`PlugError`]), a2 = command's sequence number.
         PlugDone = 2,
@@ -193,12 +193,9 @@ codes! {
         TestDone = 12,
         /// An allocation was refused for want of memory. a0 = size, a1 = alignment.
         AllocFailed = 13,
-        /// A counter's quiet read at a sync point: a0 = address, a1 = `sum()` seen by the guest. Only from a
-        /// thread that knows no one else writes.
-        CounterSum = 14,
         /// A trial is over. a0 = [`Trial`], a1 = operations tried, a2 = those that ended as specified
         /// (`RefusedFrees`), were refused (`FailedGrowth`, `FillUp`), a3 = command's sequence number.
-        TrialDone = 15,
+        TrialDone = 14,
     }
 
     /// Bytes the host can expect in an area, on every possible CPU.

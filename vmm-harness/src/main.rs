@@ -182,7 +182,6 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         ring,
         seed,
         fault: args.fault,
-        quiet: false,
         replay: String::new(),
         process_start,
     };

@@ -77,8 +77,6 @@ pub struct RunConfig {
     pub seed: u64,
     /// Deliberate misbehaviour of the guest.
     pub fault: Fault,
-    /// No live line.
-    pub quiet: bool,
     /// The command line that repeats the run, for the report.
     pub replay: String,
     /// When the process started.
@@ -235,7 +233,7 @@ impl<'a> Run<'a> {
             trials: Trials::default(),
             trial_end: None,
             watchdog: Watchdog::new(LIMITS, config.max_cpus),
-            live: LiveLine::new(config.quiet),
+            live: LiveLine::new(),
             report: RunReport {
                 seed: config.seed,
                 ring: config.ring,
@@ -363,7 +361,7 @@ impl<'a> Run<'a> {
 
     fn take(&mut self, signal: Signal) {
         match signal {
-            Signal::Booted { .. } => self.began = Some(Instant::now()),
+            Signal::Booted => self.began = Some(Instant::now()),
             Signal::PlugDone { cpu, result, command } => {
                 self.answered(command, result.is_ok());
                 if result.is_ok() {

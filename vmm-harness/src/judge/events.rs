@@ -271,7 +271,6 @@ impl fmt::Display for Line<'_> {
                 write!(f, "test {}", if a0 == 1 { "passed" } else { "failed" })
             }
             Some(EventKind::AllocFailed) => write!(f, "no memory for {a0} bytes"),
-            Some(EventKind::CounterSum) => write!(f, "counter {a0:#x} summed to {}", a1 as i64),
             Some(EventKind::TrialDone) => match Trial::from_code(a0 as u32) {
                 Some(trial) => write!(f, "trial {trial:?} (command {a3}): {a2} of {a1}"),
                 None => write!(f, "unknown trial {a0}"),

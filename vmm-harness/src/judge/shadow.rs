@@ -134,7 +134,7 @@ impl Shadow {
         self.now = (event.seq, event.tsc);
         let [a0, _, a2, ..] = event.args;
         match EventKind::from_code(event.kind)? {
-            EventKind::Booted => return Some(Signal::Booted { tsc_per_ms: a0 }),
+            EventKind::Booted => return Some(Signal::Booted),
             EventKind::PlugDone => {
                 let (cpu, result) = self.plug_result(event, findings)?;
                 return Some(Signal::PlugDone { cpu, result, command: a2 });
@@ -177,11 +177,6 @@ impl Shadow {
                     return None;
                 };
                 return Some(Signal::TrialDone(TrialEnd { trial, tried, as_meant, command }));
-            }
-            EventKind::CounterSum => {
-                if !self.counters.contains_key(&a0) {
-                    nonsense(findings, event, "which is no live counter");
-                }
             }
         }
         None

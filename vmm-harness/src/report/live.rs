@@ -38,27 +38,22 @@ pub struct LiveLine {
     /// What the rates are relative to.
     last: Progress,
     printed: Duration,
-    quiet: bool,
 }
 
 impl LiveLine {
-    /// A line for a run that begins now; `quiet` shows nothing.
-    pub fn new(quiet: bool) -> Self {
-        let on_terminal = std::io::stderr().is_terminal() && !quiet;
-        let bar = on_terminal.then(|| {
+    /// A line for a run that begins now.
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{spinner} {wide_msg}");
             bar.set_style(style.expect("the template is a constant"));
             bar
         });
-        Self { bar, last: Progress::default(), printed: Duration::ZERO, quiet }
+        Self { bar, last: Progress::default(), printed: Duration::ZERO }
     }
 
     /// Shows how things stand; to be called a few times a second.
     pub fn update(&mut self, now: Progress) {
-        if self.quiet {
-            return;
-        }
         match &self.bar {
             Some(bar) => {
                 bar.set_message(line(&self.last, &now));

@@ -366,7 +366,7 @@ impl Guest {
             self.poke(at, state as u32);
             self.emit(cpu, EventKind::CpuChanged, [cpu.into(), state as u64, 0, 0, 0]);
         }
-        self.emit(0, EventKind::Booted, [1_000_000, 0, 0, 0, 0]);
+        self.emit(0, EventKind::Booted, [0; 5]);
     }
 
     /// Areas in all three chunks, two counters, sums among the statics and in an area of their own.

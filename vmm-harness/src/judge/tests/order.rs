@@ -43,7 +43,7 @@ fn last(judge: &super::Judge) -> u64 {
 fn a_guest_that_boots_and_plugs_gives_signals() {
     let mut guest = Guest::new();
     let mut judge = guest.judge();
-    assert!(judge.drain().contains(&Signal::Booted { tsc_per_ms: 1_000_000 }));
+    assert!(judge.drain().contains(&Signal::Booted));
     guest.emit(0, EventKind::UnplugDone, [9, PlugError::NoSuchCpu as u64, 1, 0, 0]);
     guest.emit(0, EventKind::TestDone, [0, 0, 0, 0, 0]);
     assert_eq!(
