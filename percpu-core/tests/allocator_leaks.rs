@@ -4,10 +4,10 @@
 mod common;
 
 use std::ops::Range;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::fake::Call;
 use common::{Shape, World, checker};
 use percpu_core::alloc::{
     AllocFlags, EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, Scan, Tracking,
@@ -333,13 +333,130 @@ fn records_that_cannot_be_had_fail_no_allocation() {
     assert!(areas > 0 && missed > 0);
     assert_eq!(areas + missed, count);
     world.check();
-    // A start without memory changes nothing.
-    let world = World::new(&Shape::default());
-    world.fake.fail_nth(0);
-    assert_eq!(world.allocator.leak_tracker().start(), Err(LeakError::NoMemory));
-    assert_eq!(statistics(&world).tracking, Tracking::Off);
+}
+
+#[test]
+fn a_start_without_memory_changes_nothing() {
+    for logged in [false, true] {
+        let mut world = World::new(&Shape::default());
+        let tracker = world.allocator.leak_tracker();
+        if logged {
+            tracker.log_early();
+        }
+        // So many records take several pieces of memory.
+        for _ in 0..EARLY_CALLS {
+            world.alloc(8, 8, AllocFlags::NONE).unwrap();
+        }
+        let tracker = world.allocator.leak_tracker();
+        let (before, usage) = (tracker.statistics(), world.fake.usage());
+        let mut failures = 0;
+        loop {
+            world.fake.fail_nth(failures);
+            let result = tracker.start();
+            world.fake.stop_failing();
+            if result.is_ok() {
+                break;
+            }
+            assert_eq!(result, Err(LeakError::NoMemory));
+            assert_eq!(tracker.statistics(), before, "request {failures}");
+            assert_eq!(world.fake.usage(), usage, "request {failures}");
+            failures += 1;
+        }
+        assert_eq!(failures, if logged { 4 } else { 1 });
+        let LeakStatistics { areas, missed, .. } = tracker.statistics();
+        let all = EARLY_CALLS as u64;
+        assert_eq!((areas, missed), if logged { (all, 0) } else { (0, all) });
+    }
+}
+
+#[test]
+fn a_start_that_meets_an_overflow_gives_its_memory_back() {
+    let world = Arc::new(World::new(&Shape::default()));
+    world.allocator.leak_tracker().log_early();
+    (0..EARLY_CALLS).for_each(|_| _ = alloc(&world, 8));
+    let usage = world.fake.usage();
+    let other = world.clone();
+    world.fake.lock().meanwhile = Some(Box::new(move || _ = alloc(&other, 8)));
+    assert_eq!(world.allocator.leak_tracker().start(), Err(LeakError::EarlyLogOverflow(1)));
+    assert_eq!(world.fake.usage(), usage);
+}
+
+#[test]
+fn memory_that_comes_after_a_stop_is_given_back() {
+    let world = Arc::new(World::new(&Shape::default()));
+    let usage = world.fake.usage();
     world.allocator.leak_tracker().start().unwrap();
-    assert!(world.fake.lock().calls.contains(&Call::Meta));
+    let calls = world.fake.lock().calls.len();
+    let other = world.clone();
+    world.fake.lock().meanwhile = Some(Box::new(move || other.allocator.leak_tracker().stop()));
+    while world.fake.lock().calls.len() == calls {
+        alloc(&world, 8);
+    }
+    assert_eq!(statistics(&world).tracking, Tracking::Off);
+    assert_eq!(world.fake.usage(), usage);
+}
+
+#[test]
+fn atomic_allocations_ask_for_records_before_they_run_out() {
+    let world = tracked_world();
+    let atomic = || _ = world.allocator.alloc(8, 8, AllocFlags::ATOMIC).unwrap();
+    let mut count = 0;
+    world.allocator.balance();
+    while !world.allocator.balance_wanted() {
+        atomic();
+        count += 1;
+    }
+    assert_eq!(statistics(&world).missed, 0);
+    assert!(count > 20, "asked for after {count} areas");
+    // It is for records alone: with as many of them balance is not wanted.
+    world.allocator.leak_tracker().stop();
+    world.allocator.balance();
+    (0..count).for_each(|_| atomic());
+    assert!(!world.allocator.balance_wanted());
+    // Whoever answers such wishes in time misses no area.
+    world.allocator.leak_tracker().start().unwrap();
+    let missed = statistics(&world).missed;
+    for _ in 0..500 {
+        atomic();
+        if world.allocator.balance_wanted() {
+            world.allocator.balance();
+        }
+    }
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (500, missed));
+}
+
+#[test]
+fn a_panic_ends_a_scan() {
+    let world = tracked_world();
+    let pairs = || {
+        for _ in 0..if cfg!(miri) { 200 } else { 10_000 } {
+            let ptr = alloc(&world, 8);
+            world.free_raw(ptr).unwrap();
+        }
+    };
+    let tracker = world.allocator.leak_tracker();
+    let areas: Vec<usize> = (0..10).map(|_| alloc(&world, 8)).collect();
+    pairs();
+    let before = world.fake.usage();
+    let mut words = Roots(areas.clone());
+    let mut roots = [Some(words.range()), None].into_iter();
+    let panicking = std::iter::from_fn(|| Some(roots.next()?.expect("a range of roots")));
+    let scan_of = AssertUnwindSafe(|| {
+        // SAFETY: the vector's words, which nobody changes.
+        unsafe { tracker.scan(panicking, |_| ()) }
+    });
+    catch_unwind(scan_of).unwrap_err();
+    // The areas that were found have not been searched, and never will be.
+    areas.iter().for_each(|&ptr| world.free_raw(ptr).unwrap());
+    let areas: Vec<usize> = (0..10).map(|_| alloc(&world, 8)).collect();
+    pairs();
+    assert_eq!(world.fake.usage(), before);
+    // SAFETY: no roots.
+    let visited = AssertUnwindSafe(|| unsafe { tracker.scan([], |leak| panic!("{leak}")) });
+    catch_unwind(visited).unwrap_err();
+    pairs();
+    assert_eq!(world.fake.usage(), before);
+    assert_eq!(leaked(&world, &areas[1..]), areas[..1]);
 }
 
 #[test]
@@ -480,15 +597,16 @@ fn scans_and_calls_at_the_same_time_agree_in_the_end() {
         write(&world, pair[0], 1, 0, pair[1]);
     }
     let roots: Vec<usize> = kept.iter().copied().step_by(2).collect();
-    let done = AtomicUsize::new(0);
-    let scans = std::thread::scope(|scope| {
+    let (done, scans) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
         for thread in 0..2 {
-            let (world, done) = (&world, &done);
+            let (world, done, scans) = (&world, &done, &scans);
             scope.spawn(move || {
                 world.fake.adopt();
                 let mut live = Vec::new();
-                for n in 0..4000 {
-                    if n % 3 == 2 {
+                let mut n = 0;
+                while n < 4000 || scans.load(Ordering::Relaxed) == 0 {
+                    if n % 3 == 2 || live.len() > 2000 {
                         let ptr = live.swap_remove(n * 7 % live.len());
                         world.free_raw(ptr).unwrap();
                     } else {
@@ -497,21 +615,19 @@ fn scans_and_calls_at_the_same_time_agree_in_the_end() {
                     if n % 500 == 0 {
                         world.allocator.balance();
                     }
+                    n += 1;
                 }
                 live.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
                 done.fetch_add(1, Ordering::Relaxed);
             });
         }
-        let mut scans = 0;
         while done.load(Ordering::Relaxed) < 2 {
             let (found, leaks) = scan(&world, &roots);
             assert!(found.areas >= 50 && found.complete);
             assert!(leaks.iter().all(|leak| !kept.contains(&leak.pointer)), "{leaks:?}");
-            scans += 1;
+            scans.fetch_add(1, Ordering::Relaxed);
         }
-        scans
     });
-    assert!(scans > 0);
     let LeakStatistics { areas, missed, .. } = statistics(&world);
     assert_eq!((areas, missed), (50, 0));
     assert_eq!(leaked(&world, &roots), []);

@@ -30,8 +30,11 @@
 //! | `scan` | looking for references, and at what has none |
 //!
 //! An area is recorded before the caller of `alloc` has its pointer, and forgotten before `free`
-//! begins, so that a record is of a live area always, and no two are of the same. Locks: the scan
-//! lock, the growth lock, the tracker's, in this order; the tracker's is a leaf.
+//! begins, so that a record is of a live area always, and no two are of the same: as long as callers
+//! of `free` keep its contract. One that frees an area twice may come between, find no record, and
+//! take in the area that has the place by then: then a record is of no area, until the next one at
+//! this place has its own instead. Locks: the scan lock, the growth lock, the tracker's, in this
+//! order; the tracker's is a leaf.
 
 mod pool;
 mod records;
@@ -77,22 +80,23 @@ impl<P: Platform> Leaks<P> {
     }
 
     /// Records that `size` bytes at `pointer` have been handed out to `site`, which does not have
-    /// them yet.
+    /// them yet. Returns whether somebody who may sleep is to call [`refill`](Self::refill).
     #[cold]
+    #[must_use]
     pub(super) fn allocated(
         &self,
         pointer: usize,
         size: usize,
         site: &'static Location<'static>,
         may_sleep: bool,
-    ) {
+    ) -> bool {
         if may_sleep {
             self.refill();
         }
         let area = Area { pointer, size: size as u32, site, born_ns: P::clock_ns() };
-        let first_missed = {
+        let (first_missed, run_short) = {
             let mut records = self.records.lock();
-            !records.allocated(area) && records.missed == 1
+            (!records.allocated(area) && records.missed == 1, records.run_short())
         };
         if first_missed {
             P::log(format_args!(
@@ -100,6 +104,7 @@ impl<P: Platform> Leaks<P> {
                  are none"
             ));
         }
+        run_short && !may_sleep
     }
 
     /// Records that the area at `pointer` is about to be freed. Of a pointer that is none it takes
@@ -112,12 +117,16 @@ impl<P: Platform> Leaks<P> {
     /// Gets memory for further records if they run short. Sleeps; without memory it changes
     /// nothing.
     pub(super) fn refill(&self) {
-        let short = {
-            let records = self.records.lock();
-            records.tracking == Tracking::On && records.nr_free() < pool::LOW
-        };
+        let short = self.records.lock().run_short();
         if short && let Ok(slab) = NewSlab::new() {
-            self.records.lock().add_nodes(slab);
+            let mut records = self.records.lock();
+            // The tracker may have been stopped meanwhile, or somebody else came first.
+            if records.run_short() {
+                records.add_nodes(slab);
+            } else {
+                drop(records);
+                drop(slab);
+            }
         }
     }
 
@@ -212,9 +221,18 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
     /// [`EarlyLogOverflow`](LeakError::EarlyLogOverflow) disables the tracker for good, which is
     /// logged.
     pub fn start(self) -> Result<(), LeakError> {
+        self.get_going().inspect_err(|_| {
+            let nodes = self.leaks().records.lock().unused_nodes();
+            drop(nodes);
+        })
+    }
+
+    /// As [`start`](Self::start), but a failure leaves nodes behind.
+    fn get_going(self) -> Result<(), LeakError> {
         let leaks = self.leaks();
-        let live = self.allocator.statistics().live;
+        let mut slab = None;
         loop {
+            let live = self.allocator.statistics().live;
             let mut records = leaks.records.lock();
             let lost = records.early_lost();
             match records.tracking {
@@ -228,18 +246,22 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
                     P::log(format_args!("percpu: leak tracking is disabled: {error}"));
                     return Err(error);
                 }
-                Tracking::Off => records.missed = live,
-                Tracking::Early => {}
+                Tracking::Off | Tracking::Early => {}
+            }
+            if let Some(slab) = slab.take() {
+                records.add_nodes(slab);
             }
             if records.nr_free() >= records.early_nodes() + pool::LOW {
+                if records.tracking == Tracking::Off {
+                    records.missed = live;
+                }
                 records.replay();
                 records.tracking = Tracking::On;
                 leaks.active.store(true, Ordering::Relaxed);
                 return Ok(());
             }
             drop(records);
-            let slab = NewSlab::new()?;
-            leaks.records.lock().add_nodes(slab);
+            slab = Some(NewSlab::new()?);
         }
     }
 

@@ -64,6 +64,8 @@ pub struct State {
     /// The call that is to fail, and all behind it if `fail_from_then_on`.
     pub fail_at: Option<usize>,
     pub fail_from_then_on: bool,
+    /// What somebody else does while the next request for metadata sleeps.
+    pub meanwhile: Option<Box<dyn FnOnce() + Send>>,
     /// Bytes that are left free after each reservation.
     pub gap: usize,
     arena: usize,
@@ -101,6 +103,7 @@ pub fn install() -> FakeHandle {
         calls: Vec::new(),
         fail_at: None,
         fail_from_then_on: false,
+        meanwhile: None,
         gap: 0,
         arena,
         quarantine: Vec::new(),
@@ -259,6 +262,8 @@ unsafe impl Platform for Fake {
     fn alloc_meta(layout: Layout) -> Option<NonNull<u8>> {
         may_sleep("alloc_meta");
         let handle = state();
+        let meanwhile = handle.lock().meanwhile.take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         let mut state = handle.lock();
         state.call(Call::Meta).ok()?;
         assert_ne!(layout.size(), 0);

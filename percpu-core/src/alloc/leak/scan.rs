@@ -96,7 +96,8 @@ impl<P: Platform> LeakTracker<'_, P> {
     /// the search is yet to come to where it has been, is not seen: what a scan of a system at work
     /// reports is suspect, what the next one reports again is a leak. What is allocated meanwhile is
     /// not reported. `roots` is asked with the growth lock held, so it must not allocate unless
-    /// atomically; `visit` is called with no lock held but the one that keeps other scans out.
+    /// atomically; `visit` is called with no lock held but the one that keeps other scans out. Neither
+    /// may ask the tracker to scan, to sum up or to stop. Either may panic, which ends the scan.
     ///
     /// Costs a load and two comparisons for each word, a step for each CPU if the word may be an
     /// address of an area's, and a search among the records if it may be one on that CPU.
@@ -110,6 +111,10 @@ impl<P: Platform> LeakTracker<'_, P> {
     /// Every range is of readable, initialised memory with exposed provenance, until this returns.
     /// Words that others write meanwhile are read by relaxed atomic loads, as a debugger would: the
     /// caller answers for their writes being such that this is no harm, or stops the others.
+    ///
+    /// Every [`free`](crate::alloc::Allocator::free) so far kept its contract. One that came too
+    /// late and took in the place's next area has left a record of that, and the pages that it says
+    /// are live may have lost their memory.
     pub unsafe fn scan(
         self,
         roots: impl IntoIterator<Item = Range<usize>>,
@@ -258,6 +263,7 @@ impl<'a, P: Platform> Search<'a, P> {
         }
         let bounds = records.begin_search();
         drop(records);
+        let search = Self { leaks, first, bounds, words: 0 };
         let mut from = Some(0);
         while let Some(()) = leaks.next(&mut from, |records, node| {
             let this = records.tree.get(node);
@@ -265,7 +271,7 @@ impl<'a, P: Platform> Search<'a, P> {
                 records.mark(node);
             }
         }) {}
-        Ok(Self { leaks, first, bounds, words: 0 })
+        Ok(search)
     }
 
     /// Searches the static per-CPU variables, and all areas that are referenced until there are no
@@ -336,5 +342,14 @@ impl<'a, P: Platform> Search<'a, P> {
         if self.bounds.contains(&pointer) {
             self.leaks.records.lock().refer(pointer);
         }
+    }
+}
+
+impl<P: Platform> Drop for Search<'_, P> {
+    /// Ends the search also when whoever gave the roots panicked: nothing waits to be searched any
+    /// more, and what is allocated from now on does not either.
+    fn drop(&mut self) {
+        self.leaks.records.lock().end_search();
+        while self.leaks.records.lock().pop_pending().is_some() {}
     }
 }
