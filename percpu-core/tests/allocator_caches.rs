@@ -177,6 +177,7 @@ fn what_waits_in_caches_serves_when_memory_cannot_be_had() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_chunk_that_only_caches_use_goes_back_with_the_next_balance() {
     let mut world = World::new(&Shape::default());
     use_cache_of(0);
