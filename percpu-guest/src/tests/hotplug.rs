@@ -129,10 +129,14 @@ static PLACE: AtomicUsize = AtomicUsize::new(0);
 static REMEMBERED: AtomicBool = AtomicBool::new(false);
 /// The flush after that is over.
 static FLUSHED: AtomicBool = AtomicBool::new(false);
-/// It was over while CPU 2 still remembered.
+/// The page has been given back.
+static GONE: AtomicBool = AtomicBool::new(false);
+/// The flush was over while CPU 2 still remembered.
 static TOO_EARLY: AtomicBool = AtomicBool::new(false);
 /// Longer than a flush takes that does not wait.
 const LONG_NS: u64 = 100_000_000;
+/// Longer than one takes once nobody is on his way.
+const PATIENCE_NS: u64 = 2_000_000_000;
 
 /// What a hotplug step of CPU 2 might do with interrupts masked: it uses an area, and takes its
 /// time. The LAPIC is off as it is for steps that come before the LAPIC's own, so no IPI gets
@@ -167,9 +171,15 @@ fn take_away(_: usize) {
     FLUSHED.store(true, Ordering::Release);
     // SAFETY: unmapped and flushed.
     unsafe { Kernel::free_pages(place, 1) };
+    GONE.store(true, Ordering::Release);
 }
 
 guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
+    // ONLINE steps would send the CPU an IPI, and so make up for one that it lost before.
+    let online = |(step, section, _)| (section == Section::Online).then_some(step);
+    while let Some(step) = hotplug::steps().find_map(online) {
+        hotplug::unregister(step);
+    }
     let place = Kernel::reserve(PAGE, PAGE).expect("addresses");
     PLACE.store(place, Ordering::Relaxed);
     let start_up: hotplug::Startup = |cpu| {
@@ -186,11 +196,14 @@ guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
         for way in ways {
             REMEMBERED.store(false, Ordering::Relaxed);
             FLUSHED.store(false, Ordering::Relaxed);
+            GONE.store(false, Ordering::Relaxed);
             // SAFETY: the range is the test's, and its last page was given back.
             unsafe { Kernel::populate(place, 1, 2) }.expect("memory");
             sched::spawn_bound(take_away, flusher);
             run_on(0, way);
-            while !FLUSHED.load(Ordering::Acquire) {
+            let until = tsc::now_ns() + PATIENCE_NS;
+            while !GONE.load(Ordering::Acquire) {
+                assert!(tsc::now_ns() < until, "the CPU has arrived and does not answer");
                 sched::yield_now();
             }
             let early = TOO_EARLY.load(Ordering::Relaxed);
