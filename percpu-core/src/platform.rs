@@ -49,7 +49,13 @@ impl core::error::Error for NoMemory {}
 /// 3. a range from `reserve` overlaps no other use of the address space until `release`, and a
 ///    page of it that `populate` accepted is readable and writable memory from every CPU until
 ///    `unmap`;
-/// 4. a page given to `free_pages` is reused only after that call, not at `unmap`.
+/// 4. a page given to `free_pages` is reused only after that call, not at `unmap`;
+/// 5. no call unwinds whose caller kept its contract: one that cannot go on aborts.
+///
+/// The calls that get memory or give it back, from `alloc_meta` to `free_pages`, may come with the
+/// allocator's growth lock held. So they must not wait for per-CPU memory: an allocation is
+/// [`ATOMIC`](crate::alloc::AllocFlags::ATOMIC) there, and nothing is balanced, reported on or
+/// scanned.
 pub unsafe trait Platform: Sized + 'static {
     /// Masks interrupts on this CPU and returns the state before.
     fn irq_save() -> IrqState;
@@ -120,10 +126,11 @@ pub unsafe trait Platform: Sized + 'static {
     /// The pages are populated and no one uses them.
     unsafe fn unmap(addr: usize, pages: usize);
 
-    /// Makes every CPU that executes anything forget translations of `addr..addr + size`: also one
-    /// that is not online, because it runs its STARTING steps or their tear-downs.
+    /// Makes every CPU that runs on these page tables forget translations of `addr..addr + size`: also
+    /// one that is not online, because it is on its way up or down.
     ///
-    /// Called with interrupts and preemption on, or while there is one CPU.
+    /// The range goes from the lowest to the highest unit: it may be huge and mostly unmapped, so
+    /// where it is longer than some pages flush everything rather than page by page. Called with interrupts and preemption on, or while there is one CPU.
     fn flush_tlb(addr: usize, size: usize);
 
     /// Gives the memory of pages back that were unmapped and flushed.

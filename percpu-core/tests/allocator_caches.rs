@@ -46,6 +46,34 @@ fn a_refill_brings_neighbours_that_are_zero() {
 }
 
 #[test]
+fn with_many_units_areas_are_made_zero_together() {
+    let mut world = World::new(&Shape { cpus: (0..12).collect(), ..Shape::default() });
+    use_cache_of(3);
+    let areas: Vec<usize> = (0..30).map(|_| world.alloc(24, 8, NONE).unwrap()).collect();
+    world.allocator.drain_caches();
+    let (few, many) = areas.split_at(4);
+    few.iter().for_each(|&ptr| world.free(ptr));
+    // Few are left alone, as long as others can be had.
+    let other = world.alloc(24, 8, NONE).unwrap();
+    assert!(!areas.contains(&other));
+    let waiting = cached(&world);
+    assert_eq!(waiting.iter().filter(|area| !area.zero).count(), 4);
+    world.check();
+
+    while cached(&world).iter().any(|area| area.zero) {
+        world.alloc(24, 8, NONE).unwrap();
+    }
+    many.iter().take(8).for_each(|&ptr| world.free(ptr));
+    let one = world.alloc(24, 8, NONE).unwrap();
+    assert!(areas.contains(&one));
+    let waiting = cached(&world);
+    assert!(waiting.len() == 11 && waiting.iter().all(|area| area.zero), "{waiting:?}");
+    world.check();
+    (0..11).for_each(|_| assert!(areas.contains(&world.alloc(24, 8, NONE).unwrap())));
+    world.check();
+}
+
+#[test]
 fn an_area_that_waits_is_nobodys() {
     let mut world = World::new(&Shape::default());
     use_cache_of(0);

@@ -229,7 +229,8 @@ fn embed(
 ) -> Result<FirstChunk<fake::Fake>, SetupError> {
     let all = cpus(info.groups().flatten().filter(|&&c| c != NO_CPU).map(|&c| u32::from(c)));
     let start = template.as_ptr().expose_provenance();
-    // SAFETY: the template is borrowed for longer than the first chunk is used to add units.
+    // SAFETY: `build` makes what `verify` accepts, for the CPUs that it names. The template is borrowed
+    // for longer than the first chunk is used to add units.
     unsafe { FirstChunk::embed(info, start, span_limit, &all) }
 }
 

@@ -228,7 +228,8 @@ fn by_page(with_unit: &[u32], template: &[u8]) -> Result<FirstChunk<Fake>, Setup
     let info = AllocInfo::build(template.len(), &config.by_page(), &possible).unwrap();
     info.verify(&possible).unwrap();
     let with_unit = CpuSet::new(with_unit.iter().copied()).unwrap();
-    // SAFETY: the template is borrowed for longer than the first chunk is used to add units.
+    // SAFETY: verified above, of possible CPUs and by page; the template is borrowed for longer than
+    // the first chunk is used to add units.
     unsafe { FirstChunk::page(&info, template.as_ptr().expose_provenance(), &with_unit) }
 }
 

@@ -36,6 +36,7 @@ pub enum Flat {}
 // 2. The standard library's allocator promises it.
 // 3. The arena hands a span out once until it is back, with memory behind all its pages.
 // 4. The memory of pages stays with their span, so none is reused before `release`.
+// 5. It panics for want of address space at its first use, or never.
 unsafe impl Platform for Flat {
     #[inline]
     fn irq_save() -> IrqState {

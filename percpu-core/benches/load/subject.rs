@@ -134,7 +134,8 @@ impl Subject for Percpu {
         let possible = CpuSet::new(0..cpus).expect("checked when the arguments were read");
         let info = AllocInfo::build(static_size, &config, &possible).expect("a usual shape");
         let start = template.as_ptr().expose_provenance();
-        // SAFETY: the template is kept as long as the allocator, and not changed.
+        // SAFETY: `build` makes what `verify` accepts, for the CPUs that it is given. The template is
+        // kept as long as the allocator, and not changed.
         let first = unsafe { FirstChunk::embed(&info, start, config.span_limit(), &possible) };
         let allocator = Allocator::new();
         allocator.init(first.expect("memory is there")).expect("the first time");

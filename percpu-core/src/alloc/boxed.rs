@@ -75,7 +75,8 @@ impl<T> PerCpuBox<T> {
     /// later, as long as the box is there, for each CPU that comes up for the first time, on the CPU
     /// that brings it up. May sleep, and so may the drop of the box, which waits while `init` runs.
     ///
-    /// `init` may make and drop other boxes. Takes memory for `init` and a few words more.
+    /// `init` may make and drop other boxes, but not drop the one that it is of: the drop would wait
+    /// for ever, for `init` to end. Takes memory for `init` and a few words more.
     ///
     /// # Errors
     ///

@@ -126,9 +126,17 @@ impl Shelf {
     }
 
     #[inline]
-    fn pop(&mut self, align: u32) -> Option<Cached> {
+    fn pop(&mut self, align: u32, prefer_zero: bool) -> Option<Cached> {
         let areas = &mut self.areas[..self.count as usize];
-        let found = areas.iter().rposition(|area| area.is_aligned(align))?;
+        let find = |wanted: fn(&Cached) -> bool| {
+            areas.iter().rposition(|area| area.is_aligned(align) && wanted(area))
+        };
+        let found = match find(Cached::is_zero).filter(|_| prefer_zero) {
+            Some(zero) => zero,
+            // Few are worth nothing together; let them become more.
+            None if prefer_zero && self.count <= Self::depth(self.len) / 2 => return None,
+            None => find(|_| true)?,
+        };
         let area = areas[found];
         areas.copy_within(found + 1.., found);
         self.count -= 1;
@@ -177,8 +185,9 @@ const _: () = {
     assert!(offset_of!(Cached, address) == offset_of!(CachedView, address));
 };
 
-// SAFETY: the pointers are to ledgers that live as long as the areas are here, and whose methods
-// are for all CPUs.
+// SAFETY: the pointers are to ledgers that live as long as the areas are here, and that any CPU may
+// use: all of a ledger is immutable or atomic. (`mark` is for who holds the short lock, which is a
+// matter of order among writers, whichever CPU they are on.)
 unsafe impl Send for Shelves {}
 
 impl Shelves {
@@ -203,26 +212,45 @@ impl Shelves {
         Some(SMALL as usize + large.iter().position(|shelf| shelf.len == len)?)
     }
 
-    /// Takes an area for `request` from its shelf.
+    /// Takes an area for `request` from its shelf: the last one put there. With `prefer_zero` it is
+    /// the last one that is zero; or, if there is none, one of many.
     #[inline]
-    pub(crate) fn pop(&mut self, request: Request) -> Option<Cached> {
+    pub(crate) fn pop(&mut self, request: Request, prefer_zero: bool) -> Option<Cached> {
         let shelf = self.shelf(request.len)?;
-        let area = self.shelves[shelf].pop(request.align)?;
+        let area = self.shelves[shelf].pop(request.align, prefer_zero)?;
         self.held -= request.len;
         Some(area)
+    }
+
+    /// Takes areas of `len` granules that are not zero, as many as there are and `into` has room
+    /// for. Returns how many.
+    pub(crate) fn pop_not_zero(&mut self, len: u32, into: &mut [Cached]) -> usize {
+        let Some(shelf) = self.shelf(len) else { return 0 };
+        let shelf = &mut self.shelves[shelf];
+        let (mut taken, mut kept) = (0, 0);
+        for n in 0..shelf.count as usize {
+            let area = shelf.areas[n];
+            if !area.is_zero() && taken < into.len() {
+                into[taken] = area;
+                taken += 1;
+            } else {
+                shelf.areas[kept] = area;
+                kept += 1;
+            }
+        }
+        shelf.count = kept as u32;
+        self.held -= taken as u32 * len;
+        taken
     }
 
     /// How many areas of `len` granules a refill may bring, the one included that is handed out.
     #[inline]
     pub(crate) fn refill(&self, len: u32) -> u32 {
-        let room = MAX_HELD.saturating_sub(self.held) / len;
-        match self.shelf(len) {
-            Some(shelf) if self.shelves[shelf].count == 0 => {
-                (MAX_REFILL / len).min(Shelf::depth(len) / 2 + 1).min(room).max(1)
-            }
-            // Areas that are misaligned for the request, or a size nobody has freed yet.
-            _ => 1,
-        }
+        // A size that nobody has freed yet has no shelf.
+        let Some(shelf) = self.shelf(len) else { return 1 };
+        let room = Shelf::depth(len) - self.shelves[shelf].count.min(Shelf::depth(len));
+        let room = room.min(MAX_HELD.saturating_sub(self.held) / len);
+        (MAX_REFILL / len).min(Shelf::depth(len) / 2 + 1).min(room + 1).max(1)
     }
 
     /// Puts an area of `len` granules on its shelf. What there is no room for is given to `give`,

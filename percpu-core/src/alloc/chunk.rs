@@ -2,7 +2,8 @@
 //! have memory. Linux: `struct pcpu_chunk`.
 //!
 //! A chunk and its maps are one piece of metadata memory. It never looks at the memory that it
-//! gives an account of. All of it belongs to the allocator's short lock.
+//! gives an account of. It belongs to the allocator's short lock, its [ledger](super::ledger)
+//! excepted, with the boundary map and the live map: frees use those without that lock.
 
 use core::alloc::Layout;
 use core::mem::{offset_of, size_of};

@@ -35,7 +35,7 @@ impl Ledger {
     /// # Safety
     ///
     /// `bound_map` has `nr_bits + 1` bits and `live_map` has `nr_bits`; both live as long as the
-    /// ledger and are reached through it only.
+    /// ledger, which alone reads and writes them: the chunk keeps their addresses for its view.
     pub(crate) unsafe fn new(
         chunk: ChunkRef,
         base: usize,

@@ -108,18 +108,47 @@ pub(crate) unsafe fn take_away<P: Platform>(all: impl Iterator<Item = UnitPages>
 #[inline]
 pub(crate) unsafe fn zero<P: Platform>(first: &FirstChunk<P>, address: usize, bytes: usize) {
     for unit in first.units().iter() {
-        let start = with_exposed_provenance_mut::<u8>(address + unit.offset);
-        // SAFETY: the caller vouches for `bytes` bytes. The frequent small sizes are single
-        // stores, without the call that a length not known before costs.
-        unsafe {
-            match bytes {
-                4 => start.cast::<u32>().write_unaligned(0),
-                8 => start.cast::<u64>().write_unaligned(0),
-                16 => start.cast::<[u64; 2]>().write_unaligned([0; 2]),
-                32 => start.cast::<[u64; 4]>().write_unaligned([0; 4]),
-                64 => start.cast::<[u64; 8]>().write_unaligned([0; 8]),
-                _ => start.write_bytes(0, bytes),
-            }
+        // SAFETY: passed on to the caller.
+        unsafe { zero_copy(address + unit.offset, bytes) };
+    }
+}
+
+/// Writes zero to `bytes` bytes at each of `addresses` of every unit that has memory: unit by unit.
+///
+/// # Safety
+///
+/// As [`zero`], for each area.
+pub(crate) unsafe fn zero_all<P: Platform>(
+    first: &FirstChunk<P>,
+    addresses: impl Iterator<Item = usize> + Clone,
+    bytes: usize,
+) {
+    for unit in first.units().iter() {
+        for address in addresses.clone() {
+            // SAFETY: passed on to the caller.
+            unsafe { zero_copy(address + unit.offset, bytes) };
+        }
+    }
+}
+
+/// Writes zero to `bytes` bytes at `addr`. The frequent small sizes are single stores, without the
+/// call that a length not known before costs.
+///
+/// # Safety
+///
+/// The bytes are memory, and nobody else accesses them.
+#[inline(always)]
+unsafe fn zero_copy(addr: usize, bytes: usize) {
+    let start = with_exposed_provenance_mut::<u8>(addr);
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        match bytes {
+            4 => start.cast::<u32>().write_unaligned(0),
+            8 => start.cast::<u64>().write_unaligned(0),
+            16 => start.cast::<[u64; 2]>().write_unaligned([0; 2]),
+            32 => start.cast::<[u64; 4]>().write_unaligned([0; 4]),
+            64 => start.cast::<[u64; 8]>().write_unaligned([0; 8]),
+            _ => start.write_bytes(0, bytes),
         }
     }
 }

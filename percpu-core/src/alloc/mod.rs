@@ -106,7 +106,8 @@ pub struct AllocFlags(u32);
 impl AllocFlags {
     /// An ordinary allocation, which may sleep.
     pub const NONE: Self = Self(0);
-    /// Never sleeps: uses populated pages only, from any context. Linux: not `GFP_KERNEL`.
+    /// Never sleeps: uses populated pages only, from any context but an NMI's. Linux: not
+    /// `GFP_KERNEL`.
     pub const ATOMIC: Self = Self(1 << 0);
     /// From the reserved part of the first chunk, where modules' variables live. Linux:
     /// `__alloc_reserved_percpu`.
@@ -252,7 +253,7 @@ pub fn alloc_percpu(size: usize, align: usize) -> Result<PerCpuPtr<u8>, AllocErr
     GLOBAL.alloc(size, align, AllocFlags::NONE)
 }
 
-/// Takes an area back, from any context. Linux: `free_percpu`.
+/// Takes an area back, from any context but an NMI's. Linux: `free_percpu`.
 ///
 /// # Errors
 ///

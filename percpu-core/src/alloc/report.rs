@@ -22,7 +22,7 @@ impl<P: Platform> Allocator<P> {
     ///
     /// Writing it costs what [`statistics`](Self::statistics) and
     /// [`for_each_chunk`](Self::for_each_chunk) cost, and sleeps as they do: what it is written to
-    /// must not allocate per-CPU memory.
+    /// is called with the growth lock held, so it must not allocate per-CPU memory unless atomically.
     pub fn report(&self) -> Report<'_, P> {
         Report { allocator: self }
     }

@@ -102,7 +102,8 @@ const _: () = {
     assert!(AT + offset_of!(S, occupied) == size_of::<AllocatorView>());
 };
 
-// SAFETY: the raw pointers are to chunks and tables that the state owns.
+// SAFETY: the raw pointers are to chunks that the state owns, and, for the view alone, to the first
+// chunk's table of offsets; the caches, the allocator's, are a number. Neither is bound to a thread.
 unsafe impl<P: Platform> Send for State<P> {}
 
 impl<P: Platform> State<P> {
@@ -544,7 +545,8 @@ impl<P: Platform> State<P> {
 }
 
 impl<P: Platform> Drop for State<P> {
-    /// Gives the chunks' accounts back; their units went before.
+    /// Gives the chunks' accounts back. Chunks that came by growth have left the list before, with
+    /// their units; the first and the reserved chunk are left, whose units go after.
     fn drop(&mut self) {
         loop {
             let chunk = self.chunks().next();

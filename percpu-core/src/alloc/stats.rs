@@ -194,8 +194,14 @@ impl<P: Platform> Allocator<P> {
         statistics
     }
 
-    /// Shows each chunk's fragmentation to `visit`; no lock that an allocation takes is held
-    /// meanwhile. Sleeps while another thread grows or shrinks the allocator.
+    /// Shows each chunk's fragmentation to `visit`. Sleeps while another thread grows or shrinks the
+    /// allocator.
+    ///
+    /// `visit` is called with the growth lock held, and no other, so that chunks stay. It must not
+    /// allocate unless atomically, which leaves that lock alone, nor
+    /// [`balance`](Self::balance), [`add_unit`](Self::add_unit),
+    /// [scan for leaks](super::LeakTracker::scan) or come here again: it would wait for itself. Frees
+    /// are permitted.
     ///
     /// Costs some twenty passes over a chunk's map for each chunk, one chunk at a time with
     /// interrupts masked.

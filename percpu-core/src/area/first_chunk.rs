@@ -61,8 +61,7 @@ impl<P: Platform> FirstChunk<P> {
     /// Reserves each group's memory, puts pages behind the units of `cpus`, a unit at a time, and
     /// copies the template there. Linux: `pcpu_embed_first_chunk`.
     ///
-    /// `info` has been verified, `cpus` are possible. `span_limit` is the largest permitted distance
-    /// from the lowest unit to the end of the highest.
+    /// `span_limit` is the largest permitted distance from the lowest unit to the end of the highest.
     ///
     /// # Errors
     ///
@@ -71,6 +70,7 @@ impl<P: Platform> FirstChunk<P> {
     ///
     /// # Safety
     ///
+    /// `info` passed [`verify`](AllocInfo::verify) with a set of possible CPUs that has all of `cpus`.
     /// As long as the first chunk lives, `info.static_size` bytes from `template` on are readable
     /// and have exposed provenance, and nobody writes them while a unit gets its memory.
     pub unsafe fn embed(
@@ -92,16 +92,14 @@ impl<P: Platform> FirstChunk<P> {
     /// As [`embed`](Self::embed), but asks for memory page by page: what is left when large pieces
     /// are not to be had, or lie too far apart. Linux: `pcpu_page_first_chunk`.
     ///
-    /// `info` was made with [`Config::by_page`](super::Config::by_page), so that one range holds
-    /// all units.
-    ///
     /// # Errors
     ///
     /// [`NoMemory`](SetupError::NoMemory); all memory has been given back then.
     ///
     /// # Safety
     ///
-    /// As [`embed`](Self::embed).
+    /// As [`embed`](Self::embed); and `info` was made with [`Config::by_page`](super::Config::by_page),
+    /// so that one range holds all units.
     pub unsafe fn page(
         info: &AllocInfo,
         template: usize,

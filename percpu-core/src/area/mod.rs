@@ -339,8 +339,8 @@ unsafe fn make_first_chunk(
         let info = AllocInfo::build(template.len(), config, possible)?;
         info.verify(possible)?;
         let (start, limit) = (template.start, config.span_limit());
-        // SAFETY: the linker made the template, its provenance is exposed, and the caller vouches
-        // for there being no writer, now or later.
+        // SAFETY: verified above, and units are for possible CPUs. The linker made the template, its
+        // provenance is exposed, and the caller vouches for there being no writer, now or later.
         match unsafe { FirstChunk::embed(&info, start, limit, with_unit) } {
             Ok(first) => return Ok((info, first, "embedded")),
             Err(error) if config.method == Method::Embed => return Err(error),
@@ -351,7 +351,7 @@ unsafe fn make_first_chunk(
     }
     let info = AllocInfo::build(template.len(), &config.by_page(), possible)?;
     info.verify(possible)?;
-    // SAFETY: as above.
+    // SAFETY: as above, and the description is one by page.
     let first = unsafe { FirstChunk::page(&info, template.start, with_unit)? };
     Ok((info, first, "page by page"))
 }

@@ -36,6 +36,7 @@ pub enum Host {}
 //    interrupts; there are no interrupt handlers. Whichever order guards go in, the count is right.
 // 2. The allocator of the standard library makes these promises.
 // 3. and 4. The kernel makes them about `mmap`, `mprotect` and `madvise`.
+// 5. Nothing here panics, unless a caller has passed what is none of ours.
 unsafe impl Platform for Host {
     fn irq_save() -> IrqState {
         MASKED.set(MASKED.get() + 1);

@@ -228,7 +228,8 @@ pub enum Fake {}
 // SAFETY:
 // 1. There are no interrupts, and threads stand for CPUs.
 // 2. The standard library's allocator promises it.
-// 3. and 4. The tables see to it, and panic where a caller breaks its part.
+// 3. and 4. The tables see to it.
+// 5. It panics only where a caller has broken its part, which ends the test.
 unsafe impl Platform for Fake {
     fn irq_save() -> IrqState {
         let depth = IRQ_DEPTH.with(Cell::get);

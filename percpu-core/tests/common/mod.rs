@@ -95,7 +95,8 @@ impl World {
         let limit = config.span_limit();
         let with_unit = config.units_at_set_up(&possible).unwrap();
         let first = if by_page {
-            // SAFETY: the template outlives the first chunk and is not changed.
+            // SAFETY: verified above, of possible CPUs and by page; the template outlives the first
+            // chunk and is not changed.
             unsafe { FirstChunk::page(&info, start, &with_unit) }
         } else {
             // SAFETY: as above.
