@@ -27,6 +27,7 @@ percpu_core::set_platform!(Kernel);
 // 3. The chunk space is used by nobody else, ranges are handed out once until released, and a
 //    mapped frame is its page's alone.
 // 4. `unmap` leaves the frame in the page's entry; only `free_pages` gives it back.
+// 5. A panic ends the kernel.
 unsafe impl Platform for Kernel {
     #[inline]
     fn irq_save() -> IrqState {
