@@ -125,6 +125,7 @@ fn a_cache_has_bounds() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn memory_that_waits_is_found_before_more_is_asked_for() {
     let mut world = World::new(&Shape::default());
     // Everything but one page is gone; the page's pieces wait on another CPU.
@@ -149,6 +150,7 @@ fn memory_that_waits_is_found_before_more_is_asked_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn an_atomic_allocation_gets_what_its_own_cpu_keeps() {
     let mut world = World::new(&Shape::default());
     use_cache_of(0);

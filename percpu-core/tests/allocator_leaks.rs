@@ -232,6 +232,7 @@ fn early_calls_are_replayed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_full_early_log_is_replayed_whole() {
     let mut world = World::new(&Shape::default());
     world.allocator.leak_tracker().log_early();
@@ -336,6 +337,7 @@ fn records_that_cannot_be_had_fail_no_allocation() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_start_without_memory_changes_nothing() {
     for logged in [false, true] {
         let mut world = World::new(&Shape::default());
@@ -426,6 +428,7 @@ fn atomic_allocations_ask_for_records_before_they_run_out() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_panic_ends_a_scan() {
     let world = tracked_world();
     let pairs = || {
