@@ -31,12 +31,17 @@ fn boot() {
             panic!("CPU {cpu} does not come up at boot: {e:?}");
         }
     }
+    // Else the host, which may look at once, would find nobody busy and take a kernel whose threads
+    // are yet to come for one at rest.
+    let busy = &shared::header().busy;
+    busy.fetch_add(1, Ordering::SeqCst);
     events::emit_and_ring(EventKind::Booted, [0; 5]);
     balance::start();
     match shared::boot().test {
         0 => workloads::start(),
         test => tests::start(test as usize),
     }
+    busy.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// The thread.
