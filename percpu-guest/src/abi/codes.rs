@@ -1,0 +1,249 @@
+//! Numbers that both sides give a meaning: doorbells, commands, events, and what they speak of.
+
+macro_rules! codes {
+    ($($(#[$m:meta])* pub enum $name:ident: $repr:ident { $($(#[$vm:meta])* $variant:ident = $value:expr,)* })*) => {$(
+        $(#[$m])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr($repr)]
+        pub enum $name { $($(#[$vm])* $variant = $value,)* }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The one with this code, if there is one.
+            pub const fn from_code(code: $repr) -> Option<Self> {
+                match code { $($value => Some(Self::$variant),)* _ => None }
+            }
+        }
+    )*};
+}
+
+codes! {
+    /// What a store to the doorbell page says.
+    pub enum Doorbell: u8 {
+        /// The guest has executed its first instructions.
+        Hello = 1,
+        /// There is an event the host waits for (a plug is complete, a test is over).
+        Event = 2,
+        /// This CPU waits for one that may not be running: let others have the host's CPU.
+        Yield = 3,
+        /// Start the AP whose number is the argument (`direct` boot).
+        StartCpu = 4,
+        /// This CPU is dead and executes nothing more: its vCPU may be parked.
+        Dead = 5,
+        /// An exception nobody expected: the argument is the address of an [`ExceptionFrame`](super::ExceptionFrame).
+        Exception = 6,
+        /// The kernel panicked: the argument is the address of a [`PanicRecord`](super::PanicRecord).
+        Panic = 7,
+        /// The guest has nothing more to do.
+        Exit = 8,
+    }
+
+    /// What a CPU is doing, as it says itself.
+    pub enum CpuState: u32 {
+        /// Never started, or dead and parked.
+        Offline = 0,
+        /// Between the start signal and the online mask.
+        Starting = 1,
+        /// Runs threads.
+        Online = 2,
+        /// On its way down.
+        Dying = 3,
+        /// Has left every mask; waits to be parked.
+        Dead = 4,
+        /// Stopped by a panic or an exception.
+        Crashed = 5,
+    }
+
+    /// How CPUs after the first are started.
+    pub enum BootMode: u32 {
+        /// The guest sends INIT and SIPI.
+        Sipi = 0,
+        /// The host sets the vCPU's registers.
+        Direct = 1,
+    }
+
+    /// What the host asks of the guest.
+    pub enum CommandKind: u32 {
+        /// Bring CPU `arg0` up.
+        Plug = 1,
+        /// Take CPU `arg0` down.
+        Unplug = 2,
+        /// From now on the hotplug step numbered `arg1` fails, once, for CPU `arg0`.
+        FailStep = 3,
+        /// Carry out [`Trial`] `arg0` with argument `arg1`, while all workloads rest.
+        Trial = 4,
+    }
+
+    /// What the control thread does on purpose at a quiescent point, for the host to judge by what
+    /// it finds before and after.
+    pub enum Trial: u32 {
+        /// Allocate a few areas and free some of them again.
+        PrepareFrees = 1,
+        /// Free what is no live area: what `PrepareFrees` freed, the inside of what it kept, statics,
+        /// addresses that lead nowhere, and null. Changes nothing (I16).
+        RefusedFrees = 2,
+        /// Balance the allocator (I15).
+        Balance = 3,
+        /// Allocate until the next area needs more memory. Argument: a [`TrialSize`].
+        FillUp = 4,
+        /// Allocate one more area while the kernel grants only so many requests for memory. A
+        /// failure changes nothing (I17). Argument: requests granted, and a [`TrialSize`] << 32.
+        FailedGrowth = 5,
+        /// Free all that the trials hold.
+        Release = 6,
+    }
+
+    /// Sizes of areas of [`Trial::FillUp`] and [`Trial::FailedGrowth`].
+    pub enum TrialSize: u32 {
+        /// A page: more memory means a page of a chunk that is there.
+        Page = 0,
+        /// The largest there is: more memory means another chunk.
+        Largest = 1,
+    }
+
+    /// What the guest tells the host.
+    pub enum EventKind: u16 {
+        /// Set-up is done, roots are valid.
+        Booted = 1,
+        /// A plug command is done. a0 = CPU, a1 = 0 or an error code ([`PlugError`]), a2 = command's sequence number.
+        PlugDone = 2,
+        /// An unplug command is done. As `PlugDone`.
+        UnplugDone = 3,
+        /// CPU a0 changed to [`CpuState`] a1.
+        CpuChanged = 4,
+        /// An area was handed out. a0 = per-CPU pointer, a1 = size as asked, a2 = alignment,
+        /// a3 = what fills it (see [`AreaContent`]), a4 = fill seed.
+        Alloc = 5,
+        /// An area is about to be freed. a0 = per-CPU pointer.
+        Free = 6,
+        /// The content of area a0 is now a3, with seed a4.
+        Filled = 7,
+        /// A counter was made. a0 = address, a1 = initial amount, a2 = ledger slot, a3 = ledger row or u64::MAX for "sum of all rows".
+        CounterInit = 8,
+        /// A counter is about to be destroyed. a0 = address.
+        CounterDestroy = 9,
+        /// A conserved sum that is no `percpu_counter`: a0 = [`SumKind`], a1 = per-CPU pointer, a2 = ledger slot,
+        /// a3 = initial sum.
+        SumInit = 10,
+        /// The guest itself saw an invariant broken. a0 = invariant ([`Invariant`]), a1 = CPU it concerns, a2 = object,
+        /// a3 = seen, a4 = expected.
+        Violation = 11,
+        /// A guest test ended. a0 = 1 passed, 0 failed.
+        TestDone = 12,
+        /// An allocation was refused for want of memory. a0 = size, a1 = alignment.
+        AllocFailed = 13,
+        /// A trial is over. a0 = [`Trial`], a1 = operations tried, a2 = those that ended as specified
+        /// (`RefusedFrees`), were refused (`FailedGrowth`, `FillUp`), a3 = command's sequence number.
+        TrialDone = 14,
+    }
+
+    /// Bytes the host can expect in an area, on every possible CPU.
+    pub enum AreaContent: u32 {
+        /// Nobody has written: zero everywhere (I14).
+        Zero = 0,
+        /// Every 32-bit word of CPU c's copy equals `seed ^ (c * 0x9e37_79b9)`.
+        Pattern = 1,
+        /// Anything.
+        Any = 2,
+    }
+
+    /// Kinds of conserved sums.
+    pub enum SumKind: u32 {
+        /// A `u64` for each possible CPU, wrapping.
+        Word = 0,
+    }
+
+    /// Why a plug or an unplug failed.
+    pub enum PlugError: u32 {
+        /// The CPU is not possible.
+        NoSuchCpu = 1,
+        /// The CPU is already in the state asked for.
+        AlreadyThere = 2,
+        /// The last online CPU, or the boot CPU, cannot go down.
+        Busy = 3,
+        /// The CPU never arrived.
+        TimedOut = 4,
+        /// A step's callback failed and the steps before it were rolled back.
+        StepFailed = 5,
+        /// There is no memory for the CPU's per-CPU data.
+        NoMemory = 6,
+    }
+
+    /// Invariants the guest can see broken by itself, by their number in the specification.
+    pub enum Invariant: u32 {
+        /// Memory handed out is zero on every possible CPU.
+        I14 = 14,
+        /// A quiescent sum equals the initial amount and all adds.
+        K1 = 101,
+        /// |local| < batch.
+        K2 = 102,
+        /// A conserved per-CPU sum lost or gained something.
+        S1 = 201,
+        /// A mount's counts are wrong.
+        M1 = 202,
+    }
+
+    /// The workloads.
+    pub enum Workload: u32 {
+        /// `this_cpu` operations on static variables, from threads and from interrupts.
+        Statics = 0,
+        /// Counters: many writers, tiny batches, creation and destruction.
+        Counter = 1,
+        /// Allocator churn.
+        Alloc = 2,
+        /// Mounts with per-CPU reference counts.
+        Mount = 3,
+        /// A recorded trace of allocations, replayed by all threads together.
+        Trace = 4,
+    }
+
+    /// Deliberate misbehaviour, for tests of the host.
+    pub enum Fault: u32 {
+        /// None.
+        None = 0,
+        /// A Rust panic on a CPU under load.
+        Panic = 1,
+        /// A triple fault.
+        TripleFault = 2,
+        /// An endless loop with interrupts masked.
+        SpinMasked = 3,
+        /// Stray stores over the shared header.
+        ScribbleHeader = 4,
+        /// A read of an address that is not mapped.
+        PageFault = 5,
+    }
+}
+
+impl Workload {
+    /// The name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Statics => "statics",
+            Self::Counter => "counter",
+            Self::Alloc => "alloc",
+            Self::Mount => "mount",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// The bit in [`BootParams::workloads`](super::BootParams::workloads).
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+impl Fault {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Panic => "panic",
+            Self::TripleFault => "triple-fault",
+            Self::SpinMasked => "spin-masked",
+            Self::ScribbleHeader => "scribble-header",
+            Self::PageFault => "page-fault",
+        }
+    }
+}
