@@ -1,13 +1,14 @@
 //! A run: the guest under load, plugs, the judge, the watchdog, and what comes out of it.
 
+mod config;
+
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
-    BootMode, BootParams, ControlBlock, CpuState, Fault, MAX_CPUS, SHARED, SharedHeader,
-    VECTOR_IPI, Workload, control_block,
+    BootParams, ControlBlock, CpuState, SHARED, SharedHeader, VECTOR_IPI, Workload, control_block,
 };
 
 use crate::counts;
@@ -21,6 +22,10 @@ use crate::memory::GuestMem;
 use crate::plug::{CpuNow, Injector, Order, Plan, Trials};
 use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
 use crate::vm::{Vm, VmConfig, VmEventKind};
+
+use config::threads;
+pub use config::{Length, RunConfig, boot_mode_name, check_cpus, check_length, check_ring};
+pub(crate) use config::{boot_params, patience};
 
 /// How long to wait for the guest between two looks at its event rings.
 const POLL: Duration = Duration::from_millis(1);
@@ -43,134 +48,7 @@ const LAST_WORK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a CPU may stand still.
 const LIMITS: Limits =
     Limits { online: Duration::from_secs(3), transition: Duration::from_secs(6) };
-/// How many times slower everything may be where ring 0 is emulated.
-const EMULATION_FACTOR: u32 = 4;
 const LIVE_EVERY: Duration = Duration::from_millis(100);
-
-/// When a run ends.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Length {
-    /// After this time.
-    Time(Duration),
-    /// After so many plugs and unplugs.
-    Plugs(u64),
-    /// After so many passes of the trace.
-    Passes(u64),
-}
-
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct RunConfig {
-    /// CPUs online at the start.
-    pub cpus: u32,
-    /// CPUs that can be.
-    pub max_cpus: u32,
-    /// How long.
-    pub length: Length,
-    /// What the guest does meanwhile.
-    pub workloads: Vec<Workload>,
-    /// How CPUs are started.
-    pub boot: BootMode,
-    /// 0 or 3.
-    pub ring: u8,
-    /// Seed of every random choice.
-    pub seed: u64,
-    /// Deliberate misbehaviour of the guest.
-    pub fault: Fault,
-    /// The command line that repeats the run, for the report.
-    pub replay: String,
-    /// When the process started.
-    pub process_start: Instant,
-}
-
-/// Refuses numbers of CPUs that cannot be.
-pub fn check_cpus(cpus: u32, max_cpus: u32) -> Result<(), Error> {
-    if cpus == 0 {
-        return Err(Error::Usage("--cpus must be at least 1: the boot CPU is always there".into()));
-    }
-    if cpus > max_cpus {
-        return Err(Error::Usage(format!(
-            "--cpus {cpus} is more than --max-cpus {max_cpus}: raise --max-cpus or lower --cpus"
-        )));
-    }
-    if max_cpus as usize > MAX_CPUS {
-        return Err(Error::Usage(format!(
-            "--max-cpus {max_cpus} is more than the guest supports: give at most {MAX_CPUS}"
-        )));
-    }
-    Ok(())
-}
-
-/// Refuses to wait for passes of a trace that is not replayed.
-pub fn check_length(length: Length, workloads: &[Workload]) -> Result<(), Error> {
-    if matches!(length, Length::Passes(_)) && !workloads.contains(&Workload::Trace) {
-        return Err(Error::Usage(
-            "--passes counts passes of the workload trace: add --workload trace, or all".into(),
-        ));
-    }
-    Ok(())
-}
-
-/// Refuses a ring that the image cannot run in.
-pub fn check_ring(image: &Image, ring: u8) -> Result<(), Error> {
-    if image.header().ring3_only != 0 && ring != 3 {
-        return Err(Error::Usage(
-            "this image was built for the host's own target and runs in ring 3 only: \
-             add the rustup target x86_64-unknown-none, or run with --ring 3"
-                .into(),
-        ));
-    }
-    Ok(())
-}
-
-/// What the guest is told at boot.
-pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
-    BootParams {
-        seed: 0,
-        memory_start: 0,
-        memory_end: 0,
-        test: 0,
-        tsc_mhz: 0,
-        possible: 1,
-        boot_cpus: 1,
-        boot_mode: BootMode::Direct as u32,
-        ring: u32::from(ring),
-        workloads: 0,
-        fault: Fault::None as u32,
-        tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
-        threads: 0,
-        reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
-    }
-}
-
-fn is_emulated(ring: u8, host: &HostInfo) -> bool {
-    ring == 0 && host.emulates_ring0()
-}
-
-/// By how much time limits are longer in this ring on this host.
-pub(crate) fn patience(ring: u8, host: &HostInfo) -> u32 {
-    if is_emulated(ring, host) { EMULATION_FACTOR } else { 1 }
-}
-
-/// Threads of each workload: enough to keep all CPUs at work, but no more than can soon come to
-/// rest where everything is slow.
-fn threads(config: &RunConfig, host: &HostInfo) -> u32 {
-    let most = if is_emulated(config.ring, host) { EMULATED_THREADS } else { MOST_THREADS };
-    config.max_cpus.clamp(2, most)
-}
-
-/// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
-/// place.
-const TICK_US: u32 = 1000;
-/// The same where a tick's own instructions take milliseconds.
-const EMULATED_TICK_US: u32 = 20_000;
-const EMULATED_THREADS: u32 = 6;
-/// With five kinds enough for 64 CPUs. Each thread makes the turns of all others, which may hold a
-/// lock that many want, come later.
-const MOST_THREADS: u32 = 16;
-/// KiB that one allocation may take over all CPUs: no bound in practice.
-const REACH_KIB: u32 = 1 << 20;
-const EMULATED_REACH_KIB: u32 = 8;
 
 /// Runs the guest and reports. What is asked for was checked before: [`check_cpus`],
 /// [`check_ring`].
@@ -233,7 +111,7 @@ impl<'a> Run<'a> {
             trials: Trials::default(),
             trial_end: None,
             watchdog: Watchdog::new(LIMITS, config.max_cpus),
-            live: LiveLine::new(),
+            live: LiveLine::default(),
             report: RunReport {
                 seed: config.seed,
                 ring: config.ring,
@@ -598,14 +476,6 @@ impl<'a> Run<'a> {
             self.judge.checks().iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         self.report.violations = self.judge.violations().to_vec();
         self.report.suppressed = self.judge.suppressed();
-    }
-}
-
-/// The name of a boot mode on the command line and in reports.
-pub fn boot_mode_name(mode: BootMode) -> &'static str {
-    match mode {
-        BootMode::Sipi => "sipi",
-        BootMode::Direct => "direct",
     }
 }
 

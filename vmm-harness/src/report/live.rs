@@ -40,9 +40,9 @@ pub struct LiveLine {
     printed: Duration,
 }
 
-impl LiveLine {
+impl Default for LiveLine {
     /// A line for a run that begins now.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{spinner} {wide_msg}");
@@ -51,7 +51,9 @@ impl LiveLine {
         });
         Self { bar, last: Progress::default(), printed: Duration::ZERO }
     }
+}
 
+impl LiveLine {
     /// Shows how things stand; to be called a few times a second.
     pub fn update(&mut self, now: Progress) {
         match &self.bar {
