@@ -128,14 +128,16 @@ impl Shelf {
     #[inline]
     fn pop(&mut self, align: u32, prefer_zero: bool) -> Option<Cached> {
         let areas = &mut self.areas[..self.count as usize];
-        let find = |wanted: fn(&Cached) -> bool| {
-            areas.iter().rposition(|area| area.is_aligned(align) && wanted(area))
-        };
-        let found = match find(Cached::is_zero).filter(|_| prefer_zero) {
-            Some(zero) => zero,
+        let fits = |area: &Cached| area.is_aligned(align);
+        let found = if !prefer_zero {
+            areas.iter().rposition(fits)?
+        } else if let Some(zero) = areas.iter().rposition(|area| area.is_zero() && fits(area)) {
+            zero
+        } else if self.count <= Self::depth(self.len) / 2 {
             // Few are worth nothing together; let them become more.
-            None if prefer_zero && self.count <= Self::depth(self.len) / 2 => return None,
-            None => find(|_| true)?,
+            return None;
+        } else {
+            areas.iter().rposition(fits)?
         };
         let area = areas[found];
         areas.copy_within(found + 1.., found);
