@@ -145,12 +145,36 @@ impl Shelf {
         Some(area)
     }
 
-    /// Takes the `count` areas off that have been there longest.
+    /// Takes areas off that are not zero, as many as there are and `into` has room for. Returns how
+    /// many.
+    fn pop_not_zero(&mut self, into: &mut [Cached]) -> usize {
+        let (mut taken, mut kept) = (0, 0);
+        for n in 0..self.count as usize {
+            let area = self.areas[n];
+            if !area.is_zero() && taken < into.len() {
+                into[taken] = area;
+                taken += 1;
+            } else {
+                self.areas[kept] = area;
+                kept += 1;
+            }
+        }
+        self.count = kept as u32;
+        taken
+    }
+
+    /// Takes `count` areas off: of those that are not zero, and then of those that are, the ones that
+    /// have been there longest.
     fn drain(&mut self, count: u32, mut give: impl FnMut(Cached, u32)) {
         let count = count.min(self.count) as usize;
-        self.areas[..count].iter().for_each(|&area| give(area, self.len));
-        self.areas.copy_within(count..self.count as usize, 0);
-        self.count -= count as u32;
+        let Some(&area) = self.areas[..count].first() else { return };
+        let mut areas = [area; SHELF_DEPTH];
+        let taken = self.pop_not_zero(&mut areas[..count]);
+        areas[..taken].iter().for_each(|&area| give(area, self.len));
+        let rest = count - taken;
+        self.areas[..rest].iter().for_each(|&area| give(area, self.len));
+        self.areas.copy_within(rest..self.count as usize, 0);
+        self.count -= rest as u32;
     }
 }
 
@@ -228,19 +252,7 @@ impl Shelves {
     /// for. Returns how many.
     pub(crate) fn pop_not_zero(&mut self, len: u32, into: &mut [Cached]) -> usize {
         let Some(shelf) = self.shelf(len) else { return 0 };
-        let shelf = &mut self.shelves[shelf];
-        let (mut taken, mut kept) = (0, 0);
-        for n in 0..shelf.count as usize {
-            let area = shelf.areas[n];
-            if !area.is_zero() && taken < into.len() {
-                into[taken] = area;
-                taken += 1;
-            } else {
-                shelf.areas[kept] = area;
-                kept += 1;
-            }
-        }
-        shelf.count = kept as u32;
+        let taken = self.shelves[shelf].pop_not_zero(into);
         self.held -= taken as u32 * len;
         taken
     }
