@@ -1,8 +1,8 @@
 //! A value that is written once and then shared: what the allocator learns at set-up.
 
+use crate::atomic::{AtomicU32, Ordering};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 const EMPTY: u32 = 0;
 const BEING_SET: u32 = 1;

@@ -2,7 +2,7 @@
 //!
 //! Units are added while others go over the list without a lock, and never go.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use crate::atomic::{AtomicUsize, Ordering};
 
 use crate::alloc::{Table, Zeroable};
 use crate::platform::{NoMemory, Platform};
