@@ -8,7 +8,7 @@ mod common;
 
 use common::fake;
 use common::random::Random;
-use common::{Shape, World, checker, two_groups};
+use common::{Shape, World, checker, no_room, two_groups};
 use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
 
@@ -123,14 +123,7 @@ impl Churn {
                 assert_eq!(self.world.allocator.statistics().live, before + 1);
             }
             Err(error) => {
-                let expected = if flags.contains(AllocFlags::RESERVED) {
-                    AllocError::NoReservedRoom
-                } else if flags.contains(AllocFlags::ATOMIC) {
-                    AllocError::NoPopulatedRoom
-                } else {
-                    AllocError::NoMemory
-                };
-                assert_eq!(error, expected);
+                assert_eq!(error, no_room(flags));
                 assert_eq!(self.world.allocator.statistics().live, before);
             }
         }

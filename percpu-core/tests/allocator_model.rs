@@ -7,8 +7,8 @@ mod common;
 
 use proptest::prelude::*;
 
-use common::{Shape, World, checker, two_groups};
-use percpu_core::alloc::{AllocError, AllocFlags};
+use common::{Shape, World, checker, no_room, two_groups};
+use percpu_core::alloc::AllocFlags;
 use percpu_core::area::Config;
 
 #[derive(Clone, Debug)]
@@ -88,16 +88,7 @@ fn apply(world: &mut World, op: Op) {
             let before = world.allocator.statistics();
             match world.alloc(size, align, flags) {
                 Ok(_) => assert_eq!(world.allocator.statistics().live, before.live + 1),
-                Err(error) => {
-                    let expected = if flags.contains(AllocFlags::RESERVED) {
-                        AllocError::NoReservedRoom
-                    } else if flags.contains(AllocFlags::ATOMIC) {
-                        AllocError::NoPopulatedRoom
-                    } else {
-                        AllocError::NoMemory
-                    };
-                    assert_eq!(error, expected);
-                }
+                Err(error) => assert_eq!(error, no_room(flags)),
             }
             world.fake.stop_failing();
         }

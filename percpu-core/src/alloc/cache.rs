@@ -327,11 +327,6 @@ impl Shelves {
         shelf.drain(shelf.count, give);
     }
 
-    /// Takes everything off all shelves.
-    pub(crate) fn drain(&mut self, mut give: impl FnMut(Cached, u32)) {
-        (0..CACHE_SHELVES).for_each(|shelf| self.clear(shelf, &mut give));
-    }
-
     /// Whether there is nothing on any shelf.
     pub(crate) fn is_empty(&self) -> bool {
         self.held == 0

@@ -12,7 +12,7 @@ use super::state::{EMPTY_PAGES_LOW, Place, Reach, Request, State};
 use super::{AllocError, AllocFlags, Allocator, FreeError, MAX_ALIGN, MAX_ALLOC_SIZE, memory};
 use crate::area::FirstChunk;
 use crate::platform::Platform;
-use crate::sync::{SpinGuard, SpinLock};
+use crate::sync::SpinLock;
 use crate::var::PerCpuPtr;
 use crate::view::{CACHE_SHELVES, GRANULE, SHELF_DEPTH};
 
@@ -32,11 +32,19 @@ impl Taken {
         Self { first, count }
     }
 
-    /// The area at `place`, which was taken.
-    pub(crate) fn one<P: Platform>(state: &State<P>, place: Place) -> Self {
-        // SAFETY: the chunk is the state's, and lives as long as it has the area.
+    /// Takes the area at `place`, which was found under this hold of the short lock, and up to
+    /// `count - 1` behind it.
+    fn out_of<P: Platform>(state: &mut State<P>, place: Place, count: u32) -> Self {
+        let run = state.take(place, count);
+        // SAFETY: the chunk is the state's, and lives as long as it has the areas.
         let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        Self::hand_out(Cached::new(ledger, place.area.start), 1)
+        Self::hand_out(Cached::new(ledger, run.start), run.len() / place.area.len())
+    }
+
+    /// Takes the area at `place`, as [`out_of`](Self::out_of), without a cache that counts it.
+    pub(crate) fn one<P: Platform>(state: &mut State<P>, place: Place) -> Self {
+        state.statistics.allocs += 1;
+        Self::out_of(state, place, 1)
     }
 }
 
@@ -113,7 +121,7 @@ impl<P: Platform> Allocator<P> {
             None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
         };
         let Taken { first: area, count } = taken;
-        if count == 1 && !area.is_zero() && self.zeroes_together(first) {
+        if count == 1 && !area.is_zero() && zeroes_together(first) {
             self.zero_with_others(first, area, request);
         } else if !area.is_zero() {
             // SAFETY: the areas were taken on populated pages, which keep their memory as long as
@@ -127,15 +135,34 @@ impl<P: Platform> Allocator<P> {
         Ok(PerCpuPtr::from_raw(area.address().wrapping_sub(first.delta())))
     }
 
-    /// Takes an area from the CPU's cache, or areas on populated pages.
+    /// Takes an area, or several, that have memory.
     #[inline]
     fn take(&self, first: &FirstChunk<P>, request: Request, flags: AllocFlags) -> Option<Taken> {
+        let taken = self.take_here(first, request, flags);
+        let is_last_hope =
+            flags.contains(AllocFlags::ATOMIC) && !flags.contains(AllocFlags::RESERVED);
+        if taken.is_some() || !is_last_hope {
+            return taken;
+        }
+        // Nothing else will help it.
+        self.drain(self.cache()?);
+        self.take_here(first, request, flags)
+    }
+
+    /// Takes an area from the CPU's cache, or areas on populated pages.
+    #[inline]
+    fn take_here(
+        &self,
+        first: &FirstChunk<P>,
+        request: Request,
+        flags: AllocFlags,
+    ) -> Option<Taken> {
         match self.cache() {
             Some(cache) if Shelves::takes(request.len) && !flags.contains(AllocFlags::RESERVED) => {
                 let mut shelves = cache.lock();
-                let taken = match shelves.pop(request, self.zeroes_together(first)) {
+                let taken = match shelves.pop(request, zeroes_together(first)) {
                     Some(area) => Taken::hand_out(area, 1),
-                    None => match self.refill(&mut shelves, request, flags) {
+                    None => match self.refill(&shelves, request, flags) {
                         Some(taken) => taken,
                         None => Taken::hand_out(shelves.pop(request, false)?, 1),
                     },
@@ -143,52 +170,21 @@ impl<P: Platform> Allocator<P> {
                 shelves.allocs += 1;
                 Some(taken)
             }
-            _ => self.take_populated(request, flags).or_else(|| {
-                if flags.contains(AllocFlags::RESERVED) || !flags.contains(AllocFlags::ATOMIC) {
-                    return None;
-                }
-                // Nothing else will help it.
-                self.drain(self.cache()?);
-                self.take_populated(request, flags)
-            }),
+            _ => self.take_populated(request, flags),
         }
     }
 
     /// Takes areas on populated pages, one for `request` and some for its shelf. These come later:
     /// all of them are made zero first, which is quicker together and too long for a lock.
-    fn refill(
-        &self,
-        shelves: &mut SpinGuard<'_, Shelves, P>,
-        request: Request,
-        flags: AllocFlags,
-    ) -> Option<Taken> {
+    fn refill(&self, shelves: &Shelves, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
-        let place = match self.find_populated(&mut state, request, flags) {
-            Some(place) => place,
-            None if flags.contains(AllocFlags::ATOMIC) => {
-                // Nothing else will help it.
-                shelves.drain(|area, len| self.give_back(&mut state, area, len));
-                self.find_populated(&mut state, request, flags)?
-            }
-            None => return None,
-        };
+        let place = self.find_populated(&mut state, request, flags)?;
         // Areas behind the first one are as well aligned if their length allows it.
         let many = request.len.is_multiple_of(request.align);
         let count = if many { shelves.refill(request.len) } else { 1 };
-        let run = state.take(place, count);
+        let taken = Taken::out_of(&mut state, place, count);
         self.want_empty_pages(&state);
-        // SAFETY: the chunk has areas that are ours, so it stays.
-        let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        Some(Taken::hand_out(Cached::new(ledger, run.start), run.len() / request.len))
-    }
-
-    /// Whether there are so many units that copies of an area push each other out of the first-level
-    /// cache: they lie at the same place of their pages, and so have the same few lines to share.
-    /// Then areas are made zero unit by unit, several at once, which is three times as fast.
-    #[inline]
-    fn zeroes_together(&self, first: &FirstChunk<P>) -> bool {
-        const WAYS: usize = 8;
-        first.units().len() > WAYS
+        Some(taken)
     }
 
     /// Makes `area` zero, which is the caller's, and with it others of its size that wait on the
@@ -228,10 +224,9 @@ impl<P: Platform> Allocator<P> {
     pub(super) fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
-        state.take(place, 1);
-        state.statistics.allocs += 1;
+        let taken = Taken::one(&mut state, place);
         self.want_empty_pages(&state);
-        Some(Taken::one(&state, place))
+        Some(taken)
     }
 
     #[inline]
@@ -399,4 +394,13 @@ impl<P: Platform> Allocator<P> {
     fn cache(&self) -> Option<&Cache<P>> {
         self.caches()?.get(P::cache_cpu())
     }
+}
+
+/// Whether there are so many units that copies of an area push each other out of the first-level
+/// cache: they lie at the same place of their pages, and so have the same few lines to share. Then
+/// areas are made zero unit by unit, several at once, which is three times as fast.
+#[inline]
+fn zeroes_together<P: Platform>(first: &FirstChunk<P>) -> bool {
+    const WAYS: usize = 8;
+    first.units().len() > WAYS
 }

@@ -79,6 +79,17 @@ fn copy<'a>(offset: usize, ptr: usize, size: usize) -> &'a mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(start, size) }
 }
 
+/// How an allocation fails that finds no room.
+pub fn no_room(flags: AllocFlags) -> AllocError {
+    if flags.contains(AllocFlags::RESERVED) {
+        AllocError::NoReservedRoom
+    } else if flags.contains(AllocFlags::ATOMIC) {
+        AllocError::NoPopulatedRoom
+    } else {
+        AllocError::NoMemory
+    }
+}
+
 impl World {
     pub fn new(shape: &Shape) -> Self {
         Self::on(fake::install(), shape)

@@ -70,14 +70,6 @@ impl LiveLine {
         self.last = now;
     }
 
-    /// Prints a line of text above the live line.
-    pub fn println(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
-
     /// Takes the line away: the table follows.
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
