@@ -43,7 +43,7 @@ unsafe impl View for i64 {}
 unsafe impl<T: View, const N: usize> View for [T; N] {}
 
 /// Changes whenever a view changes its layout or its meaning.
-pub const VIEW_VERSION: u32 = 2;
+pub const VIEW_VERSION: u32 = 3;
 
 /// Granule of the allocation map, in bytes. Linux: `PCPU_MIN_ALLOC_SIZE`.
 pub const GRANULE: u32 = 4;
@@ -56,6 +56,8 @@ pub const BLOCK_GRANULES: u32 = PAGE / GRANULE;
 pub const CACHE_SHELVES: usize = 32;
 /// Set in the address of a cached area that is zero on every CPU.
 pub const CACHED_ZERO: u64 = 1;
+/// Magic number of a counter that lives.
+pub const COUNTER_LIVE: u32 = u32::from_le_bytes(*b"pctr");
 /// Areas on a full shelf.
 pub const SHELF_DEPTH: usize = 15;
 
@@ -244,11 +246,21 @@ view! {
         pub count: i64,
         /// Per-CPU pointer to the `i32` locals.
         pub locals: u64,
-        /// Not 0 while somebody folds or sums.
+        /// Not 0 while somebody folds.
         pub lock: u32,
         /// Every |local| is smaller than this `i32`, or than max(32, 2 x `nr_cpu_ids`), the largest
         /// batch there can have been. Above that only after `add_batch` or `add_local`.
         pub local_bound: u32,
+        /// Odd while a local is being folded: count and locals do not add up then.
+        pub sequence: u32,
+        /// [`COUNTER_LIVE`] until the counter is destroyed.
+        pub magic: u32,
+        /// Address of the first of the counters that were made together with this one.
+        pub first: u64,
+        /// In the first one: how many were made together.
+        pub allocated: u32,
+        /// In the first one: how many of them were not destroyed yet.
+        pub in_use: u32,
     }
 
     /// Where everything is.

@@ -1,10 +1,8 @@
 //! What counters do when CPUs come and go.
 
-use core::sync::atomic::Ordering::Relaxed;
-
-use super::{BATCH, batch_for, list};
+use super::{batch, list};
 use crate::cpu::{self, CpuId};
-use crate::hotplug::{RegisterError, Section, register};
+use crate::hotplug::{RegisterError, Section, StepError, register};
 use crate::sync::Mutex;
 
 /// Whether the steps are registered.
@@ -15,6 +13,10 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 /// To be called once after [`hotplug::init`](crate::hotplug::init) and before the first CPU goes
 /// down, as the first step: its tear-down then comes last, after everything that may still count. A
 /// second call does nothing.
+///
+/// # Errors
+///
+/// There is no room for two more steps.
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
     let mut registered = REGISTERED.lock();
     if !*registered {
@@ -29,20 +31,25 @@ pub fn register_hotplug_steps() -> Result<(), RegisterError> {
 /// `percpu_counter_cpu_dead`.
 ///
 /// To be called while `cpu` is still in the dying mask; [`register_hotplug_steps`] sees to it. A
-/// second call finds zeroes.
+/// second call finds zeroes. Masks interrupts for a look at each counter there is.
 pub fn cpu_dead(cpu: CpuId) {
-    compute_batch();
-    list::for_each(|node| {
-        let _lock = node.lock();
-        node.fold_of(cpu);
-    });
+    batch::compute(cpu::online().count());
+    list::for_each(|node| node.fold_of(cpu));
 }
 
-fn cpu_online(_: CpuId) -> Result<(), crate::hotplug::StepError> {
-    compute_batch();
+/// Folds, in every counter, this CPU's local part if it is not below the [batch](super::batch()): it
+/// may have been made when the batch was larger.
+///
+/// Only a CPU itself may touch its local parts while it runs. Adds that were under way when the batch
+/// shrank may still leave a local part that is below the old batch only, which is why
+/// [`read`](super::PercpuCounter::read) promises no more than the largest batch there has been.
+/// Masks interrupts for a look at each counter there is.
+pub fn fold_excess() {
+    let batch = batch::batch();
+    list::for_each(|node| node.fold_excess(batch));
+}
+
+fn cpu_online(_: CpuId) -> Result<(), StepError> {
+    batch::compute(cpu::online().count());
     Ok(())
-}
-
-fn compute_batch() {
-    BATCH.store(batch_for(cpu::online().count()), Relaxed);
 }

@@ -1,10 +1,10 @@
 //! The list of all counters, for those who must visit each: a CPU's death, and a judge from
 //! outside.
 
-use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use core::ptr::{NonNull, null_mut, without_provenance_mut};
 
 use super::node::Node;
+use crate::atomic::{AtomicPtr, Ordering::Relaxed};
 use crate::sync::SpinLock;
 use crate::view::ListView;
 
@@ -18,6 +18,10 @@ pub(super) struct Link {
 const _: () = assert!(size_of::<Link>() == size_of::<ListView>());
 
 impl Link {
+    /// Where the link of a node that was taken out points: nowhere that a machine has memory. Linux:
+    /// `LIST_POISON1`.
+    const POISON: *mut Self = without_provenance_mut(0xdead_0000_0000_0100);
+
     /// A node of no list.
     pub(super) fn new() -> Self {
         Self { next: AtomicPtr::new(null_mut()), prev: AtomicPtr::new(null_mut()) }
@@ -38,40 +42,51 @@ pub(crate) fn head_address() -> usize {
     (&raw const HEAD).expose_provenance()
 }
 
-/// Puts a node at the end.
+/// Puts nodes at the end, under one hold of the lock.
 ///
 /// # Safety
 ///
-/// The node is in no list, and stays where it is until [`remove`].
-pub(super) unsafe fn insert(node: NonNull<Node>) {
-    let new = node.cast::<Link>().as_ptr();
+/// The nodes are in no list, and stay where they are until [`remove`].
+pub(super) unsafe fn insert(nodes: impl Iterator<Item = NonNull<Node>>) {
     let head = (&raw const HEAD).cast_mut();
     let _lock = LOCK.lock();
-    let last = HEAD.prev.load(Relaxed);
-    // SAFETY: the new node by the caller's word, the last because nodes in the list are alive;
-    // `repr(C)` puts a node's link at its address.
-    unsafe {
-        (*new).next.store(head, Relaxed);
-        (*new).prev.store(last, Relaxed);
-        (*last).next.store(new, Relaxed);
+    for node in nodes {
+        let new = node.cast::<Link>().as_ptr();
+        let last = HEAD.prev.load(Relaxed);
+        // SAFETY: the new node by the caller's word, the last because nodes in the list are alive;
+        // `repr(C)` puts a node's link at its address.
+        unsafe {
+            (*new).next.store(head, Relaxed);
+            (*new).prev.store(last, Relaxed);
+            (*last).next.store(new, Relaxed);
+        }
+        HEAD.prev.store(new, Relaxed);
     }
-    HEAD.prev.store(new, Relaxed);
 }
 
-/// Takes a node out.
+/// Takes nodes out, under one hold of the lock.
 ///
 /// # Safety
 ///
-/// The node was put in by [`insert`] and not taken out since.
-pub(super) unsafe fn remove(node: NonNull<Node>) {
-    let old = node.cast::<Link>().as_ptr();
+/// The nodes were put in by [`insert`] and not taken out since.
+pub(super) unsafe fn remove(nodes: impl Iterator<Item = NonNull<Node>>) {
     let _lock = LOCK.lock();
-    // SAFETY: the node is in the list by the caller's word, and so are its neighbours; all are
-    // alive.
-    unsafe {
-        let (next, prev) = ((*old).next.load(Relaxed), (*old).prev.load(Relaxed));
-        (*next).prev.store(prev, Relaxed);
-        (*prev).next.store(next, Relaxed);
+    for node in nodes {
+        let old = node.cast::<Link>().as_ptr();
+        // SAFETY: the node is in the list by the caller's word, and so are its neighbours; all are
+        // alive.
+        unsafe {
+            let (next, prev) = ((*old).next.load(Relaxed), (*old).prev.load(Relaxed));
+            debug_assert!(
+                (*next).prev.load(Relaxed) == old && (*prev).next.load(Relaxed) == old,
+                "the list of counters is damaged around the one at {old:p}: its neighbours do not \
+                 point at it"
+            );
+            (*next).prev.store(prev, Relaxed);
+            (*prev).next.store(next, Relaxed);
+            (*old).next.store(Link::POISON, Relaxed);
+            (*old).prev.store(Link::POISON, Relaxed);
+        }
     }
 }
 

@@ -1,18 +1,38 @@
 //! A counter's memory, laid out for those who read it from outside.
+//!
+//! # The sequence
+//!
+//! A fold moves a local part into the shared part: two words change, and between them their sum is
+//! wrong. So whoever folds makes the sequence odd before and even after, under the lock, and a sum
+//! believes what it has read only if the sequence was the same even number before and after: then
+//! nothing was folded meanwhile, local parts were changed by adds alone, and each add is in the sum or
+//! not. That goes for a dying CPU, too:
+//!
+//! - It enters the dying mask before it leaves the online one, and leaves that after its local part
+//!   was folded. A sum that finds it in neither (the online mask is read first) has seen it leave,
+//!   hence sees the fold: in the sequence it reads afterwards, and so, that being the same as before,
+//!   in the shared part.
+//! - One that finds it in the dying mask although it was folded reads a zero.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicI32, AtomicI64, fence};
 
-use super::largest_batch;
+use super::batch::largest_batch;
 use super::list::Link;
+use crate::atomic::AtomicU32;
+use crate::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::cpu::{self, CpuId};
 use crate::platform::Global;
 use crate::sync::{SpinGuard, SpinLock};
 use crate::var::PerCpuPtr;
-use crate::view::CounterView;
+use crate::view::{COUNTER_LIVE, CounterView};
 
-/// A counter. Linux: `struct percpu_counter`.
-#[repr(C)]
+/// How often a sum tries to find nobody folding before it takes the lock.
+const TRIES: usize = 4;
+
+/// A counter, on a cache line of its own. Linux: `struct percpu_counter`.
+#[repr(C, align(64))]
 pub(super) struct Node {
     /// First, so that a link's address is its node's.
     pub(super) link: Link,
@@ -23,6 +43,16 @@ pub(super) struct Node {
     lock: SpinLock<()>,
     /// Every local part is smaller than this or than [`largest_batch`].
     local_bound: AtomicI32,
+    /// Odd while a local part is being folded.
+    sequence: AtomicU32,
+    /// [`COUNTER_LIVE`] until the counter is destroyed.
+    magic: AtomicU32,
+    /// The first of the nodes that were allocated together with this one.
+    first: NonNull<Node>,
+    /// In the first node: how many were allocated together.
+    allocated: u32,
+    /// In the first node: how many of them are in use.
+    in_use: AtomicU32,
 }
 
 const _: () = {
@@ -32,16 +62,34 @@ const _: () = {
     assert!(offset_of!(Node, locals) == offset_of!(CounterView, locals));
     assert!(offset_of!(Node, lock) == offset_of!(CounterView, lock));
     assert!(offset_of!(Node, local_bound) == offset_of!(CounterView, local_bound));
+    assert!(offset_of!(Node, sequence) == offset_of!(CounterView, sequence));
+    assert!(offset_of!(Node, magic) == offset_of!(CounterView, magic));
+    assert!(offset_of!(Node, first) == offset_of!(CounterView, first));
+    assert!(offset_of!(Node, allocated) == offset_of!(CounterView, allocated));
+    assert!(offset_of!(Node, in_use) == offset_of!(CounterView, in_use));
 };
 
 impl Node {
-    pub(super) fn new(amount: i64, locals: PerCpuPtr<i32>) -> Self {
+    /// What the magic of a destroyed counter becomes.
+    const DESTROYED: u32 = 0xdead_c047;
+
+    pub(super) fn new(
+        amount: i64,
+        locals: PerCpuPtr<i32>,
+        first: NonNull<Node>,
+        allocated: u32,
+    ) -> Self {
         Self {
             link: Link::new(),
             count: AtomicI64::new(amount),
             locals,
             lock: SpinLock::new(()),
             local_bound: AtomicI32::new(0),
+            sequence: AtomicU32::new(0),
+            magic: AtomicU32::new(COUNTER_LIVE),
+            first,
+            allocated,
+            in_use: AtomicU32::new(allocated),
         }
     }
 
@@ -49,15 +97,55 @@ impl Node {
         self.locals
     }
 
+    #[inline]
     pub(super) fn count(&self) -> i64 {
         self.count.load(Relaxed)
     }
 
-    pub(super) fn set_count(&self, amount: i64) {
-        self.count.store(amount, Relaxed);
+    /// Panics if the counter was destroyed, in builds with debug assertions. Linux:
+    /// `CONFIG_DEBUG_OBJECTS_PERCPU_COUNTER`.
+    #[inline]
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.magic.load(Relaxed) != COUNTER_LIVE {
+            self.not_live();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_live(&self) -> ! {
+        let what = match self.magic.load(Relaxed) {
+            Self::DESTROYED => "was destroyed",
+            _ => "is none: something else was written over it",
+        };
+        panic!("the percpu counter at {:p} is used, but it {what}", &raw const *self);
+    }
+
+    /// Ends the counter's life: who uses it from now on has a bug.
+    pub(super) fn destroy(&self) {
+        self.check();
+        self.magic.store(Self::DESTROYED, Relaxed);
+    }
+
+    /// The first of the nodes that were allocated together with this one, which is as long there as
+    /// any of them.
+    pub(super) fn first(&self) -> NonNull<Self> {
+        self.first
+    }
+
+    /// How many nodes were allocated together, this being the first.
+    pub(super) fn allocated(&self) -> usize {
+        self.allocated as usize
+    }
+
+    /// Takes one off the nodes in use, this being the first. Whether it was the last: then no other
+    /// CPU touches any of them any more.
+    pub(super) fn release_one(&self) -> bool {
+        self.in_use.fetch_sub(1, AcqRel) == 1
     }
 
     pub(super) fn lock(&self) -> SpinGuard<'_, (), Global> {
+        self.check();
         self.lock.lock()
     }
 
@@ -65,73 +153,113 @@ impl Node {
     ///
     /// The comparison with the batch and the change are of one and the same local value, whatever
     /// an interrupt handler adds in between, and on whatever CPU the thread is by then.
-    #[inline]
-    pub(super) fn add(&self, amount: i64, batch: i32) {
-        if !self.add_to_local_below(amount, batch, || true) {
-            self.fold(amount);
-        }
-    }
-
-    /// Adds to this CPU's local part if that stays smaller than `batch` and `condition` holds.
-    #[inline]
-    pub(super) fn add_to_local_below(
-        &self,
-        amount: i64,
-        batch: i32,
-        condition: impl Fn() -> bool,
-    ) -> bool {
-        // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
-        let mut local = unsafe { self.locals.read() };
-        loop {
-            let new = i64::from(local).saturating_add(amount);
-            if new.unsigned_abs() >= u64::from(batch.unsigned_abs()) || !condition() {
-                return false;
-            }
-            // Smaller than a 32-bit batch.
-            // SAFETY: as above.
-            if unsafe { self.locals.try_cmpxchg(&mut local, new as i32) } {
-                return true;
-            }
+    ///
+    /// # Safety
+    ///
+    /// `locals` are the node's, which is alive.
+    #[inline(always)]
+    pub(super) unsafe fn add(node: NonNull<Self>, locals: PerCpuPtr<i32>, amount: i64, batch: i32) {
+        // SAFETY: passed on to the caller.
+        if !unsafe { add_below(locals, amount, batch, || true) } {
+            // SAFETY: passed on to the caller.
+            unsafe { node.as_ref() }.fold(amount);
         }
     }
 
     /// Adds this CPU's local part and `amount` to the shared part.
     #[cold]
+    #[inline(never)]
     pub(super) fn fold(&self, amount: i64) {
-        let _lock = self.lock();
-        self.fold_locked(amount);
+        let lock = self.lock();
+        self.fold_locked(&lock, amount);
     }
 
     /// As [`fold`](Self::fold), by the holder of the lock.
-    pub(super) fn fold_locked(&self, amount: i64) {
-        // The lock masks interrupts: the local part stands still.
+    pub(super) fn fold_locked(&self, lock: &SpinGuard<'_, (), Global>, amount: i64) {
+        self.change(lock, || {
+            // The lock masks interrupts: the local part stands still.
+            // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
+            let local = unsafe { self.locals.read() };
+            self.add_to_count(i64::from(local).wrapping_add(amount));
+            // SAFETY: as above.
+            unsafe { self.locals.sub(local) };
+        });
+    }
+
+    /// Folds this CPU's local part if no add would leave it as large as it is.
+    pub(super) fn fold_excess(&self, batch: i32) {
         // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
         let local = unsafe { self.locals.read() };
-        self.set_count(self.count().wrapping_add(i64::from(local)).wrapping_add(amount));
-        // SAFETY: as above.
-        unsafe { self.locals.sub(local) };
-    }
-
-    /// Adds the local part of a CPU that does not run to the shared part; by the holder of the lock.
-    pub(super) fn fold_of(&self, cpu: CpuId) {
-        let local = self.take_local_of(cpu);
-        self.set_count(self.count().wrapping_add(i64::from(local)));
-    }
-
-    /// Zeroes a CPU's local part.
-    pub(super) fn take_local_of(&self, cpu: CpuId) -> i32 {
-        // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
-        unsafe {
-            let local = self.locals.read_on(cpu);
-            self.locals.write_on(cpu, 0);
-            local
+        if local.unsigned_abs() >= batch.unsigned_abs() {
+            self.fold(0);
         }
     }
 
-    /// The exact value, for the holder of the lock.
-    pub(super) fn sum_locked(&self) -> i64 {
-        // The online mask first: a CPU that goes down enters the dying mask before it leaves the
-        // other, and leaves that one after its local part was folded, for which the lock is needed.
+    /// Adds the local part of a CPU that does not run to the shared part.
+    pub(super) fn fold_of(&self, cpu: CpuId) {
+        let lock = self.lock();
+        // SAFETY: as in `fold_locked`.
+        let local = unsafe { self.locals.read_on(cpu) };
+        if local != 0 {
+            self.change(&lock, || {
+                self.add_to_count(i64::from(local));
+                // SAFETY: as above.
+                unsafe { self.locals.write_on(cpu, 0) };
+            });
+        }
+    }
+
+    /// Makes the shared part `amount` and all local parts zero.
+    pub(super) fn set(&self, amount: i64) {
+        let lock = self.lock();
+        self.change(&lock, || {
+            for cpu in cpu::booted_once().iter() {
+                // SAFETY: as in `fold_locked`.
+                unsafe { self.locals.write_on(cpu, 0) };
+            }
+            self.count.store(amount, Relaxed);
+        });
+    }
+
+    fn add_to_count(&self, amount: i64) {
+        self.count.store(self.count().wrapping_add(amount), Relaxed);
+    }
+
+    /// Does what nobody may see half-way.
+    fn change(&self, _lock: &SpinGuard<'_, (), Global>, f: impl FnOnce()) {
+        let sequence = self.sequence.load(Relaxed);
+        self.sequence.store(sequence.wrapping_add(1), Relaxed);
+        // Who reads a word that `f` writes, and then fences, finds the sequence odd or larger.
+        fence(Release);
+        f();
+        self.sequence.store(sequence.wrapping_add(2), Release);
+    }
+
+    /// The exact value.
+    pub(super) fn sum(&self) -> i64 {
+        self.check();
+        for _ in 0..TRIES {
+            let before = self.sequence.load(Acquire);
+            if before & 1 == 0 {
+                let sum = self.parts();
+                fence(Acquire);
+                if self.sequence.load(Relaxed) == before {
+                    return sum;
+                }
+            }
+            core::hint::spin_loop();
+        }
+        let lock = self.lock();
+        self.sum_locked(&lock)
+    }
+
+    /// As [`sum`](Self::sum), by the holder of the lock.
+    pub(super) fn sum_locked(&self, _lock: &SpinGuard<'_, (), Global>) -> i64 {
+        self.parts()
+    }
+
+    /// The shared part and the local parts of all CPUs that are online or dying.
+    fn parts(&self) -> i64 {
         cpu::online().union(cpu::dying()).fold(self.count(), |sum, cpu| {
             // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
             sum.wrapping_add(i64::from(unsafe { self.locals.read_on(cpu) }))
@@ -142,13 +270,42 @@ impl Node {
     #[inline]
     pub(super) fn allow_locals_below(&self, batch: i32) {
         if batch > self.local_bound.load(Relaxed) {
-            self.local_bound.fetch_max(batch, Relaxed);
+            self.local_bound.fetch_max(batch, AcqRel);
         }
     }
 
-    /// What the local parts can make up together, at most.
+    /// What the local parts can make up together, at most: to be asked before the shared part is
+    /// read, so that a CPU that dies in between is in the one or in the other.
     pub(super) fn slack(&self) -> i64 {
         let cpus = cpu::online().union(cpu::dying()).count() as i64;
-        cpus * i64::from(self.local_bound.load(Relaxed).max(largest_batch()))
+        cpus * i64::from(self.local_bound.load(Acquire).max(largest_batch()))
+    }
+}
+
+/// Adds to this CPU's local part if that stays smaller than `batch` and `condition` holds.
+///
+/// # Safety
+///
+/// The local parts are those of a counter that lives.
+#[inline(always)]
+pub(super) unsafe fn add_below(
+    locals: PerCpuPtr<i32>,
+    amount: i64,
+    batch: i32,
+    condition: impl Fn() -> bool,
+) -> bool {
+    // SAFETY: by the caller's word they exist, and all accesses are of this kind.
+    let mut local = unsafe { locals.read() };
+    loop {
+        // Where that wraps it is far from 0, on whichever side.
+        let new = i64::from(local).wrapping_add(amount);
+        if new.unsigned_abs() >= u64::from(batch.unsigned_abs()) || !condition() {
+            return false;
+        }
+        // Smaller than a 32-bit batch.
+        // SAFETY: as above.
+        if unsafe { locals.try_cmpxchg(&mut local, new as i32) } {
+            return true;
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
+use super::count::Count;
 use crate::preempt;
 use crate::sync::SpinLock;
 
@@ -15,6 +16,16 @@ use crate::sync::SpinLock;
 struct Padded(AtomicI64);
 
 /// A counter for `CPUS` CPUs. Linux 2.6: `struct percpu_counter`.
+///
+/// ```
+/// use percpu_core::{counter::v26, host};
+///
+/// static BLOCKS: v26::Counter<2> = v26::Counter::new();
+///
+/// host::boot(2).unwrap();
+/// host::on_each_cpu(|_| BLOCKS.add(7)); // each folds from 8 on
+/// assert_eq!((BLOCKS.read(), BLOCKS.sum()), (0, 14));
+/// ```
 pub struct Counter<const CPUS: usize> {
     lock: SpinLock<()>,
     count: AtomicI64,
@@ -69,6 +80,20 @@ impl<const CPUS: usize> Counter<CPUS> {
     pub fn sum(&self) -> i64 {
         let _lock = self.lock.lock();
         self.locals.iter().fold(self.read(), |sum, local| sum.wrapping_add(local.0.load(Relaxed)))
+    }
+}
+
+impl<const CPUS: usize> Count for Counter<CPUS> {
+    fn add(&self, amount: i64) {
+        self.add(amount);
+    }
+
+    fn read(&self) -> i64 {
+        self.read()
+    }
+
+    fn sum(&self) -> i64 {
+        self.sum()
     }
 }
 

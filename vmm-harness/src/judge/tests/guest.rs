@@ -5,8 +5,8 @@ use std::mem::{offset_of, size_of};
 
 use percpu_core::view::{
     AllocatorView, AreasView, BLOCK_GRANULES, BlockView, CHUNK_IMMUTABLE, CHUNK_RESERVED,
-    CacheView, CachedView, ChunkView, CounterView, GRANULE, ListView, PAGE, Roots, VIEW_VERSION,
-    View,
+    COUNTER_LIVE, CacheView, CachedView, ChunkView, CounterView, GRANULE, ListView, PAGE, Roots,
+    VIEW_VERSION, View,
 };
 use percpu_guest::abi::{
     self, AreaContent, BootParams, CpuState, Event, EventKind, SHARED, Shared, SharedHeader,
@@ -453,7 +453,18 @@ impl Guest {
         let head = self.counter_head;
         let last: ListView = self.mem.read_virt(head).unwrap();
         let link = ListView { next: head, prev: last.prev };
-        let view = CounterView { link, count, locals: ptr, lock: 0, local_bound: 0 };
+        let view = CounterView {
+            link,
+            count,
+            locals: ptr,
+            lock: 0,
+            local_bound: 0,
+            sequence: 0,
+            magic: COUNTER_LIVE,
+            first: address,
+            allocated: 1,
+            in_use: 1,
+        };
         self.poke(address, view);
         self.poke(last.prev, address);
         self.poke(head + 8, address);

@@ -1,0 +1,52 @@
+//! The batch: how large a local part may get before it is folded.
+//!
+//! It follows the number of online CPUs. What a local part can be *at most* is another matter: one
+//! that was made under a larger batch stays until its CPU adds to it the next time, and only that CPU
+//! may touch it as long as it runs. So bounds go by the largest batch there has been.
+
+use crate::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::AtomicI32;
+
+/// The smallest batch, and the one before hotplug is known of.
+const MIN_BATCH: i32 = 32;
+
+/// Both on a cache line that nobody else writes: each add reads it.
+#[repr(align(64))]
+struct Batches {
+    /// From which local value on an add folds. Linux: `percpu_counter_batch`.
+    current: AtomicI32,
+    /// The largest there has been. Raised before `current`, so that whoever finds a local part that
+    /// was made under a batch finds a `largest` that is no smaller.
+    largest: AtomicI32,
+}
+
+static BATCHES: Batches =
+    Batches { current: AtomicI32::new(MIN_BATCH), largest: AtomicI32::new(MIN_BATCH) };
+
+/// From which local value on [`add`](super::PercpuCounter::add) folds: twice the number of online
+/// CPUs, at least 32. One load. Linux: `percpu_counter_batch`.
+#[inline]
+pub fn batch() -> i32 {
+    BATCHES.current.load(Acquire)
+}
+
+/// The largest batch that was ever in force: what every local part is smaller than, unless it was
+/// added to with a batch of its own.
+pub(super) fn largest_batch() -> i32 {
+    BATCHES.largest.load(Acquire)
+}
+
+/// Makes the batch that of the CPUs that are online now. Whether it has become smaller.
+pub(super) fn compute(online: usize) -> bool {
+    let new = i32::try_from(online.saturating_mul(2)).unwrap_or(i32::MAX).max(MIN_BATCH);
+    BATCHES.largest.fetch_max(new, Relaxed);
+    // Hotplug has one thread at a time do this.
+    let old = BATCHES.current.load(Relaxed);
+    BATCHES.current.store(new, Release);
+    new < old
+}
+
+/// Address of the batch.
+pub(crate) fn batch_address() -> usize {
+    (&raw const BATCHES.current).expose_provenance()
+}
