@@ -27,6 +27,7 @@
 //! | [`area`] | the CPUs' areas and their set-up | `setup_per_cpu_areas` |
 //! | [`alloc`] | dynamic per-CPU memory | `mm/percpu.c` |
 //! | [`counter`] | counters that many change and few read | `lib/percpu_counter.c` |
+//! | [`refcount`] | references that many CPUs take and give back | `lib/percpu-refcount.c` |
 //! | [`cpu`], [`preempt`], [`irq`] | CPU numbers and masks, guards | `cpumask.h`, `preempt.h` |
 //! | [`hotplug`] | CPUs going up and down | `kernel/cpu.c` |
 //! | [`platform`] | what a kernel provides | |
@@ -55,6 +56,7 @@ pub mod hotplug;
 pub mod irq;
 pub mod platform;
 pub mod preempt;
+pub mod refcount;
 pub mod sync;
 pub mod var;
 pub mod view;

@@ -50,7 +50,9 @@ impl core::error::Error for NoMemory {}
 ///    page of it that `populate` accepted is readable and writable memory from every CPU until
 ///    `unmap`;
 /// 4. a page given to `free_pages` is reused only after that call, not at `unmap`;
-/// 5. no call unwinds whose caller kept its contract: one that cannot go on aborts.
+/// 5. no call unwinds whose caller kept its contract: one that cannot go on aborts;
+/// 6. `run_on_cpu` calls its function once and in no other place than it says, after all that the
+///    caller did before, and returns after all that the function did.
 ///
 /// The calls that get memory or give it back, from `alloc_meta` to `free_pages`, may come with the
 /// allocator's growth lock held. So they must not wait for per-CPU memory: an allocation is
@@ -140,6 +142,14 @@ pub unsafe trait Platform: Sized + 'static {
     /// The pages went through `unmap` and `flush_tlb`, in this order.
     unsafe fn free_pages(addr: usize, pages: usize);
 
+    /// Calls `f(arg)` on `cpu`, with interrupts masked, and returns when it has returned; if that is
+    /// the CPU that runs this, calls it here. Linux: `smp_call_function_single`.
+    ///
+    /// `cpu` is online, and kept so by a [`CpusReadGuard`](crate::hotplug::CpusReadGuard). Called
+    /// with interrupts and preemption on, by a thread that may wait: two CPUs that call each other
+    /// at once must answer each other. `f` is short, waits for nothing and does not unwind.
+    fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize);
+
     /// The physical address behind `addr`, an address in a populated page; `None` if there is no
     /// memory, or if the platform does not tell, which is what it does unless it says otherwise.
     /// May be called in any context.
@@ -170,6 +180,7 @@ pub struct Table {
     unmap: unsafe fn(usize, usize),
     flush_tlb: fn(usize, usize),
     free_pages: unsafe fn(usize, usize),
+    run_on_cpu: fn(u32, fn(usize), usize),
     phys_of: fn(usize) -> Option<usize>,
     log: fn(fmt::Arguments<'_>),
 }
@@ -193,6 +204,7 @@ impl Table {
             unmap: P::unmap,
             flush_tlb: P::flush_tlb,
             free_pages: P::free_pages,
+            run_on_cpu: P::run_on_cpu,
             phys_of: P::phys_of,
             log: P::log,
         }
@@ -317,6 +329,10 @@ unsafe impl Platform for Global {
     unsafe fn free_pages(addr: usize, pages: usize) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
         unsafe { (table().free_pages)(addr, pages) }
+    }
+
+    fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
+        (table().run_on_cpu)(cpu, f, arg)
     }
 
     fn phys_of(addr: usize) -> Option<usize> {

@@ -71,6 +71,24 @@ pub const CHUNK_RESERVED: u32 = 1 << 2;
 /// The chunk failed a fit and was moved to slot 0 although its hint demands another.
 pub const CHUNK_DEMOTED: u32 = 1 << 3;
 
+/// In a ref's shared word: it was killed.
+pub const REF_DEAD: u64 = 1 << 0;
+/// In a ref's shared word: it is in per-CPU mode, so that CPUs may open their words.
+pub const REF_PERCPU: u64 = 1 << 1;
+/// In a ref's shared word: one reference. All bits from here on are the count.
+pub const REF_ONE: u64 = 1 << 2;
+/// References that are in the shared count beside the real ones from before the first word may be
+/// opened until after the last is closed: always in per-CPU mode.
+pub const REF_BIAS: i64 = 1 << 60;
+/// What an open word is when its CPU has taken as many references as it has given back. A closed
+/// word is negative.
+pub const REF_OPEN: i64 = 1 << 62;
+
+/// The count in a ref's shared word.
+pub const fn ref_count(shared: u64) -> i64 {
+    shared as i64 >> REF_ONE.trailing_zeros()
+}
+
 view! {
     /// A node of a circular doubly linked list: addresses of other nodes. An empty list's head
     /// points at itself.
@@ -261,6 +279,15 @@ view! {
         pub allocated: u32,
         /// In the first one: how many of them were not destroyed yet.
         pub in_use: u32,
+    }
+
+    /// A `percpu_ref`. The references to it are [`ref_count`] of `shared`, less [`REF_BIAS`] in
+    /// per-CPU mode, and what each open word is more than [`REF_OPEN`].
+    pub struct RefView {
+        /// The shared word.
+        pub shared: u64,
+        /// Per-CPU pointer to the `i64` words.
+        pub words: u64,
     }
 
     /// Where everything is.

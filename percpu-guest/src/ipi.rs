@@ -1,4 +1,5 @@
-//! What CPUs ask of each other by interrupt: to flush the TLB, to look for a thread to run.
+//! What CPUs ask of each other by interrupt: to flush the TLB, to call a function, to look for a
+//! thread to run.
 //!
 //! # Who answers a flush
 //!
@@ -13,7 +14,8 @@
 //! the way down [`leave`] is the answer. What they do until then waits for no flush: steps with
 //! interrupts masked take spin locks only, and nobody flushes while he holds one.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::ptr::{null_mut, with_exposed_provenance};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, fence};
 
 use percpu_core::platform::Platform;
 use percpu_core::{cpu, irq, preempt};
@@ -29,6 +31,19 @@ static DONE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(OFF) }; MAX_CPUS];
 /// The CPU executes nothing and remembers nothing: it is behind no flush.
 const OFF: u64 = u64::MAX;
 
+/// A function that a CPU is to call, on the stack of the thread that waits for it.
+struct Call {
+    f: fn(usize),
+    arg: usize,
+    /// The call that was asked for before, or null.
+    next: *const Call,
+    /// Set by the CPU as its last access to the call.
+    done: AtomicBool,
+}
+
+/// What each CPU has been asked to call; the latest first.
+static CALLS: [AtomicPtr<Call>; MAX_CPUS] = [const { AtomicPtr::new(null_mut()) }; MAX_CPUS];
+
 /// Interrupts `cpu`.
 pub fn send(cpu: u32) {
     let _masked = irq::disable();
@@ -38,7 +53,50 @@ pub fn send(cpu: u32) {
 /// The IPI's handler.
 pub fn on_ipi() {
     flush_this_tlb();
+    answer_calls();
     preempt::set_need_resched();
+}
+
+/// Calls what this CPU has been asked to call. Interrupts are masked.
+fn answer_calls() {
+    let mut next = CALLS[cpu::this_cpu_raw() as usize].swap(null_mut(), Ordering::Acquire);
+    while !next.is_null() {
+        // SAFETY: the call was put on this CPU's queue, which `Acquire` shows written, and taken
+        // off it here; it stays until it is done.
+        let call = unsafe { &*with_exposed_provenance::<Call>(next.addr()) };
+        next = call.next.cast_mut();
+        (call.f)(call.arg);
+        call.done.store(true, Ordering::Release);
+    }
+}
+
+/// Calls `f(arg)` on `cpu`, which is online and stays so. Interrupts and preemption are on, so that
+/// two CPUs that call each other at once answer each other; the thread may go on elsewhere, even on
+/// `cpu`.
+pub fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
+    let masked = irq::disable();
+    if cpu::this_cpu_raw() == cpu {
+        return f(arg);
+    }
+    drop(masked);
+    let queue = &CALLS[cpu as usize];
+    let mut call =
+        Call { f, arg, next: queue.load(Ordering::Relaxed), done: AtomicBool::new(false) };
+    loop {
+        let new = (&raw mut call).expose_provenance();
+        let new = core::ptr::with_exposed_provenance_mut(new);
+        let next = call.next.cast_mut();
+        match queue.compare_exchange(next, new, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(latest) => call.next = latest,
+        }
+    }
+    send(cpu);
+    let mut spins = 0;
+    while !call.done.load(Ordering::Acquire) {
+        Kernel::relax(spins);
+        spins += 1;
+    }
 }
 
 /// Flushes this CPU's TLB if a flush is due. Interrupts are masked.

@@ -28,6 +28,7 @@ percpu_core::set_platform!(Kernel);
 //    mapped frame is its page's alone.
 // 4. `unmap` leaves the frame in the page's entry; only `free_pages` gives it back.
 // 5. A panic ends the kernel.
+// 6. See `ipi`: a call is taken off its CPU's queue once, by that CPU.
 unsafe impl Platform for Kernel {
     #[inline]
     fn irq_save() -> IrqState {
@@ -104,6 +105,10 @@ unsafe impl Platform for Kernel {
 
     unsafe fn free_pages(addr: usize, pages: usize) {
         paging::free(addr, pages);
+    }
+
+    fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
+        ipi::run_on_cpu(cpu, f, arg);
     }
 
     fn phys_of(addr: usize) -> Option<usize> {

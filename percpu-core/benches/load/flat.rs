@@ -37,6 +37,7 @@ pub enum Flat {}
 // 3. The arena hands a span out once until it is back, with memory behind all its pages.
 // 4. The memory of pages stays with their span, so none is reused before `release`.
 // 5. It panics for want of address space at its first use, or never.
+// 6. Nothing is ever run elsewhere.
 unsafe impl Platform for Flat {
     #[inline]
     fn irq_save() -> IrqState {
@@ -100,6 +101,10 @@ unsafe impl Platform for Flat {
 
     unsafe fn free_pages(_addr: usize, pages: usize) {
         POPULATED.fetch_sub(pages, Ordering::Relaxed);
+    }
+
+    fn run_on_cpu(_cpu: u32, _f: fn(usize), _arg: usize) {
+        unreachable!("an allocator runs nothing elsewhere");
     }
 
     fn log(args: fmt::Arguments<'_>) {

@@ -72,7 +72,8 @@ mod portable {
     use core::ptr::with_exposed_provenance_mut;
     use core::sync::atomic::{
         AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16,
-        AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
+        AtomicU32, AtomicU64, AtomicUsize,
+        Ordering::{AcqRel, Relaxed},
     };
 
     use super::super::{Number, Word};
@@ -88,6 +89,19 @@ mod portable {
         if unsafe { u32::add_return(addr, u32::MAX) } == 0 {
             zero();
         }
+    }
+
+    /// Adds to this CPU's copy; whether the sum is negative.
+    ///
+    /// Also orders what the CPU did before against a swap of the copy by another one.
+    ///
+    /// # Safety
+    ///
+    /// As [`Word::read`].
+    pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
+        // SAFETY: the caller vouches for `addr`; all other accesses are atomic.
+        let before = unsafe { AtomicI64::from_ptr(here(addr)) }.fetch_add(value, AcqRel);
+        before.wrapping_add(value) < 0
     }
 
     /// Where this CPU's copy lies.

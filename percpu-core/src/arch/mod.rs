@@ -26,8 +26,12 @@ compile_error!(
     "percpu-core knows kernels on x86-64 only; on other machines enable the feature `host`"
 );
 
+/// Whether [`add_is_negative`] is one step for other CPUs, too, so that they may swap the copy.
+/// Where it is not, they have the CPU itself do that.
+pub(crate) const REMOTE_SAFE: bool = cfg!(feature = "host");
+
 mod word;
 
-pub(crate) use imp::dec_and_branch_if_zero;
 pub use imp::set_offset;
+pub(crate) use imp::{add_is_negative, dec_and_branch_if_zero};
 pub(crate) use word::{Number, Word};

@@ -59,6 +59,39 @@ pub(crate) unsafe fn dec_and_branch_if_zero(addr: usize, zero: fn()) {
     }
 }
 
+/// Adds to this CPU's copy; whether the sum is negative.
+///
+/// One instruction and a branch on its flags. Where other CPUs swap the copy
+/// ([`REMOTE_SAFE`](super::REMOTE_SAFE)) it locks the bus.
+///
+/// # Safety
+///
+/// As [`Word::read`].
+#[inline(always)]
+pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
+    check();
+    macro_rules! add {
+        ($add:literal) => {
+            // SAFETY: the caller vouches for `addr`; add and branch use one and the same flags.
+            unsafe {
+                asm!(
+                    concat!($add, " qword ptr gs:[{addr}], {value}"),
+                    "js {negative}",
+                    addr = in(reg) addr,
+                    value = in(reg) value,
+                    negative = label { return true },
+                    options(nostack),
+                );
+            }
+        };
+    }
+    #[cfg(feature = "host")]
+    add!("lock add");
+    #[cfg(not(feature = "host"))]
+    add!("add");
+    false
+}
+
 macro_rules! word {
     ($ty:ty as $reg_ty:ty, $from:expr, $atomic:ident, $class:ident, $modifier:literal, $size:literal, $acc:tt) => {
         // SAFETY: each operation is a single instruction that reads or writes `gs:[addr]`; `asm!`

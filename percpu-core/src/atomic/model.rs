@@ -220,5 +220,6 @@ macro_rules! arithmetic {
 arithmetic! {
     AtomicU32, u32, fetch_add: u32::wrapping_add, fetch_sub: u32::wrapping_sub;
     AtomicUsize, usize, fetch_add: usize::wrapping_add, fetch_sub: usize::wrapping_sub;
-    AtomicU64, u64, fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
+    AtomicU64, u64, fetch_add: u64::wrapping_add, fetch_sub: u64::wrapping_sub,
+        fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
 }

@@ -89,6 +89,28 @@ impl CpuOps for Threads {
     }
 }
 
+/// Calls `f(arg)` on `cpu`, with interrupts masked, as soon as no other thread is that CPU.
+pub(super) fn run_on(cpu: u32, f: fn(usize), arg: usize) {
+    let cpu = CpuId::new(cpu as usize).expect("a possible CPU");
+    if arch::host::offset() == area::offset(cpu) {
+        let _irq = irq::disable();
+        return f(arg);
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let seat = seat(cpu);
+            assert!(seat.take_for_kernel(), "the caller keeps {cpu:?} online");
+            // SAFETY: the seat was taken above.
+            unsafe { sit_down(cpu) };
+            let irq = irq::disable();
+            f(arg);
+            drop(irq);
+            stand_up();
+            seat.set_holder(Holder::Free);
+        });
+    });
+}
+
 /// Makes the boot CPU, which was never started, one that is up and has a hotplug thread.
 pub(super) fn adopt_boot_cpu(cpu: CpuId) {
     seat(cpu).set_holder(Holder::Free);

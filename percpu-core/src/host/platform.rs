@@ -8,7 +8,7 @@ use core::time::Duration;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use super::memory;
+use super::{memory, ops};
 use crate::arch;
 use crate::cpu;
 use crate::platform::{IrqState, NoMemory, Platform};
@@ -37,6 +37,7 @@ pub enum Host {}
 // 2. The allocator of the standard library makes these promises.
 // 3. and 4. The kernel makes them about `mmap`, `mprotect` and `madvise`.
 // 5. Nothing here panics, unless a caller has passed what is none of ours.
+// 6. See `ops::run_on`; threads are started and joined.
 unsafe impl Platform for Host {
     fn irq_save() -> IrqState {
         MASKED.set(MASKED.get() + 1);
@@ -115,6 +116,12 @@ unsafe impl Platform for Host {
     unsafe fn free_pages(addr: usize, pages: usize) {
         // SAFETY: passed on to the caller.
         unsafe { memory::free_pages(addr, pages) };
+    }
+
+    /// Nothing interrupts a thread that is a CPU: this waits until it leaves, and then becomes the
+    /// CPU for a moment.
+    fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
+        ops::run_on(cpu, f, arg);
     }
 
     fn log(args: fmt::Arguments<'_>) {

@@ -230,6 +230,7 @@ pub enum Fake {}
 // 2. The standard library's allocator promises it.
 // 3. and 4. The tables see to it.
 // 5. It panics only where a caller has broken its part, which ends the test.
+// 6. Nothing is ever run elsewhere.
 unsafe impl Platform for Fake {
     fn irq_save() -> IrqState {
         let depth = IRQ_DEPTH.with(Cell::get);
@@ -372,6 +373,10 @@ unsafe impl Platform for Fake {
             let before = state.usage.pages.remove(&page);
             assert_eq!(before, Some(Page::Flushed), "free of {page:#x} before the flush");
         }
+    }
+
+    fn run_on_cpu(_cpu: u32, _f: fn(usize), _arg: usize) {
+        unreachable!("an allocator runs nothing elsewhere");
     }
 
     fn log(args: fmt::Arguments<'_>) {

@@ -1,0 +1,396 @@
+//! Reference counts that many CPUs change at once, and that somebody kills. Linux: `percpu_ref`.
+//!
+//! A [`PercpuRef`] begins with one reference. As long as that is there the count cannot be 0, so
+//! nobody needs to know it: each CPU adds to a word of its own. [`kill`](PercpuRef::kill) takes that
+//! reference back and collects the CPUs' words in a shared atomic count, which the last one to give
+//! a reference back takes to 0: he calls [`Release::release`], once.
+//!
+//! ```
+//! use core::sync::atomic::{AtomicBool, Ordering};
+//! use percpu_core::host;
+//! use percpu_core::refcount::{PercpuRef, RefFlags, Release};
+//!
+//! struct Queue {
+//!     drained: AtomicBool,
+//! }
+//!
+//! impl Release for Queue {
+//!     fn release(&self) {
+//!         self.drained.store(true, Ordering::Release);
+//!     }
+//! }
+//!
+//! host::boot(2).unwrap();
+//! let _cpu = host::enter_any().unwrap();
+//! let queue = PercpuRef::new(Queue { drained: AtomicBool::new(false) }, RefFlags::NONE)?;
+//! let user = queue.tryget_live().expect("nobody has killed it");
+//! queue.kill().expect("nobody has killed it");
+//! assert!(queue.tryget_live().is_none());
+//! assert!(!user.drained.load(Ordering::Acquire));
+//! drop(user);
+//! assert!(queue.is_zero() && queue.tryget().is_none());
+//! # Ok::<(), percpu_core::alloc::AllocError>(())
+//! ```
+//!
+//! # Modes
+//!
+//! | mode | get and put cost | when |
+//! |---|---|---|
+//! | per-CPU | an addition to this CPU's word and a branch | from the start; after [`switch_to_percpu`](PercpuRef::switch_to_percpu) |
+//! | atomic | that, and an atomic operation on the shared word | from [`kill`](PercpuRef::kill) until the ref is revived; with [`INIT_ATOMIC`](RefFlags::INIT_ATOMIC), or after [`switch_to_atomic`](PercpuRef::switch_to_atomic), until [`switch_to_percpu`](PercpuRef::switch_to_percpu) |
+//!
+//! In per-CPU mode too a CPU's first operation, and the first after a change of mode, is an atomic
+//! one, which makes the CPU ready for those that follow.
+//!
+//! Changes of mode are made by threads that may wait, and are complete when the call returns. They
+//! wait for each other, and while a CPU goes up or down; so they are not for hotplug callbacks, nor
+//! for holders of a [`CpusReadGuard`](crate::hotplug::CpusReadGuard). Everything else is for any
+//! context but an NMI's; mind that giving the last reference back calls `release` there and then.
+//!
+//! # There is no grace period
+//!
+//! Linux waits for an RCU grace period between `percpu_ref_kill` and the release, and code has come
+//! to rely on that. Here `release` may be called before `kill` returns. The ref protects those
+//! who *have* a reference. Who gets at the ref by a pointer, out of a table say, has none until
+//! [`tryget_live`](PercpuRef::tryget_live) has said so; that the ref itself is still there until
+//! then is for whoever frees it to see to: by RCU, by a lock around looking up and taking the
+//! reference, by never freeing. Safe code cannot do otherwise: it has a `&PercpuRef`, which keeps
+//! the ref and the value in it alive, and reaches the value through a [`RefGuard`] alone, of which
+//! there is none after the release.
+//!
+//! `release` says that nobody has a reference any more; it does not free the ref. Dropping the ref
+//! does (Linux: `percpu_ref_exit`), which whoever owns it does later.
+//!
+//! # Implementation
+//!
+//! `words` has the per-CPU words and says how an operation finds out that its CPU's is closed,
+//! `shared` the shared word, `count` puts both together.
+
+mod count;
+mod guard;
+mod shared;
+mod words;
+
+use core::fmt;
+
+use crate::alloc::AllocError;
+
+pub use guard::RefGuard;
+
+use count::Count;
+
+/// What is to be done when nobody has a reference any more.
+///
+/// Closures implement it: `PercpuRef::new(|| wake_the_owner(), RefFlags::NONE)`.
+pub trait Release {
+    /// Called once for each life of the ref, by the one who gives the last reference back, in his
+    /// context. Linux: `percpu_ref_func_t *release`.
+    ///
+    /// The ref itself is still in use by that caller: only something that happens later may drop it.
+    fn release(&self);
+}
+
+impl<F: Fn()> Release for F {
+    fn release(&self) {
+        self();
+    }
+}
+
+/// How a ref begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefFlags(u32);
+
+impl RefFlags {
+    /// In per-CPU mode, and killed for good when it is killed.
+    pub const NONE: Self = Self(0);
+    /// In atomic mode, until it is [switched](PercpuRef::switch_to_percpu); can be revived. Linux:
+    /// `PERCPU_REF_INIT_ATOMIC`.
+    pub const INIT_ATOMIC: Self = Self(1 << 0);
+    /// Dead and without references, until it is [revived](PercpuRef::reinit). Linux:
+    /// `PERCPU_REF_INIT_DEAD`.
+    pub const INIT_DEAD: Self = Self(1 << 1);
+    /// Can be revived. Linux: `PERCPU_REF_ALLOW_REINIT`.
+    pub const ALLOW_REINIT: Self = Self(1 << 2);
+
+    /// Whether all of `flags` are set.
+    pub const fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+}
+
+impl core::ops::BitOr for RefFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Why a ref was not killed or revived. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefError {
+    /// It is dead already.
+    Dead,
+    /// It is alive.
+    Alive,
+    /// There are references left.
+    InUse,
+    /// It was made without [`ALLOW_REINIT`](RefFlags::ALLOW_REINIT).
+    Final,
+}
+
+impl fmt::Display for RefError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dead => "the ref has been killed already",
+            Self::Alive => "the ref is alive",
+            Self::InUse => "somebody still has a reference",
+            Self::Final => "the ref was made without ALLOW_REINIT",
+        })
+    }
+}
+
+impl core::error::Error for RefError {}
+
+/// A value with a count of references to it. Linux: `struct percpu_ref`.
+///
+/// Takes a word on each CPU and memory for an initialiser, see
+/// [`PerCpuBox::try_new_with`](crate::alloc::PerCpuBox::try_new_with). Dropping it (Linux:
+/// `percpu_ref_exit`) calls no `release`: no guard exists then.
+#[repr(C)]
+pub struct PercpuRef<T: Release> {
+    /// First: its address is that of the [`RefView`](crate::view::RefView).
+    count: Count,
+    value: T,
+}
+
+impl<T: Release> PercpuRef<T> {
+    /// A ref around `value`: alive with one reference, which [`kill`](Self::kill) gives back, or as
+    /// `flags` say. May sleep. Linux: `percpu_ref_init`.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for the per-CPU words.
+    #[track_caller]
+    pub fn new(value: T, flags: RefFlags) -> Result<Self, AllocError> {
+        Ok(Self { count: Count::new(flags)?, value })
+    }
+
+    /// Takes a reference to a ref that is known not to be released, dead or alive. Linux:
+    /// `percpu_ref_get`.
+    ///
+    /// One instruction and a branch in per-CPU mode. Who has a guard clones that: then there is
+    /// nothing to be checked.
+    ///
+    /// # Panics
+    ///
+    /// If the ref was released.
+    #[inline]
+    #[track_caller]
+    pub fn get(&self) -> RefGuard<'_, T> {
+        match self.tryget() {
+            Some(guard) => guard,
+            None => released(),
+        }
+    }
+
+    /// Takes a reference, unless the ref was released; also if it was killed. Linux:
+    /// `percpu_ref_tryget`.
+    ///
+    /// One instruction and a branch in per-CPU mode.
+    #[inline]
+    pub fn tryget(&self) -> Option<RefGuard<'_, T>> {
+        // SAFETY: the reference has just been taken.
+        self.count.tryget(1).then(|| unsafe { RefGuard::from_raw(self) })
+    }
+
+    /// Takes a reference, unless the ref was killed. Linux: `percpu_ref_tryget_live`.
+    ///
+    /// Never succeeds from when [`kill`](Self::kill) confirms until the ref is revived; before that
+    /// it may, on some CPUs longer than on others. One instruction and a branch in per-CPU mode.
+    #[inline]
+    pub fn tryget_live(&self) -> Option<RefGuard<'_, T>> {
+        // SAFETY: the reference has just been taken.
+        self.count.tryget_live(1).then(|| unsafe { RefGuard::from_raw(self) })
+    }
+
+    /// Takes `amount` references at the price of one, for [`put_many`](Self::put_many) or as many
+    /// [guards](RefGuard::from_raw). Linux: `percpu_ref_get_many`.
+    ///
+    /// # Panics
+    ///
+    /// If the ref was released, or if there are 2^59 references.
+    #[inline]
+    #[track_caller]
+    pub fn get_many(&self, amount: u32) {
+        if !self.tryget_many(amount) {
+            released();
+        }
+    }
+
+    /// As [`get_many`](Self::get_many), unless the ref was released. Linux:
+    /// `percpu_ref_tryget_many`.
+    ///
+    /// # Panics
+    ///
+    /// If there are 2^59 references.
+    #[inline]
+    #[must_use = "if it is false there is nothing to give back"]
+    pub fn tryget_many(&self, amount: u32) -> bool {
+        let taken = self.count.tryget(amount);
+        if taken && amount > 1 {
+            self.count.recentre();
+        }
+        taken
+    }
+
+    /// Gives a reference back that was taken without a guard. Linux: `percpu_ref_put`.
+    ///
+    /// One instruction and a branch in per-CPU mode; calls [`Release::release`] if it was the last.
+    ///
+    /// # Safety
+    ///
+    /// The caller has the reference, and does not use it any more. The ref stays until this returns,
+    /// also if somebody else learns that it was released.
+    #[inline]
+    pub unsafe fn put(&self) {
+        if self.count.put(1) {
+            self.value.release();
+        }
+    }
+
+    /// Gives `amount` references back at the price of one. Linux: `percpu_ref_put_many`.
+    ///
+    /// # Safety
+    ///
+    /// As [`put`](Self::put), for all of them.
+    #[inline]
+    pub unsafe fn put_many(&self, amount: u32) {
+        if amount > 1 {
+            // Before they are given back, as long as there certainly is one.
+            self.count.recentre();
+        }
+        if self.count.put(amount) {
+            self.value.release();
+        }
+    }
+
+    /// Marks the ref dead, switches it to atomic mode, and gives the reference back with which it
+    /// began. When this returns [`tryget_live`](Self::tryget_live) succeeds no more. Linux:
+    /// `percpu_ref_kill`.
+    ///
+    /// May sleep. Interrupts each CPU that is up, if the ref is in per-CPU mode.
+    ///
+    /// # Errors
+    ///
+    /// [`Dead`](RefError::Dead): somebody else killed it before.
+    pub fn kill(&self) -> Result<(), RefError> {
+        self.kill_and_confirm(|| ())
+    }
+
+    /// As [`kill`](Self::kill), and calls `confirm` when [`tryget_live`](Self::tryget_live) succeeds
+    /// no more: before the release, in the context of the caller. Linux:
+    /// `percpu_ref_kill_and_confirm`.
+    ///
+    /// `confirm` must not change the ref's mode nor revive it: that waits for this call to be over.
+    ///
+    /// # Errors
+    ///
+    /// As [`kill`](Self::kill); `confirm` is not called then.
+    pub fn kill_and_confirm(&self, confirm: impl FnOnce()) -> Result<(), RefError> {
+        // Given back at the end, also when `confirm` panics; but nothing is if the ref was dead.
+        let mut first = None;
+        self.count.kill(|| {
+            // SAFETY: the ref was alive: its first reference is there, and this call, which alone
+            // has marked it dead, is the one to give it back.
+            first = Some(unsafe { RefGuard::from_raw(self) });
+            confirm();
+        })
+    }
+
+    /// Revives a ref that was killed and released: it is alive with one reference, in the mode in
+    /// which it was before it was killed. Linux: `percpu_ref_reinit`.
+    ///
+    /// May sleep. That the release is over, and not only about to be called, is for `release`
+    /// itself to say.
+    ///
+    /// # Errors
+    ///
+    /// It is not dead, or not released, or killed for good.
+    pub fn reinit(&self) -> Result<(), RefError> {
+        self.count.revive(true)
+    }
+
+    /// Revives a ref that was killed, released or not: if it was not, it will not be. Linux:
+    /// `percpu_ref_resurrect`.
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// It is not dead, or killed for good.
+    pub fn resurrect(&self) -> Result<(), RefError> {
+        self.count.revive(false)
+    }
+
+    /// Switches to atomic mode, in which the ref stays until
+    /// [`switch_to_percpu`](Self::switch_to_percpu), also when it is killed and revived. Linux:
+    /// `percpu_ref_switch_to_atomic_sync`.
+    ///
+    /// May sleep. Interrupts each CPU that is up, if the ref is in per-CPU mode.
+    pub fn switch_to_atomic(&self) {
+        self.count.switch_to_atomic();
+    }
+
+    /// Switches to per-CPU mode; a ref that is dead, when it is revived. Linux:
+    /// `percpu_ref_switch_to_percpu`.
+    ///
+    /// May sleep.
+    pub fn switch_to_percpu(&self) {
+        self.count.switch_to_percpu();
+    }
+
+    /// Whether the ref was killed and not revived. Linux: `percpu_ref_is_dying`.
+    pub fn is_dying(&self) -> bool {
+        self.count.is_dead()
+    }
+
+    /// Whether nobody has a reference: the ref was released, or is about to be. One load. Linux:
+    /// `percpu_ref_is_zero`.
+    pub fn is_zero(&self) -> bool {
+        self.count.is_zero()
+    }
+
+    /// Whether the ref is in per-CPU mode. Linux: not `__PERCPU_REF_ATOMIC`.
+    pub fn is_percpu(&self) -> bool {
+        self.count.is_percpu()
+    }
+
+    /// The value, for the ref's owner.
+    pub fn get_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+
+    /// Address of the [`RefView`](crate::view::RefView), as long as the ref stays where it is.
+    pub fn view_address(&self) -> usize {
+        (&raw const self.count).expose_provenance()
+    }
+}
+
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn released() -> ! {
+    panic!("a reference was asked for after the ref had been released");
+}
+
+impl<T: Release> fmt::Debug for PercpuRef<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PercpuRef")
+            .field("percpu", &self.is_percpu())
+            .field("dying", &self.is_dying())
+            .field("zero", &self.is_zero())
+            .finish_non_exhaustive()
+    }
+}
