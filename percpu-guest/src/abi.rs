@@ -19,16 +19,18 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 use percpu_core::view::{Roots, View};
 
+mod bench;
 mod codes;
 mod image;
 
+pub use bench::*;
 pub use codes::*;
 pub use image::*;
 
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -103,6 +105,10 @@ pub struct BootParams {
     /// KiB that the area of one allocation may take over all possible CPUs: a bound on how long an
     /// operation lasts where everything is slow.
     pub reach_kib: u32,
+    /// Rounds of each row of a benchmark, which runs in place of workloads; 0 = no benchmark.
+    pub bench_rounds: u32,
+    /// Microseconds that each subject is run at a stretch in a round.
+    pub bench_us: u32,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for BootParams {}
@@ -304,6 +310,8 @@ pub struct Shared {
     pub logs: [LogRing; MAX_CPUS],
     /// By CPU.
     pub events: [EventRing; MAX_CPUS],
+    /// Results of a benchmark.
+    pub bench: BenchTable,
 }
 
 const _: () = {

@@ -8,7 +8,7 @@ use percpu_core::preempt;
 use percpu_guest::abi::{COMMAND_RING_LEN, CommandKind, EventKind, PlugError};
 
 use crate::trials::Trials;
-use crate::{balance, events, sched, shared, tests, workloads};
+use crate::{balance, bench, events, sched, shared, tests, workloads};
 
 /// The CPU the control thread belongs to, the boot CPU: it cannot go down.
 pub const CONTROL_CPU: u32 = 0;
@@ -37,9 +37,10 @@ fn boot() {
     busy.fetch_add(1, Ordering::SeqCst);
     events::emit_and_ring(EventKind::Booted, [0; 5]);
     balance::start();
-    match shared::boot().test {
-        0 => workloads::start(),
-        test => tests::start(test as usize),
+    match (shared::boot().test, shared::boot().bench_rounds) {
+        (0, 0) => workloads::start(),
+        (0, _) => bench::start(),
+        (test, _) => tests::start(test as usize),
     }
     busy.fetch_sub(1, Ordering::SeqCst);
 }

@@ -10,6 +10,7 @@
 
 mod arch;
 mod balance;
+mod bench;
 mod control;
 mod cpus;
 mod events;

@@ -50,6 +50,11 @@ pub fn log(cpu: u32) -> &'static percpu_guest::abi::LogRing {
     &region().logs[cpu as usize]
 }
 
+/// The benchmark's results.
+pub fn bench() -> &'static percpu_guest::abi::BenchTable {
+    &region().bench
+}
+
 /// Tells the host which ABI this image has, and checks the host's.
 pub fn handshake() {
     let header = header();

@@ -1,5 +1,6 @@
 //! A small VMM that runs the percpu guest and judges it.
 
+pub mod bench;
 mod counts;
 mod crash;
 pub mod diag;

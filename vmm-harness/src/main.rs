@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use percpu_guest::abi::{BootMode, Fault, Workload};
+use vmm_harness::bench::{self, BenchConfig, Effort};
 use vmm_harness::error::{Error, Status};
-use vmm_harness::host::{Doctor, Host, RingChoice};
+use vmm_harness::host::{Doctor, Host, HostInfo, RingChoice};
 use vmm_harness::image::Image;
 use vmm_harness::report;
 use vmm_harness::run::{self, Length, RunConfig};
@@ -31,6 +32,12 @@ struct Cli {
 enum Command {
     /// Run the guest under load while CPUs come and go, and judge it.
     Run(RunArgs),
+    /// Measure in the guest what the operations of percpu-core cost.
+    ///
+    /// Each is timed by the guest's time stamp counter, in rounds that alternate between it, the bare
+    /// instructions written by hand, and a `lock xadd` on a word that all CPUs share.
+    #[command(override_usage = "cargo xtask bench core [OPTIONS]")]
+    Bench(BenchArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests that an image declares.
@@ -83,6 +90,25 @@ struct RunArgs {
     fault: Fault,
 }
 
+#[derive(clap::Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// A tenth of the rounds, and short ones: numbers to look at, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Also write the numbers to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// CPUs that are online; what several do at once is measured on two of them, and sums over
+    /// eight, which are brought up for that.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    cpus: u32,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Boot {
     Sipi,
@@ -131,6 +157,7 @@ fn main() -> ExitCode {
     let process_start = Instant::now();
     let result = match Cli::parse().command {
         Command::Run(args) => run(args, process_start),
+        Command::Bench(args) => bench(&args),
         Command::Doctor => {
             let doctor = Doctor::examine();
             // As below: a closed pipe is the reader's choice.
@@ -159,16 +186,7 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
     };
     run::check_cpus(args.cpus, max_cpus)?;
     run::check_length(length, &args.workload.0)?;
-    let image = Image::open(&args.image.image)?;
-    let host = Host::probe()?;
-    host.require_capabilities()?;
-    host.require_vcpus(max_cpus)?;
-    let ring = match args.ring {
-        // Auto means what works.
-        RingChoice::Auto if image.header().ring3_only != 0 => 3,
-        choice => host.choose_ring(choice).0,
-    };
-    run::check_ring(&image, ring)?;
+    let (image, host, ring) = prepare(&args.image, max_cpus, args.ring)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let mut config = RunConfig {
         cpus: args.cpus,
@@ -199,6 +217,42 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         report.write_json(path)?;
     }
     Ok(report.verdict.status())
+}
+
+/// The image, what this host can do for `max_cpus` CPUs, and the ring to run in.
+fn prepare(
+    image: &ImageArg,
+    max_cpus: u32,
+    ring: RingChoice,
+) -> Result<(Image, HostInfo, u8), Error> {
+    let image = Image::open(&image.image)?;
+    let host = Host::probe()?;
+    host.require_capabilities()?;
+    host.require_vcpus(max_cpus)?;
+    let ring = match ring {
+        // Auto means what works.
+        RingChoice::Auto if image.header().ring3_only != 0 => 3,
+        choice => host.choose_ring(choice).0,
+    };
+    run::check_ring(&image, ring)?;
+    Ok((image, host, ring))
+}
+
+fn bench(args: &BenchArgs) -> Result<Status, Error> {
+    run::check_cpus(args.cpus, args.cpus.max(bench::POSSIBLE))?;
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let (image, host, ring) = prepare(&args.image, args.cpus.max(bench::POSSIBLE), args.ring)?;
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
+    let config = BenchConfig { cpus: args.cpus, ring, effort };
+    let report = bench::run(&image, &config, &host, &*interrupted()?)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = bench::write_table(&mut std::io::stdout().lock(), &report);
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(report.status())
 }
 
 /// Raised by the first Ctrl-C; the second ends the process at once.

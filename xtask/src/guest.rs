@@ -39,6 +39,11 @@ const HOSTED_FLAGS: &[&str] = &[
     "-Clink-arg=-Wl,--defsym=rust_eh_personality=0",
 ];
 
+/// The profile of the guest that is run and tested.
+const PROFILE: &str = "guest";
+/// The profile of the guest that is measured.
+const SPEED: &str = "guest-bench";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Build for the host's own target, as is done where x86_64-unknown-none cannot be had
@@ -56,6 +61,11 @@ pub fn guest(args: &Args) -> Result<ExitCode> {
 /// Builds the guest for the target there is.
 pub fn image() -> Result<PathBuf> {
     Build::choose()?.image()
+}
+
+/// The same without debug assertions, to be measured.
+pub fn image_for_speed() -> Result<PathBuf> {
+    Build::choose()?.image_of(SPEED)
 }
 
 /// A way of building the guest.
@@ -90,22 +100,31 @@ impl Build {
 
     /// Builds it and returns where it is.
     pub fn image(self) -> Result<PathBuf> {
-        cargo::run(self.cargo("build")?)?;
-        Ok(target_dir()?.join(self.target).join("guest/percpu-guest"))
+        self.image_of(PROFILE)
+    }
+
+    fn image_of(self, profile: &str) -> Result<PathBuf> {
+        cargo::run(self.cargo_as("build", profile)?)?;
+        Ok(target_dir()?.join(self.target).join(profile).join("percpu-guest"))
     }
 
     /// A cargo command on the guest, as it is built.
+    pub fn cargo(self, subcommand: &str) -> Result<Command> {
+        self.cargo_as(subcommand, PROFILE)
+    }
+
+    /// A cargo command on the guest with one of its profiles.
     ///
     /// Its target directory is its own, so that it neither waits for builds of host programs nor
     /// undoes them.
-    pub fn cargo(self, subcommand: &str) -> Result<Command> {
+    fn cargo_as(self, subcommand: &str, profile: &str) -> Result<Command> {
         let sh = cargo::shell()?;
         let (cargo, target, target_dir) = (cargo::cargo(), self.target, target_dir()?);
         let flags: Vec<_> = FLAGS.iter().chain(self.flags).copied().collect();
         let command = cmd!(
             sh,
             "{cargo} {subcommand} --package percpu-guest --bin percpu-guest --features kernel
-             --profile guest --target {target} --target-dir {target_dir}"
+             --profile {profile} --target {target} --target-dir {target_dir}"
         );
         // In place of the user's RUSTFLAGS, which are meant for programs of the host.
         Ok(command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).into())

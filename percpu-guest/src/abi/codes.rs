@@ -199,6 +199,18 @@ codes! {
         Trace = 4,
     }
 
+    /// What a row of a benchmark is to reach.
+    pub enum BenchTarget: u32 {
+        /// Nothing is asked.
+        None = 0,
+        /// At most `bound` times the bare instructions.
+        TimesBare = 1,
+        /// At most `bound` nanoseconds.
+        Nanoseconds = 2,
+        /// At most one `bound`th of the shared `lock xadd`.
+        PartOfShared = 3,
+    }
+
     /// Deliberate misbehaviour, for tests of the host.
     pub enum Fault: u32 {
         /// None.

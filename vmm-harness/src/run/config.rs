@@ -116,6 +116,8 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
         tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
         threads: 0,
         reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
+        bench_rounds: 0,
+        bench_us: 0,
     }
 }
 

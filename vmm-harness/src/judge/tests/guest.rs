@@ -197,6 +197,8 @@ impl Guest {
             tick_us: 1000,
             threads: 2,
             reach_kib: 64,
+            bench_rounds: 0,
+            bench_us: 0,
         };
         let header = |field: usize| SHARED + field as u64;
         self.mem.store_u64(header(offset_of!(SharedHeader, magic)), abi::MAGIC).unwrap();

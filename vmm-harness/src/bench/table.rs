@@ -1,0 +1,189 @@
+//! The guest's table of results as the host reads it. Nothing in there is believed: lengths are
+//! bounded, codes looked up, text is cleaned of what a terminal would obey.
+
+use std::mem::offset_of;
+
+use percpu_guest::abi::{
+    self, BENCH_ROWS, BenchTable, BenchTarget, BenchTimes, BootParams, SHARED, Shared, SharedHeader,
+};
+
+use super::report::{BenchRow, Spread, Target};
+use crate::error::Error;
+use crate::memory::GuestMem;
+
+/// Address of the table.
+const TABLE: u64 = SHARED + offset_of!(Shared, bench) as u64;
+
+/// What has been read of the table.
+pub(super) struct Table<'m> {
+    mem: &'m GuestMem,
+    planned: usize,
+    read: usize,
+}
+
+impl<'m> Table<'m> {
+    /// Nothing so far.
+    pub(super) fn new(mem: &'m GuestMem) -> Self {
+        Self { mem, planned: 0, read: 0 }
+    }
+
+    /// Rows there will be; 0 before the guest says so.
+    pub(super) fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// Whether every row was read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.planned > 0 && self.read == self.planned
+    }
+
+    /// Whether the image says that it was built with debug assertions.
+    pub(super) fn has_debug_assertions(&self) -> bool {
+        self.word(offset_of!(BenchTable, debug_assertions)).is_ok_and(|checked| checked != 0)
+    }
+
+    /// Rows that came since the last look.
+    ///
+    /// # Errors
+    ///
+    /// The table makes no sense; says in what way.
+    pub(super) fn new_rows(&mut self) -> Result<Vec<BenchRow>, String> {
+        // The counts first: what they speak of is there.
+        let done = self.word(offset_of!(BenchTable, done))?;
+        let planned = self.word(offset_of!(BenchTable, planned))?;
+        if planned > BENCH_ROWS || done > planned || done < self.read || planned < self.planned {
+            return Err(format!(
+                "the guest's table of results makes no sense: {done} of {planned} rows are there, \
+                 it has room for {BENCH_ROWS}, {} were read",
+                self.read
+            ));
+        }
+        self.planned = planned;
+        let rows = (self.read..done).map(|number| self.row(number)).collect();
+        self.read = done;
+        rows
+    }
+
+    fn row(&self, number: usize) -> Result<BenchRow, String> {
+        let at =
+            TABLE + (offset_of!(BenchTable, rows) + number * size_of::<abi::BenchRow>()) as u64;
+        let row: abi::BenchRow = self.mem.read(at).map_err(|wild| wild.to_string())?;
+        let bound = f64::from(row.bound) / 100.0;
+        Ok(BenchRow {
+            family: text(&row.family),
+            name: text(&row.name),
+            bare_name: text(&row.bare_name),
+            cpus: row.cpus,
+            rounds: row.rounds,
+            target: match BenchTarget::from_code(row.target) {
+                Some(BenchTarget::TimesBare) => Some(Target::TimesBare(bound)),
+                Some(BenchTarget::Nanoseconds) => Some(Target::Nanoseconds(bound)),
+                Some(BenchTarget::PartOfShared) => Some(Target::PartOfShared(bound)),
+                Some(BenchTarget::None) | None => None,
+            },
+            subject: spread(row.subject),
+            bare: spread(row.bare),
+            shared: spread(row.shared),
+        })
+    }
+
+    fn word(&self, field: usize) -> Result<usize, String> {
+        let word = self.mem.load_u32(TABLE + field as u64).map_err(|wild| wild.to_string())?;
+        Ok(word as usize)
+    }
+}
+
+/// Ticks of the time stamp counter in a microsecond, as the guest was told.
+pub(super) fn mhz(mem: &GuestMem) -> Result<u32, Error> {
+    let field = offset_of!(SharedHeader, boot) + offset_of!(BootParams, tsc_mhz);
+    Ok(mem.load_u32(SHARED + field as u64)?)
+}
+
+fn spread(times: BenchTimes) -> Spread {
+    let cycles = |thousandths: u64| thousandths as f64 / 1000.0;
+    Spread { min: cycles(times.min), median: cycles(times.median) }
+}
+
+/// Text up to the first zero.
+fn text(bytes: &[u8]) -> String {
+    let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let text = String::from_utf8_lossy(&bytes[..len]);
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    fn memory() -> GuestMem {
+        let size = (SHARED as usize + size_of::<Shared>()).next_multiple_of(4096);
+        GuestMem::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).unwrap())
+    }
+
+    fn set(mem: &GuestMem, planned: u32, done: u32) {
+        mem.store_u32(TABLE + offset_of!(BenchTable, planned) as u64, planned).unwrap();
+        mem.store_u32(TABLE + offset_of!(BenchTable, done) as u64, done).unwrap();
+    }
+
+    /// Fills row `number` with `byte`.
+    fn fill(mem: &GuestMem, number: usize, byte: u8) {
+        let size = size_of::<abi::BenchRow>();
+        let at = TABLE + (offset_of!(BenchTable, rows) + number * size) as u64;
+        mem.write(at, &vec![byte; size]).unwrap();
+    }
+
+    #[test]
+    fn rows_are_read_once_each_and_in_order() {
+        let mem = memory();
+        let mut table = Table::new(&mem);
+        assert_eq!(table.new_rows(), Ok(Vec::new()));
+        assert!(!table.is_complete());
+        let at = TABLE + offset_of!(BenchTable, rows) as u64;
+        mem.write(at + offset_of!(abi::BenchRow, name) as u64, b"add").unwrap();
+        mem.store_u64(at + offset_of!(abi::BenchRow, subject) as u64, 1500).unwrap();
+        mem.store_u32(at + offset_of!(abi::BenchRow, target) as u64, 1).unwrap();
+        mem.store_u32(at + offset_of!(abi::BenchRow, bound) as u64, 110).unwrap();
+        set(&mem, 2, 1);
+        let rows = table.new_rows().unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].name.as_str(), rows[0].subject.min), ("add", 1.5));
+        assert_eq!(rows[0].target, Some(Target::TimesBare(1.1)));
+        assert!(!table.is_complete());
+        set(&mem, 2, 2);
+        assert_eq!(table.new_rows().unwrap().len(), 1);
+        assert!(table.is_complete());
+    }
+
+    #[test]
+    fn counts_that_cannot_be_are_refused() {
+        for (planned, done) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (2, 3), (0, 1)] {
+            let mem = memory();
+            set(&mem, planned, done);
+            let error = Table::new(&mem).new_rows().unwrap_err();
+            assert!(error.contains("makes no sense"), "{error}");
+        }
+        let mem = memory();
+        set(&mem, 3, 2);
+        let mut table = Table::new(&mem);
+        assert_eq!(table.new_rows().unwrap().len(), 2);
+        set(&mem, 3, 1);
+        assert!(table.new_rows().is_err(), "rows do not go away");
+    }
+
+    #[test]
+    fn every_byte_of_a_row_may_be_nonsense() {
+        let mem = memory();
+        fill(&mem, 0, 0xff);
+        fill(&mem, BENCH_ROWS - 1, 0x1b);
+        set(&mem, BENCH_ROWS as u32, BENCH_ROWS as u32);
+        let rows = Table::new(&mem).new_rows().unwrap();
+        assert_eq!(rows.len(), BENCH_ROWS);
+        for row in &rows {
+            let texts = [&row.family, &row.name, &row.bare_name];
+            assert!(texts.iter().all(|text| !text.contains(char::is_control)), "{row:?}");
+            assert!(row.subject.min.is_finite() && row.target.is_none());
+        }
+    }
+}
