@@ -1,18 +1,22 @@
 //! The side of the thread that brings a CPU up or down.
 
+use core::ops::Range;
+
+use super::instances::InstanceRef;
 use super::readers;
 use super::record::{Phase, Request, record};
-use super::steps::{self, Section, Startup, Step, StepError, StepId, Teardown};
-use super::{CpuOps, HotplugError, RegisterError};
+use super::standing::{CpuState, set_state};
+use super::steps::{self, Callbacks, Section, Step, StepError};
+use super::{CpuOps, HotplugError};
 use crate::area;
 use crate::cpu::{self, CpuId, MASKS};
 use crate::platform::{Global, NoMemory, Platform};
 use crate::preempt;
 use crate::sync::{Mutex, SpinLock};
 
-/// Held by the one thread that changes a mask or the steps. Linux: `cpu_add_remove_lock` and
-/// `cpuhp_state_mutex`.
-static CONTROL: Mutex<()> = Mutex::new(());
+/// Held by the one thread that changes a mask, the steps or their instances. Linux:
+/// `cpu_add_remove_lock` and `cpuhp_state_mutex`.
+pub(super) static CONTROL: Mutex<()> = Mutex::new(());
 
 static OPS: SpinLock<Option<&'static dyn CpuOps>> = SpinLock::new(None);
 
@@ -30,6 +34,7 @@ pub fn init(ops: &'static dyn CpuOps, boot: CpuId) {
     assert!(before.is_none(), "hotplug::init is called once");
     record(boot).set_phase(Phase::Online);
     record(boot).set_early(true);
+    set_state(boot, CpuState::Online);
     MASKS.present.set(boot, true);
     MASKS.online.set(boot, true);
     MASKS.active.set(boot, true);
@@ -38,50 +43,6 @@ pub fn init(ops: &'static dyn CpuOps, boot: CpuId) {
 /// Records that `cpu` is plugged in. Linux: `set_cpu_present`.
 pub fn set_present(cpu: CpuId) {
     MASKS.present.set(cpu, true);
-}
-
-/// Registers a step at the end of its section, and runs its start-up for the CPUs that are up, in
-/// ascending order and where the section says: a PREPARE step here, the others on the CPU's hotplug
-/// thread. Linux: `cpuhp_setup_state`.
-///
-/// The boot CPU's start-up runs here as well as long as it has no hotplug thread. The caller may
-/// sleep, and holds no [`CpusReadGuard`](super::CpusReadGuard).
-///
-/// # Errors
-///
-/// There is no room; or the start-up failed on a CPU, and was undone on those before it.
-pub fn register(
-    section: Section,
-    name: &'static str,
-    startup: Option<Startup>,
-    teardown: Option<Teardown>,
-) -> Result<StepId, RegisterError> {
-    let _control = CONTROL.lock();
-    let step = steps::insert(section, name, startup, teardown).ok_or(RegisterError::Full)?;
-    for cpu in cpu::possible().iter() {
-        steps::take_failure(step.id, cpu);
-    }
-    for cpu in cpu::online().iter() {
-        if let Err(error) = run(&step, cpu, Request::StartUp) {
-            for done in cpu::online().iter().take_while(|&done| done < cpu) {
-                undo(&step, done);
-            }
-            steps::remove(step.id);
-            return Err(RegisterError::Step { cpu, error });
-        }
-    }
-    Ok(step.id)
-}
-
-/// Runs a step's tear-down for the CPUs that are up, and takes it out. Linux:
-/// `cpuhp_remove_state`.
-pub fn unregister(id: StepId) {
-    let _control = CONTROL.lock();
-    let Some(step) = steps::get(id) else { return };
-    for cpu in cpu::online().iter() {
-        undo(&step, cpu);
-    }
-    steps::remove(id);
 }
 
 /// Brings a CPU up. Linux: `cpu_up`.
@@ -109,29 +70,36 @@ pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
     let _writer = readers::write_lock();
 
     let prepare = steps::positions(Section::Prepare);
-    for position in prepare.clone() {
-        let step = steps::at(position);
-        if let Err(error) = step.start_up(cpu) {
-            undo_prepare(cpu, prepare.start..position);
-            return Err(failed(&step, error));
-        }
+    if let Err((position, error)) = start_up_all(cpu, prepare.clone()) {
+        undo_prepare(cpu, prepare.start..position);
+        return Err(failed(position, error));
     }
     if let Err(error) = kick(cpu) {
         undo_prepare(cpu, prepare);
         return Err(error);
     }
     let online = steps::positions(Section::Online);
-    for position in online.clone() {
-        let step = steps::at(position);
-        if let Err(error) = run(&step, cpu, Request::StartUp) {
-            for done in (online.start..position).rev() {
-                undo(&steps::at(done), cpu);
-            }
-            take_down(cpu);
-            return Err(failed(&step, error));
+    if let Err((position, error)) = start_up_all(cpu, online.clone()) {
+        for done in (online.start..position).rev() {
+            let step = steps::at(done);
+            set_state(cpu, CpuState::GoingDown(Some(step.id)));
+            undo(&step, cpu, None);
         }
+        take_down(cpu);
+        return Err(failed(position, error));
     }
+    set_state(cpu, CpuState::Online);
     MASKS.active.set(cpu, true);
+    Ok(())
+}
+
+/// Runs the start-ups of steps for a CPU on its way up; the position of one that failed.
+fn start_up_all(cpu: CpuId, positions: Range<usize>) -> Result<(), (usize, StepError)> {
+    for position in positions {
+        let step = steps::at(position);
+        set_state(cpu, CpuState::GoingUp(Some(step.id)));
+        run(&step, cpu, Request::StartUp, None).map_err(|error| (position, error))?;
+    }
     Ok(())
 }
 
@@ -157,12 +125,17 @@ pub fn cpu_down(cpu: CpuId) -> Result<(), HotplugError> {
     let online = steps::positions(Section::Online);
     for position in online.clone().rev() {
         let step = steps::at(position);
-        if let Err(error) = run(&step, cpu, Request::TearDown) {
+        set_state(cpu, CpuState::GoingDown(Some(step.id)));
+        if let Err(error) = run(&step, cpu, Request::TearDown, None) {
             for undone in position + 1..online.end {
-                redo(&steps::at(undone), cpu);
+                let step = steps::at(undone);
+                set_state(cpu, CpuState::GoingUp(Some(step.id)));
+                // It is remembered if this fails.
+                let _ = run(&step, cpu, Request::Redo, None);
             }
+            set_state(cpu, CpuState::Online);
             MASKS.active.set(cpu, true);
-            return Err(failed(&step, error));
+            return Err(failed(position, error));
         }
     }
     take_down(cpu);
@@ -172,6 +145,7 @@ pub fn cpu_down(cpu: CpuId) -> Result<(), HotplugError> {
 /// Starts the CPU and waits until it is online.
 fn kick(cpu: CpuId) -> Result<(), HotplugError> {
     let (ops, record) = (ops(), record(cpu));
+    set_state(cpu, CpuState::GoingUp(None));
     preempt::reset(cpu);
     record.clear_request();
     record.set_phase(Phase::Kicked);
@@ -189,7 +163,7 @@ fn kick(cpu: CpuId) -> Result<(), HotplugError> {
                 record.set_phase(Phase::Offline);
                 let (slot, error) = record.failed_step();
                 let step = steps::in_slot(slot).expect("steps stay while a CPU is on its way");
-                return Err(failed(&step, error));
+                return Err(HotplugError::Step { id: step.id, name: step.name, error });
             }
             Phase::Go
                 if Global::clock_ns() > deadline && record.advance(Phase::Go, Phase::Abandoned) =>
@@ -204,7 +178,7 @@ fn kick(cpu: CpuId) -> Result<(), HotplugError> {
 /// Takes an online CPU down, of which all ONLINE steps are undone.
 fn take_down(cpu: CpuId) {
     let (ops, record) = (ops(), record(cpu));
-    record.post(Request::Die, 0);
+    record.post(Request::Die, 0, None);
     ops.wake(cpu);
     while record.phase() != Phase::Dead {
         Global::yield_now();
@@ -217,31 +191,41 @@ fn take_down(cpu: CpuId) {
     record.set_phase(Phase::Offline);
 }
 
-fn undo_prepare(cpu: CpuId, positions: core::ops::Range<usize>) {
+/// Runs PREPARE tear-downs in reverse for a CPU that is not up, which is down then.
+fn undo_prepare(cpu: CpuId, positions: Range<usize>) {
     for position in positions.rev() {
-        steps::at(position).undo(cpu);
+        let step = steps::at(position);
+        set_state(cpu, CpuState::GoingDown(Some(step.id)));
+        step.undo(cpu, None);
     }
+    set_state(cpu, CpuState::Offline);
 }
 
-/// Runs a start-up or tear-down for a CPU that is up, where the step's section says.
-fn run(step: &Step, cpu: CpuId, request: Request) -> Result<(), StepError> {
-    let record = record(cpu);
-    // Without a callback all that is left is the injected failure, which needs no trip to the CPU.
-    let callback = match request {
-        Request::StartUp => step.startup.is_some(),
-        _ => step.teardown.is_some(),
-    };
-    if step.section == Section::Prepare || record.is_early() || !callback {
-        return match request {
-            Request::StartUp => step.start_up(cpu),
-            Request::TearDown => step.tear_down(cpu),
-            _ => {
-                step.undo(cpu);
-                Ok(())
-            }
-        };
+/// Runs a start-up or tear-down where the step's section says: of all the step, or of one instance.
+/// The caller holds the control lock, and the CPU is up, unless the step is a PREPARE step.
+pub(super) fn run(
+    step: &Step,
+    cpu: CpuId,
+    request: Request,
+    instance: Option<InstanceRef>,
+) -> Result<(), StepError> {
+    let here = || request.carry_out(step, cpu, instance);
+    if step.section == Section::Prepare {
+        return here();
     }
-    record.post(request, step.id.index() as u32);
+    // Without a callback all that is left is the injected failure, which needs no trip to the CPU.
+    let callback = match step.callbacks {
+        Callbacks::Single(startup, teardown) => match request {
+            Request::StartUp | Request::Redo => startup.is_some(),
+            _ => teardown.is_some(),
+        },
+        Callbacks::Multi(list) => instance.is_some() || !list.is_empty(),
+    };
+    let record = record(cpu);
+    if !callback || record.is_early() {
+        return here();
+    }
+    record.post(request, step.id.index() as u32, instance);
     ops().wake(cpu);
     loop {
         if let Some(result) = record.take_answer() {
@@ -251,22 +235,12 @@ fn run(step: &Step, cpu: CpuId, request: Request) -> Result<(), StepError> {
     }
 }
 
-/// Runs a tear-down as part of a roll-back: it cannot fail.
-fn undo(step: &Step, cpu: CpuId) {
-    let _ = run(step, cpu, Request::Undo);
+/// Runs a tear-down as part of a roll-back or at a step's or an instance's end: it cannot fail.
+pub(super) fn undo(step: &Step, cpu: CpuId, instance: Option<InstanceRef>) {
+    let _ = run(step, cpu, Request::Undo, instance);
 }
 
-/// Runs a start-up as part of a roll-back: if it fails there is nothing better left to do than to
-/// say so.
-fn redo(step: &Step, cpu: CpuId) {
-    if let Err(error) = run(step, cpu, Request::StartUp) {
-        Global::log(format_args!(
-            "hotplug: CPU {cpu} stays up without step {}: {error}",
-            step.name
-        ));
-    }
-}
-
-fn failed(step: &Step, error: StepError) -> HotplugError {
+fn failed(position: usize, error: StepError) -> HotplugError {
+    let step = steps::at(position);
     HotplugError::Step { id: step.id, name: step.name, error }
 }

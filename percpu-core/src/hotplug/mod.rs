@@ -32,17 +32,27 @@
 //! CPU whose per-CPU values were not folded yet.
 
 mod control;
+mod failure;
+mod instances;
+mod multi;
 mod newcomer;
 mod readers;
 mod record;
+mod register;
+mod standing;
 mod steps;
 
 use core::fmt;
 
-pub use control::{cpu_down, cpu_up, init, register, set_present, unregister};
+pub use control::{cpu_down, cpu_up, init, set_present};
+pub use failure::{inject_failure, inject_instance_failure};
+pub use instances::{InstanceStartup, InstanceTeardown};
+pub use multi::{AddError, Instance, MultiStep, register_multi};
 pub use newcomer::{ArriveError, Serve, arrive, dead, die, has_work, serve};
 pub use readers::{CpusReadGuard, cpus_read_lock};
-pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, inject_failure, steps};
+pub use register::{register, register_nocalls, unregister, unregister_nocalls};
+pub use standing::{CpuState, state};
+pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, steps};
 
 use crate::cpu::CpuId;
 
@@ -134,6 +144,8 @@ impl core::error::Error for HotplugError {}
 pub enum RegisterError {
     /// There are [`MAX_STEPS`] steps already.
     Full,
+    /// There is no memory for the instance.
+    NoMemory,
     /// The start-up failed on a CPU that is up, and was undone on the CPUs before it.
     Step {
         /// The CPU.
@@ -147,6 +159,7 @@ impl fmt::Display for RegisterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => write!(f, "there are {MAX_STEPS} hotplug steps already"),
+            Self::NoMemory => f.write_str("there is no memory for the instance"),
             Self::Step { cpu, error } => write!(f, "the start-up failed on CPU {cpu}: {error}"),
         }
     }

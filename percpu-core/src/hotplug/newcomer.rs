@@ -1,9 +1,11 @@
 //! The side of the CPU that comes and goes.
 
 use core::fmt;
+use core::ops::Range;
 
 use super::record::{Phase, Request, record};
-use super::steps::{self, Section, Step, StepError};
+use super::standing::{CpuState, set_state};
+use super::steps::{self, Section};
 use crate::cpu::{CpuId, MASKS};
 use crate::irq;
 use crate::platform::{Global, Platform};
@@ -63,10 +65,9 @@ pub unsafe fn arrive(cpu: CpuId) -> Result<(), ArriveError> {
     let positions = steps::positions(Section::Starting);
     for position in positions.clone() {
         let step = steps::at(position);
-        if let Err(error) = step.start_up(cpu) {
-            for done in (positions.start..position).rev() {
-                steps::at(done).undo(cpu);
-            }
+        set_state(cpu, CpuState::GoingUp(Some(step.id)));
+        if let Err(error) = step.start_up(cpu, None) {
+            undo(cpu, positions.start..position);
             record.set_failed_step(step.id, error);
             record.set_phase(Phase::Failed);
             return Err(ArriveError::StepFailed);
@@ -87,21 +88,16 @@ pub fn serve(cpu: CpuId) -> Serve {
         record.set_early(false);
     }
     let request = record.request();
-    let run: fn(&Step, CpuId) -> Result<(), StepError> = match request {
-        Request::StartUp => Step::start_up,
-        Request::TearDown => Step::tear_down,
-        Request::Undo => |step, cpu| {
-            step.undo(cpu);
-            Ok(())
-        },
+    match request {
+        Request::StartUp | Request::TearDown | Request::Undo | Request::Redo => {}
         Request::Die => return Serve::Die,
         Request::None | Request::Running | Request::Done => return Serve::Idle,
-    };
-    let Some(slot) = record.claim(request) else { return Serve::Idle };
+    }
+    let Some((slot, instance)) = record.claim(request) else { return Serve::Idle };
     let step = steps::in_slot(slot).expect("a step stays while it is asked for");
     // A STARTING step finds interrupts masked, also when it is registered while the CPU is up.
     let irq = (step.section == Section::Starting).then(irq::disable);
-    let result = run(&step, cpu);
+    let result = request.carry_out(&step, cpu, instance);
     drop(irq);
     record.answer(result);
     Serve::Worked
@@ -125,8 +121,15 @@ pub unsafe fn die(cpu: CpuId) {
     MASKS.online.set(cpu, false);
     record.clear_request();
     record.set_phase(Phase::Dying);
-    for position in steps::positions(Section::Starting).rev() {
-        steps::at(position).undo(cpu);
+    undo(cpu, steps::positions(Section::Starting));
+}
+
+/// Runs tear-downs in reverse.
+fn undo(cpu: CpuId, positions: Range<usize>) {
+    for position in positions.rev() {
+        let step = steps::at(position);
+        set_state(cpu, CpuState::GoingDown(Some(step.id)));
+        step.undo(cpu, None);
     }
 }
 

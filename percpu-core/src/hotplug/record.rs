@@ -1,8 +1,10 @@
 //! What the state machine knows about one CPU: where it stands, and the request in its mailbox.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
-use super::steps::{StepError, StepId};
+use super::instances::{Head, InstanceRef};
+use super::steps::{Step, StepError, StepId};
 use crate::cpu::CpuId;
 use crate::percpu;
 use crate::var::Structured;
@@ -41,8 +43,10 @@ pub(super) enum Request {
     StartUp,
     /// Run a step's tear-down, which may be made to fail.
     TearDown,
-    /// Run a step's tear-down as part of a roll-back.
+    /// Run a step's tear-down, which cannot fail.
     Undo,
+    /// Run a step's start-up as part of a roll-back: should it fail, the CPU is up without the step.
+    Redo,
     /// Go down.
     Die,
     /// The hotplug thread is at it.
@@ -63,7 +67,30 @@ macro_rules! decode {
 }
 
 decode!(Phase: Offline Kicked Go Starting Failed Abandoned Online Dying Dead);
-decode!(Request: None StartUp TearDown Undo Die Running Done);
+decode!(Request: None StartUp TearDown Undo Redo Die Running Done);
+
+impl Request {
+    /// Runs the callback that is asked for: of the step, or of one instance.
+    pub(super) fn carry_out(
+        self,
+        step: &Step,
+        cpu: CpuId,
+        instance: Option<InstanceRef>,
+    ) -> Result<(), StepError> {
+        match self {
+            Self::StartUp => step.start_up(cpu, instance),
+            Self::TearDown => step.tear_down(cpu),
+            Self::Redo => {
+                step.redo(cpu);
+                Ok(())
+            }
+            _ => {
+                step.undo(cpu, instance);
+                Ok(())
+            }
+        }
+    }
+}
 
 /// One CPU's state.
 pub(super) struct Record {
@@ -71,6 +98,8 @@ pub(super) struct Record {
     request: AtomicU32,
     /// Slot of the step that is asked for, or that failed.
     step: AtomicU32,
+    /// The instance that is asked for, null for all of the step.
+    instance: AtomicPtr<Head>,
     failed: AtomicBool,
     code: AtomicI32,
     /// The CPU was up before hotplug began and has no hotplug thread yet.
@@ -85,6 +114,7 @@ percpu! {
         phase: AtomicU32::new(Phase::Offline as u32),
         request: AtomicU32::new(Request::None as u32),
         step: AtomicU32::new(0),
+        instance: AtomicPtr::new(null_mut()),
         failed: AtomicBool::new(false),
         code: AtomicI32::new(0),
         early: AtomicBool::new(false),
@@ -113,8 +143,10 @@ impl Record {
     }
 
     /// Puts a request into the mailbox.
-    pub(super) fn post(&self, request: Request, step: u32) {
+    pub(super) fn post(&self, request: Request, step: u32, instance: Option<InstanceRef>) {
         self.step.store(step, Ordering::Relaxed);
+        self.instance
+            .store(instance.map_or(null_mut(), |it| it.node().as_ptr()), Ordering::Relaxed);
         self.request.store(request as u32, Ordering::Release);
     }
 
@@ -123,15 +155,22 @@ impl Record {
         Request::decode(self.request.load(Ordering::Acquire))
     }
 
-    /// Takes the request out for execution; one caller gets it. The slot of the step it is about.
-    pub(super) fn claim(&self, request: Request) -> Option<u32> {
+    /// Takes the request out for execution; one caller gets it. The slot of the step it is about, and
+    /// the instance if it is about one.
+    pub(super) fn claim(&self, request: Request) -> Option<(u32, Option<InstanceRef>)> {
         let taken = self.request.compare_exchange(
             request as u32,
             Request::Running as u32,
             Ordering::AcqRel,
             Ordering::Relaxed,
         );
-        taken.is_ok().then(|| self.step.load(Ordering::Relaxed))
+        taken.is_ok().then(|| {
+            let node = NonNull::new(self.instance.load(Ordering::Relaxed));
+            // SAFETY: the caller answers the request, for which the control lock's holder waits,
+            // with the node alive.
+            let instance = node.map(|node| unsafe { InstanceRef::new(node) });
+            (self.step.load(Ordering::Relaxed), instance)
+        })
     }
 
     /// Answers the claimed request.

@@ -1,9 +1,11 @@
 //! The table of steps: a fixed number of slots, and the order in which they run.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::{CpuId, NR_CPUS};
+use super::instances::{InstanceRef, Instances};
+use super::{failure, standing};
+use crate::cpu::CpuId;
+use crate::platform::{Global, Platform};
 use crate::sync::SpinLock;
 
 /// The most steps there can be at a time.
@@ -39,6 +41,10 @@ impl StepId {
     pub fn from_index(index: usize) -> Option<Self> {
         steps().map(|(id, ..)| id).find(|id| id.index() == index)
     }
+
+    pub(super) const fn of_slot(slot: usize) -> Self {
+        Self(slot as u32)
+    }
 }
 
 /// What a failing step says: a number of its own choice.
@@ -46,7 +52,7 @@ impl StepId {
 pub struct StepError(pub i32);
 
 impl StepError {
-    /// The failure that [`inject_failure`] ordered.
+    /// The failure that [`inject_failure`](super::inject_failure) ordered.
     pub const INJECTED: Self = Self(i32::MIN);
 }
 
@@ -61,41 +67,101 @@ impl fmt::Display for StepError {
 
 impl core::error::Error for StepError {}
 
+/// What a step calls.
+#[derive(Clone, Copy)]
+pub(super) enum Callbacks {
+    /// One function each.
+    Single(Option<Startup>, Option<Teardown>),
+    /// Those of each instance.
+    Multi(Instances),
+}
+
 /// A step: what [`register`](super::register) was given.
+///
+/// Its callbacks are run only under the control lock: by its holder, or by the CPU that this one
+/// waits for. Meanwhile the step and its instances stay as they are, and so this copy is good.
 #[derive(Clone, Copy)]
 pub(super) struct Step {
     pub(super) id: StepId,
     pub(super) section: Section,
     pub(super) name: &'static str,
-    pub(super) startup: Option<Startup>,
-    pub(super) teardown: Option<Teardown>,
+    pub(super) callbacks: Callbacks,
 }
 
 impl Step {
-    /// Runs the start-up, unless a failure was ordered.
-    pub(super) fn start_up(&self, cpu: CpuId) -> Result<(), StepError> {
-        if take_failure(self.id, cpu) {
+    /// Runs the start-up, unless a failure was ordered: of all instances, or of the one that is
+    /// about to be added.
+    pub(super) fn start_up(&self, cpu: CpuId, added: Option<InstanceRef>) -> Result<(), StepError> {
+        // What the CPU is up without begins with no instance alone.
+        if added.is_some() && standing::is_missing(self.id, cpu) {
+            return Ok(());
+        }
+        if failure::take(self.id, cpu) {
             return Err(StepError::INJECTED);
         }
-        self.startup.map_or(Ok(()), |f| f(cpu))
+        match (self.callbacks, added) {
+            (Callbacks::Single(startup, _), _) => startup.map_or(Ok(()), |f| f(cpu)),
+            // SAFETY: the instances stay as they are, see the type.
+            (Callbacks::Multi(list), None) => unsafe { list.start_up(self.id, cpu) },
+            (Callbacks::Multi(list), Some(added)) => list.start_up_new(added, self.id, cpu),
+        }
     }
 
     /// Runs the tear-down, unless it may fail and a failure was ordered.
     ///
     /// Only an ONLINE tear-down may fail: afterwards the CPU is past the point of no return.
     pub(super) fn tear_down(&self, cpu: CpuId) -> Result<(), StepError> {
-        if self.section == Section::Online && take_failure(self.id, cpu) {
+        if self.section != Section::Online || standing::is_missing(self.id, cpu) {
+            self.undo(cpu, None);
+            return Ok(());
+        }
+        if failure::take(self.id, cpu) {
             return Err(StepError::INJECTED);
         }
-        self.undo(cpu);
-        Ok(())
+        let Callbacks::Multi(list) = self.callbacks else {
+            self.undo(cpu, None);
+            return Ok(());
+        };
+        // SAFETY: the instances stay as they are, see the type.
+        unsafe { list.tear_down(self.id, cpu) }.map_err(|(error, started_again)| {
+            if let Err(error) = started_again {
+                self.give_up(cpu, error);
+            }
+            error
+        })
     }
 
-    /// Runs the tear-down.
-    pub(super) fn undo(&self, cpu: CpuId) {
-        if let Some(f) = self.teardown {
-            f(cpu);
+    /// Runs the tear-down: of all instances, or of one. What the CPU is up without is not torn
+    /// down.
+    pub(super) fn undo(&self, cpu: CpuId, only: Option<InstanceRef>) {
+        let missing = match only {
+            None => standing::take_missing(self.id, cpu),
+            Some(_) => standing::is_missing(self.id, cpu),
+        };
+        if missing {
+            return;
         }
+        match (self.callbacks, only) {
+            (Callbacks::Single(_, Some(teardown)), _) => teardown(cpu),
+            (Callbacks::Single(_, None), _) => {}
+            // SAFETY: the instances stay as they are, see the type.
+            (Callbacks::Multi(list), None) => unsafe { list.undo(cpu) },
+            (Callbacks::Multi(_), Some(instance)) => instance.tear_down(cpu),
+        }
+    }
+
+    /// Runs the start-up as part of a roll-back: if it fails there is nothing better left to do
+    /// than to say so, and to remember it.
+    pub(super) fn redo(&self, cpu: CpuId) {
+        if let Err(error) = self.start_up(cpu, None) {
+            self.give_up(cpu, error);
+        }
+    }
+
+    fn give_up(&self, cpu: CpuId, error: StepError) {
+        standing::set_missing(self.id, cpu);
+        let name = self.name;
+        Global::log(format_args!("hotplug: CPU {cpu} stays up without step {name}: {error}"));
     }
 }
 
@@ -118,15 +184,10 @@ impl Table {
 }
 
 /// Adds a step at the end of its section. `None` if there is no room.
-pub(super) fn insert(
-    section: Section,
-    name: &'static str,
-    startup: Option<Startup>,
-    teardown: Option<Teardown>,
-) -> Option<Step> {
+pub(super) fn insert(section: Section, name: &'static str, callbacks: Callbacks) -> Option<Step> {
     let mut table = TABLE.lock();
     let slot = table.slots.iter().position(Option::is_none)?;
-    let step = Step { id: StepId(slot as u32), section, name, startup, teardown };
+    let step = Step { id: StepId(slot as u32), section, name, callbacks };
     table.slots[slot] = Some(step);
     let len = table.len;
     let position =
@@ -134,6 +195,10 @@ pub(super) fn insert(
     table.order.copy_within(position..len, position + 1);
     table.order[position] = slot as u8;
     table.len += 1;
+    drop(table);
+    // What was ordered and remembered for an earlier step in this slot.
+    failure::clear(step.id);
+    standing::clear_missing(step.id);
     Some(step)
 }
 
@@ -151,6 +216,14 @@ pub(super) fn remove(id: StepId) {
 /// The step with this id.
 pub(super) fn get(id: StepId) -> Option<Step> {
     TABLE.lock().slots.get(id.index()).copied().flatten()
+}
+
+/// Changes the instances of a step that has some.
+pub(super) fn change_instances(id: StepId, change: impl FnOnce(&mut Instances)) {
+    let mut table = TABLE.lock();
+    if let Some(Step { callbacks: Callbacks::Multi(list), .. }) = &mut table.slots[id.index()] {
+        change(list);
+    }
 }
 
 /// The step in this slot.
@@ -175,20 +248,4 @@ pub(super) fn at(position: usize) -> Step {
 /// The steps in the order of start-up: id, section, name.
 pub fn steps() -> impl Iterator<Item = (StepId, Section, &'static str)> {
     (0..MAX_STEPS).map_while(|p| TABLE.lock().at(p)).map(|s| (s.id, s.section, s.name))
-}
-
-/// Failures that were ordered, by CPU: bit = slot of a step that is to fail. Not in per-CPU memory:
-/// they can be ordered for a CPU that has none yet.
-static FAILURES: [AtomicU64; NR_CPUS] = [const { AtomicU64::new(0) }; NR_CPUS];
-
-/// Makes the next run of a step for `cpu` fail once, for tests: its start-up in any section, or its
-/// tear-down in the ONLINE section. Linux: the `fail` file of a CPU's `hotplug` directory.
-pub fn inject_failure(step: StepId, cpu: CpuId) {
-    FAILURES[cpu.index()].fetch_or(1 << step.index(), Ordering::Relaxed);
-}
-
-/// Takes the order back, if there was one.
-pub(super) fn take_failure(step: StepId, cpu: CpuId) -> bool {
-    let bit = 1 << step.index();
-    FAILURES[cpu.index()].fetch_and(!bit, Ordering::Relaxed) & bit != 0
 }

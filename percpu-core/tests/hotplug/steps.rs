@@ -1,43 +1,13 @@
-//! The hotplug state machine, with threads as CPUs.
+//! Steps with one pair of callbacks: order, roll-back, registration.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use percpu_core::cpu::{self, CpuId};
-use percpu_core::host::{self, EnterError, StartFault};
+use percpu_core::cpu::CpuId;
 use percpu_core::hotplug::{
-    self, HotplugError, RegisterError, Section, StartError, StepError, StepId,
+    self, CpuState, HotplugError, RegisterError, Section, StepError, StepId,
 };
 
-const CPUS: usize = 4;
-/// The CPU that comes and goes.
-const VICTIM: usize = 2;
-
-/// What the steps' callbacks saw.
-static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-fn system() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    host::boot(CPUS).unwrap();
-    guard
-}
-
-fn cpu(n: usize) -> CpuId {
-    CpuId::new(n).unwrap()
-}
-
-fn victim() -> CpuId {
-    cpu(VICTIM)
-}
-
-fn log(entry: String) {
-    LOG.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
-}
-
-fn take_log() -> Vec<String> {
-    std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner))
-}
+use super::{CPUS, VICTIM, assert_down, assert_up, cpu, log, system, take_log, victim};
 
 fn up<const N: usize>(_: CpuId) -> Result<(), StepError> {
     log(format!("up {N}"));
@@ -49,14 +19,14 @@ fn down<const N: usize>(_: CpuId) {
 }
 
 /// Three steps in each section, numbered in the order of start-up; taken out when dropped.
-struct Steps(Vec<StepId>);
+pub struct Steps(Vec<StepId>);
 
 /// How many steps [`Steps`] has, and how many of them are PREPARE steps.
-const STEPS: usize = 9;
-const PREPARE: usize = 3;
+pub const STEPS: usize = 9;
+pub const PREPARE: usize = 3;
 
 impl Steps {
-    fn register() -> Self {
+    pub fn register() -> Self {
         fn step<const N: usize>() -> (usize, StepId) {
             let section = [Section::Prepare, Section::Starting, Section::Online][N / 3];
             (N, hotplug::register(section, "numbered", Some(up::<N>), Some(down::<N>)).unwrap())
@@ -88,24 +58,12 @@ impl Drop for Steps {
     }
 }
 
-fn ups(steps: impl Iterator<Item = usize>) -> Vec<String> {
+pub fn ups(steps: impl Iterator<Item = usize>) -> Vec<String> {
     steps.map(|n| format!("up {n}")).collect()
 }
 
-fn downs(steps: impl DoubleEndedIterator<Item = usize>) -> Vec<String> {
+pub fn downs(steps: impl DoubleEndedIterator<Item = usize>) -> Vec<String> {
     steps.rev().map(|n| format!("down {n}")).collect()
-}
-
-fn assert_up(cpu: CpuId) {
-    assert!(cpu::online().contains(cpu) && cpu::active().contains(cpu));
-    assert!(!cpu::dying().contains(cpu));
-    assert_eq!(host::enter(cpu).map(drop), Ok(()));
-}
-
-fn assert_down(cpu: CpuId) {
-    assert!(!cpu::online().contains(cpu) && !cpu::active().contains(cpu));
-    assert!(!cpu::dying().contains(cpu), "a dying bit that stays");
-    assert_eq!(host::enter(cpu).map(drop), Err(EnterError::Offline));
 }
 
 #[test]
@@ -236,106 +194,6 @@ fn a_step_says_by_itself_why_it_fails() {
 }
 
 #[test]
-fn a_cpu_goes_up_or_down_only_if_it_can() {
-    let _system = system();
-    assert_eq!(hotplug::cpu_up(victim()), Err(HotplugError::AlreadyOnline));
-    for n in 1..CPUS {
-        hotplug::cpu_down(cpu(n)).unwrap();
-    }
-    assert_eq!(hotplug::cpu_down(victim()), Err(HotplugError::NotOnline));
-    assert_eq!(hotplug::cpu_down(cpu(0)), Err(HotplugError::LastCpu));
-    assert_up(cpu(0));
-    // The boot CPU is one like any other.
-    hotplug::cpu_up(victim()).unwrap();
-    hotplug::cpu_down(cpu(0)).unwrap();
-    assert_down(cpu(0));
-    for n in (0..CPUS).filter(|&n| n != VICTIM) {
-        hotplug::cpu_up(cpu(n)).unwrap();
-        assert_up(cpu(n));
-    }
-}
-
-#[test]
-fn a_start_that_is_lost_or_refused_is_rolled_back() {
-    let _system = system();
-    let _steps = Steps::register();
-    hotplug::cpu_down(victim()).unwrap();
-    take_log();
-    host::set_arrival_timeout(Duration::from_millis(20));
-    let refused = HotplugError::Start(StartError("a fault was injected"));
-    for (fault, expected) in
-        [(StartFault::Lost, HotplugError::TimedOut), (StartFault::Refused, refused)]
-    {
-        host::inject_start_fault(victim(), fault);
-        let begin = Instant::now();
-        assert_eq!(hotplug::cpu_up(victim()), Err(expected));
-        if fault == StartFault::Lost {
-            assert!(begin.elapsed() >= Duration::from_millis(20), "it had its time");
-        }
-        assert_eq!(take_log(), [ups(0..PREPARE), downs(0..PREPARE)].concat());
-        assert_down(victim());
-    }
-    host::set_arrival_timeout(Duration::from_secs(10));
-    hotplug::cpu_up(victim()).unwrap();
-    assert_eq!(take_log(), ups(0..STEPS));
-}
-
-#[test]
-fn a_cpu_that_arrives_too_late_is_sent_away() {
-    let _system = system();
-    let _steps = Steps::register();
-    let late = Duration::from_millis(40);
-    hotplug::cpu_down(victim()).unwrap();
-    host::set_arrival_timeout(late / 4);
-    for again_after in [Duration::ZERO, late, late * 2] {
-        host::set_arrival_timeout(late / 4);
-        loop {
-            host::inject_start_fault(victim(), StartFault::Late(late));
-            match hotplug::cpu_up(victim()) {
-                Err(error) => break assert_eq!(error, HotplugError::TimedOut),
-                // This thread was held up for longer than the CPU was.
-                Ok(()) => hotplug::cpu_down(victim()).unwrap(),
-            }
-        }
-        take_log();
-        std::thread::sleep(again_after);
-        assert_eq!(take_log(), [""; 0], "the late CPU ran a step");
-        assert_down(victim());
-
-        // Before, while and after it arrives, the next start works.
-        host::set_arrival_timeout(Duration::from_secs(10));
-        hotplug::cpu_up(victim()).unwrap();
-        assert_eq!(take_log(), ups(0..STEPS));
-        std::thread::sleep(late * 2 - again_after);
-        assert_up(victim());
-        hotplug::cpu_down(victim()).unwrap();
-        assert_eq!(take_log(), downs(0..STEPS), "down once");
-        assert_down(victim());
-    }
-    hotplug::cpu_up(victim()).unwrap();
-}
-
-#[test]
-fn a_take_down_waits_for_the_thread_that_is_the_cpu() {
-    let _system = system();
-    let stay = Duration::from_millis(20);
-    let entered = host::enter_when_free(victim()).unwrap();
-    std::thread::scope(|scope| {
-        let begin = Instant::now();
-        let down = scope.spawn(move || {
-            hotplug::cpu_down(victim()).unwrap();
-            begin.elapsed()
-        });
-        std::thread::sleep(stay);
-        assert!(cpu::online().contains(victim()), "not behind the thread's back");
-        drop(entered);
-        assert!(down.join().unwrap() >= stay);
-    });
-    assert_down(victim());
-    hotplug::cpu_up(victim()).unwrap();
-}
-
-#[test]
 fn registering_catches_up_with_the_cpus_that_are_up() {
     fn start(cpu: CpuId) -> Result<(), StepError> {
         log(format!("up {cpu}"));
@@ -398,75 +256,100 @@ fn the_table_of_steps_is_in_order_and_can_be_full() {
 }
 
 #[test]
-fn a_reader_keeps_the_online_mask_still() {
+fn without_calls_a_step_counts_as_run() {
     let _system = system();
-    let stay = Duration::from_millis(20);
-    let guards =
-        (hotplug::cpus_read_lock(), std::thread::spawn(|| drop(hotplug::cpus_read_lock())));
-    guards.1.join().unwrap();
-    std::thread::scope(|scope| {
-        let begin = Instant::now();
-        let down = scope.spawn(move || {
-            hotplug::cpu_down(victim()).unwrap();
-            begin.elapsed()
-        });
-        std::thread::sleep(stay);
-        assert_up(victim());
-        drop(guards.0);
-        assert!(down.join().unwrap() >= stay);
+    take_log();
+    let id = hotplug::register_nocalls(Section::Online, "quiet", Some(up::<0>), Some(down::<0>));
+    assert_eq!(take_log(), [""; 0]);
+    hotplug::cpu_down(victim()).unwrap();
+    hotplug::cpu_up(victim()).unwrap();
+    assert_eq!(take_log(), ["down 0", "up 0"]);
+    hotplug::unregister_nocalls(id.unwrap());
+    hotplug::cpu_down(victim()).unwrap();
+    hotplug::cpu_up(victim()).unwrap();
+    assert_eq!(take_log(), [""; 0], "it was taken out, and nothing was called");
+}
+
+#[test]
+fn the_state_says_where_a_cpu_stands() {
+    fn look(cpu: CpuId) {
+        let state = hotplug::state(cpu);
+        let step = match state {
+            CpuState::GoingUp(step) | CpuState::GoingDown(step) => step,
+            CpuState::Online | CpuState::Offline => None,
+        };
+        let name = hotplug::steps().find(|s| Some(s.0) == step).map(|s| s.2);
+        let state = format!("{state:?}");
+        log(format!("{} {}", state.split('(').next().unwrap(), name.unwrap_or("-")));
+    }
+    fn start(cpu: CpuId) -> Result<(), StepError> {
+        look(cpu);
+        Ok(())
+    }
+
+    let _system = system();
+    let names = ["one", "two", "three"];
+    let sections = [Section::Prepare, Section::Starting, Section::Online];
+    let ids = [0, 1, 2].map(|n| {
+        let id = hotplug::register(sections[n], names[n], Some(start), Some(look)).unwrap();
+        assert_eq!(take_log(), ["Online -"; CPUS], "the CPUs stay what they are");
+        id
     });
-    drop(hotplug::cpus_read_lock());
+    assert_eq!(hotplug::state(victim()), CpuState::Online);
+    hotplug::cpu_down(victim()).unwrap();
+    assert_eq!(take_log(), ["GoingDown three", "GoingDown two", "GoingDown one"]);
+    assert_eq!(hotplug::state(victim()), CpuState::Offline);
+    hotplug::inject_failure(ids[2], victim());
+    hotplug::cpu_up(victim()).unwrap_err();
+    assert_eq!(take_log(), ["GoingUp one", "GoingUp two", "GoingDown two", "GoingDown one"]);
+    assert_eq!(hotplug::state(victim()), CpuState::Offline);
     hotplug::cpu_up(victim()).unwrap();
+    assert_eq!(take_log(), ["GoingUp one", "GoingUp two", "GoingUp three"]);
+    assert_eq!(hotplug::state(victim()), CpuState::Online);
+    ids.into_iter().for_each(hotplug::unregister);
+    take_log();
 }
 
 #[test]
-fn a_new_life_begins_with_preemption_on() {
-    let _system = system();
-    // What ran last, with its last breath, held a guard.
-    fn hold(cpu: CpuId) {
-        if cpu.index() == VICTIM {
-            std::mem::forget(percpu_core::preempt::disable());
-            percpu_core::preempt::set_need_resched();
-        }
-    }
-    let id = hotplug::register(Section::Starting, "hold", None, Some(hold)).unwrap();
-    hotplug::cpu_down(victim()).unwrap();
-    hotplug::cpu_up(victim()).unwrap();
-    {
-        let _cpu = host::enter_when_free(victim()).unwrap();
-        assert_eq!(percpu_core::preempt::count(), 0);
-        assert!(!percpu_core::preempt::need_resched());
-    }
-    hotplug::cpu_down(victim()).unwrap();
-    hotplug::unregister(id);
-    hotplug::cpu_up(victim()).unwrap();
-}
+fn what_did_not_come_back_is_not_torn_down() {
+    static REFUSES: AtomicBool = AtomicBool::new(false);
 
-#[test]
-fn what_waits_in_a_dead_cpus_cache_goes_back() {
-    use percpu_core::alloc;
-    use percpu_core::view::{AllocatorView, CacheView, roots};
-    use std::ptr::with_exposed_provenance;
-
-    /// Granules that wait in the victim's cache.
-    fn held() -> u32 {
-        let view = with_exposed_provenance::<AllocatorView>(roots().allocator as usize);
-        // SAFETY: the tests run one at a time, and nobody allocates now.
-        let table = unsafe { (*view).caches } as usize;
-        let entry = with_exposed_provenance::<usize>(table + VICTIM * size_of::<usize>());
-        // SAFETY: the table has an entry for each CPU, and the victim was up, so it has a cache.
-        unsafe { (*with_exposed_provenance::<CacheView>(*entry)).held }
+    fn start(_: CpuId) -> Result<(), StepError> {
+        let refuses = REFUSES.load(Relaxed);
+        log(if refuses { "refuses".into() } else { "up 1".into() });
+        if refuses { Err(StepError(5)) } else { Ok(()) }
     }
 
     let _system = system();
-    {
-        let _victim = host::enter_when_free(victim()).unwrap();
-        let area = alloc::alloc_percpu(48, 8).unwrap();
-        // SAFETY: nobody has used it.
-        unsafe { alloc::free_percpu(area) }.unwrap();
-    }
-    assert_ne!(held(), 0);
+    let first = hotplug::register(Section::Online, "first", Some(up::<0>), Some(down::<0>));
+    let second = hotplug::register(Section::Online, "second", Some(start), Some(down::<1>));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    take_log();
+    let fail_down = || {
+        hotplug::inject_failure(first, victim());
+        hotplug::cpu_down(victim()).unwrap_err();
+        assert_up(victim());
+        take_log()
+    };
+    REFUSES.store(true, Relaxed);
+    assert_eq!(fail_down(), ["down 1", "refuses"]);
+    assert_eq!(fail_down(), ["refuses"], "not torn down, but tried again");
+    REFUSES.store(false, Relaxed);
+    assert_eq!(fail_down(), ["up 1"]);
+    assert_eq!(fail_down(), ["down 1", "up 1"]);
+    REFUSES.store(true, Relaxed);
+    assert_eq!(fail_down(), ["down 1", "refuses"]);
     hotplug::cpu_down(victim()).unwrap();
-    assert_eq!(held(), 0);
+    assert_eq!(take_log(), ["down 0"]);
+    REFUSES.store(false, Relaxed);
     hotplug::cpu_up(victim()).unwrap();
+    assert_eq!(take_log(), ["up 0", "up 1"], "a new life has it all");
+
+    // The step's end is one more tear-down.
+    REFUSES.store(true, Relaxed);
+    fail_down();
+    hotplug::unregister(second);
+    assert_eq!(take_log(), vec!["down 1"; CPUS - 1]);
+    hotplug::unregister(first);
+    take_log();
 }
