@@ -1,5 +1,7 @@
 //! The counters' batch under hotplug: more CPUs than the smallest batch is made for.
 
+use std::cmp::Ordering;
+
 use percpu_core::counter::{self, PercpuCounter};
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::{host, hotplug, view};
@@ -19,8 +21,13 @@ fn on(n: usize, f: impl FnOnce() + Send) {
     });
 }
 
+fn local(counter: &PercpuCounter, n: usize) -> i32 {
+    // SAFETY: the counter lives, and local parts are only accessed atomically.
+    unsafe { counter.locals().read_on(cpu(n)) }
+}
+
 #[test]
-fn local_parts_may_exceed_a_batch_that_shrinks() {
+fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     host::boot(CPUS).unwrap();
     assert_eq!(counter::batch(), 40, "twice the CPUs that are online");
     let in_view = std::ptr::with_exposed_provenance::<i32>(view::roots().counter_batch as usize);
@@ -28,31 +35,47 @@ fn local_parts_may_exceed_a_batch_that_shrinks() {
     assert_eq!(unsafe { in_view.read() }, 40);
 
     let counter = PercpuCounter::new(0).unwrap();
-    host::on_each_cpu(|_| counter.add(39));
-    assert_eq!((counter.read(), counter.sum()), (0, 780));
-    for n in 10..CPUS {
+    host::on_each_cpu(|cpu| counter.add(39 - cpu.index() as i64));
+    let sum = (20..=39).sum::<i64>();
+    assert_eq!((counter.read(), counter.sum()), (0, sum));
+    for n in (10..CPUS).rev() {
         hotplug::cpu_down(cpu(n)).unwrap();
-        assert_eq!(counter::batch(), 32.max(2 * (CPUS as i32 - 1 - (n as i32 - 10))));
-        assert_eq!((counter.read(), counter.sum()), (39 * (n as i64 - 9), 780));
+        let batch = 32.max(2 * n as i32);
+        assert_eq!(counter::batch(), batch);
+        for other in 0..n {
+            let before = 39 - other as i32;
+            let after = if before < batch { before } else { 0 };
+            assert_eq!(local(&counter, other), after, "CPU {other} when {n} are left");
+        }
+        assert_eq!(counter.sum(), sum);
     }
     assert_eq!(counter::batch(), 32);
 
-    // Ten CPUs are up with 39 each, which is more than the batch says there can be.
-    assert_eq!(counter.compare(390 + 10 * 33), std::cmp::Ordering::Greater);
+    // Adds that looked at the batch when it was 40, and happen now: more than 32 on each CPU.
+    counter.set(0);
+    // SAFETY: as in `local`.
+    host::on_each_cpu(|_| unsafe { counter.locals().add(39) });
+    assert_eq!((counter.read(), counter.sum()), (0, 390));
+    assert_eq!(counter.compare(385), Ordering::Greater, "10 CPUs with less than 32 had no 385");
     on(0, || {
-        assert!(!counter.limited_add(780, 1));
-        assert!(counter.limited_add(781, 1));
+        assert!(!counter.limited_add(390, 1));
+        assert!(counter.limited_add(391, 1));
     });
     on(1, || {
         counter.add(0);
-        // SAFETY: the counter lives, and local parts are only accessed atomically.
-        let local = unsafe { counter.locals().read_on(cpu(1)) };
-        assert_eq!(local, 0, "the next add folds what is too much");
+        assert_eq!(local(&counter, 1), 0, "the next add folds what is too much");
     });
-    assert_eq!(counter.sum(), 781);
+    on(2, || {
+        counter::fold_excess();
+        assert_eq!((local(&counter, 2), local(&counter, 3)), (0, 39), "this CPU's part only");
+        counter.add(31);
+        counter::fold_excess();
+        assert_eq!(local(&counter, 2), 31, "not too much");
+    });
+    assert_eq!(counter.sum(), 391 + 31);
     for n in 10..CPUS {
         hotplug::cpu_up(cpu(n)).unwrap();
     }
-    assert_eq!((counter::batch(), counter.sum()), (40, 781));
+    assert_eq!((counter::batch(), counter.sum()), (40, 391 + 31));
     assert_eq!(cpu::online().count(), CPUS);
 }

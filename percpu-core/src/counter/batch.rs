@@ -1,8 +1,11 @@
 //! The batch: how large a local part may get before it is folded.
 //!
-//! It follows the number of online CPUs. What a local part can be *at most* is another matter: one
-//! that was made under a larger batch stays until its CPU adds to it the next time, and only that CPU
-//! may touch it as long as it runs. So bounds go by the largest batch there has been.
+//! It follows the number of online CPUs. What a local part can be *at most* is another matter. When
+//! the batch becomes smaller each CPU folds what it has too much of (nobody else may touch the local
+//! parts of a CPU that runs), but an add that has looked at the batch before and is preempted may
+//! still leave a local part that is smaller than the old batch only, on any CPU and at any later time.
+//! To exclude that would take a wait for every thread there is. So bounds go by the largest batch
+//! there has been: in a system that never had more than 16 CPUs that is the smallest one, too.
 
 use crate::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::AtomicI32;
@@ -36,14 +39,11 @@ pub(super) fn largest_batch() -> i32 {
     BATCHES.largest.load(Acquire)
 }
 
-/// Makes the batch that of the CPUs that are online now. Whether it has become smaller.
-pub(super) fn compute(online: usize) -> bool {
+/// Makes the batch that of so many online CPUs.
+pub(super) fn compute(online: usize) {
     let new = i32::try_from(online.saturating_mul(2)).unwrap_or(i32::MAX).max(MIN_BATCH);
     BATCHES.largest.fetch_max(new, Relaxed);
-    // Hotplug has one thread at a time do this.
-    let old = BATCHES.current.load(Relaxed);
     BATCHES.current.store(new, Release);
-    new < old
 }
 
 /// Address of the batch.

@@ -42,11 +42,16 @@ const MAX_LEAF_BITS: u32 = 32;
 #[repr(align(64))]
 struct Inner(AtomicI64);
 
-/// How many nodes a level has, and how many bits each keeps from its parent.
+/// A level of the tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Level {
     nodes: u32,
+    /// Bits that each of them keeps from its parent.
     bits: u32,
+    /// Bits by which what they count in is larger than one.
+    unit_bits: u32,
+    /// Nodes of the levels between the leaves and this one.
+    before: u32,
 }
 
 /// The shape of a tree: its leaves, then the levels above, the root last.
@@ -62,14 +67,16 @@ impl Shape {
     /// that keep `inner` bits.
     fn new(cpus: usize, ids: usize, leaf: u32, inner: u32) -> Self {
         let mut levels = [Level::default(); LEVELS + 1];
-        levels[0] = Level { nodes: cpus as u32, bits: leaf };
-        let (mut root, mut nodes) = (0, ids);
+        levels[0] = Level { nodes: cpus as u32, bits: leaf, unit_bits: 0, before: 0 };
+        let (mut root, mut nodes, mut before) = (0, ids as u32, 0);
         loop {
+            let unit_bits = levels[root].unit_bits + levels[root].bits;
             nodes = nodes.div_ceil(1 << FAN_OUT_BITS);
             root += 1;
-            levels[root] = Level { nodes: nodes as u32, bits: inner };
+            let bits = if nodes == 1 { 0 } else { inner };
+            levels[root] = Level { nodes, bits, unit_bits, before };
+            before += nodes;
             if nodes == 1 {
-                levels[root].bits = 0;
                 return Self { levels, root };
             }
         }
@@ -89,27 +96,18 @@ impl Shape {
         Err(HierarchicalError::MaxError { wanted: max_error, smallest })
     }
 
-    /// How many bits what a node of `level` counts is larger than one.
-    fn unit_bits(&self, level: usize) -> u32 {
-        self.levels[..level].iter().map(|level| level.bits).sum()
-    }
-
     /// What the nodes below `level` keep from it together, at most.
     fn error_below(&self, level: usize) -> u64 {
-        let kept = |below: usize| {
-            let Level { nodes, bits } = self.levels[below];
-            u64::from(nodes) * ((1 << bits) >> 1) << self.unit_bits(below)
-        };
-        (0..level).map(kept).sum()
+        let kept = |it: &Level| (u64::from(it.nodes) * ((1 << it.bits) >> 1)) << it.unit_bits;
+        self.levels[..level].iter().map(kept).sum()
+    }
+
+    fn root(&self) -> Level {
+        self.levels[self.root]
     }
 
     fn error_bound(&self) -> u64 {
         self.error_below(self.root)
-    }
-
-    /// How many nodes there are above the leaves and below `level`.
-    fn nodes_below(&self, level: usize) -> usize {
-        self.levels[1..level].iter().map(|level| level.nodes as usize).sum()
     }
 }
 
@@ -179,6 +177,11 @@ pub struct HierarchicalCounter {
     /// The nodes of the levels above, one level after the other.
     inner: NonNull<Inner>,
     initial: i64,
+    /// The last of them, and the bits of its unit.
+    root: NonNull<Inner>,
+    root_bits: u32,
+    /// Bits that a leaf keeps.
+    leaf_bits: u32,
     shape: Shape,
 }
 
@@ -210,13 +213,23 @@ impl HierarchicalCounter {
             unsafe { free_running(running) };
             return Err(AllocError::NoMemory.into());
         };
-        // The memory is zero: counts of 0.
-        Ok(Self { running, inner: inner.cast(), initial: amount, shape })
+        let inner = inner.cast::<Inner>();
+        let Level { before, unit_bits, .. } = shape.root();
+        Ok(Self {
+            running,
+            // The memory is zero: counts of 0.
+            inner,
+            initial: amount,
+            // SAFETY: the memory has the root behind all other nodes.
+            root: unsafe { inner.add(before as usize) },
+            root_bits: unit_bits,
+            leaf_bits: shape.levels[0].bits,
+            shape,
+        })
     }
 
     fn layout(shape: &Shape) -> Layout {
-        let nodes = shape.nodes_below(shape.root + 1);
-        Layout::array::<Inner>(nodes).expect("fewer nodes than CPUs")
+        Layout::array::<Inner>(shape.root().before as usize + 1).expect("fewer nodes than CPUs")
     }
 
     /// Adds `amount`. Linux: `percpu_counter_tree_add`.
@@ -227,7 +240,7 @@ impl HierarchicalCounter {
     pub fn add(&self, amount: i64) {
         // SAFETY: the leaves live as long as the counter, and all accesses are of this kind or atomic.
         let new = unsafe { self.running.add_return(amount) };
-        let bits = self.shape.levels[0].bits;
+        let bits = self.leaf_bits;
         let carry = rounded(new, bits).wrapping_sub(rounded(new.wrapping_sub(amount), bits));
         if carry != 0 {
             self.carry(carry);
@@ -272,24 +285,29 @@ impl HierarchicalCounter {
 
     /// The nodes of a level above the leaves.
     fn level(&self, level: usize) -> &[Inner] {
-        let (before, nodes) = (self.shape.nodes_below(level), self.shape.levels[level].nodes);
+        let Level { before, nodes, .. } = self.shape.levels[level];
         // SAFETY: the memory has all levels' nodes, this one's behind those of the levels below; it
         // lives as long as the counter, and atomics may be shared.
-        unsafe { core::slice::from_raw_parts(self.inner.add(before).as_ptr(), nodes as usize) }
+        unsafe {
+            let first = self.inner.add(before as usize);
+            core::slice::from_raw_parts(first.as_ptr(), nodes as usize)
+        }
     }
 
     /// What the nodes of a level above the leaves say.
     fn read_level(&self, level: usize) -> i64 {
         let sum = |sum: i64, node: &Inner| sum.wrapping_add(node.0.load(Relaxed));
         let count = self.level(level).iter().fold(0, sum);
-        self.initial.wrapping_add(count << self.shape.unit_bits(level))
+        self.initial.wrapping_add(count << self.shape.levels[level].unit_bits)
     }
 
     /// The value, off by at most [`error_bound`](Self::error_bound), and by what adds under way have
     /// in hand. One load. Linux: `percpu_counter_tree_approximate_sum`.
     #[inline]
     pub fn read(&self) -> i64 {
-        self.read_level(self.shape.root)
+        // SAFETY: the root lives as long as the counter.
+        let count = unsafe { self.root.as_ref() }.0.load(Relaxed);
+        self.initial.wrapping_add(count << self.root_bits)
     }
 
     /// How far off a [`read`](Self::read) is at most when no add is under way: no more than the

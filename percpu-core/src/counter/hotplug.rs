@@ -3,6 +3,7 @@
 use super::{batch, list};
 use crate::cpu::{self, CpuId};
 use crate::hotplug::{RegisterError, Section, StepError, register};
+use crate::platform::{Global, Platform};
 use crate::sync::Mutex;
 
 /// Whether the steps are registered.
@@ -20,11 +21,23 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
     let mut registered = REGISTERED.lock();
     if !*registered {
-        register(Section::Prepare, "counter:dead", None, Some(cpu_dead))?;
+        register(Section::Prepare, "counter:dead", None, Some(dead))?;
         register(Section::Online, "counter:online", Some(cpu_online), None)?;
         *registered = true;
     }
     Ok(())
+}
+
+/// The tear-down of `cpu`, on the thread that takes it down.
+fn dead(cpu: CpuId) {
+    let before = batch::batch();
+    cpu_dead(cpu);
+    if batch::batch() < before {
+        // They stay online: the one who brings CPUs up and down is busy here.
+        for cpu in cpu::online().iter() {
+            Global::run_on_cpu(cpu.index() as u32, |_| fold_excess(), 0);
+        }
+    }
 }
 
 /// Folds and zeroes the local part of `cpu`, which executes nothing more, in every counter. Linux:

@@ -149,26 +149,7 @@ impl Node {
         self.lock.lock()
     }
 
-    /// Adds to this CPU's local part, or folds it.
-    ///
-    /// The comparison with the batch and the change are of one and the same local value, whatever
-    /// an interrupt handler adds in between, and on whatever CPU the thread is by then.
-    ///
-    /// # Safety
-    ///
-    /// `locals` are the node's, which is alive.
-    #[inline(always)]
-    pub(super) unsafe fn add(node: NonNull<Self>, locals: PerCpuPtr<i32>, amount: i64, batch: i32) {
-        // SAFETY: passed on to the caller.
-        if !unsafe { add_below(locals, amount, batch, || true) } {
-            // SAFETY: passed on to the caller.
-            unsafe { node.as_ref() }.fold(amount);
-        }
-    }
-
     /// Adds this CPU's local part and `amount` to the shared part.
-    #[cold]
-    #[inline(never)]
     pub(super) fn fold(&self, amount: i64) {
         let lock = self.lock();
         self.fold_locked(&lock, amount);
@@ -260,9 +241,10 @@ impl Node {
 
     /// The shared part and the local parts of all CPUs that are online or dying.
     fn parts(&self) -> i64 {
+        let locals = self.locals;
         cpu::online().union(cpu::dying()).fold(self.count(), |sum, cpu| {
             // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
-            sum.wrapping_add(i64::from(unsafe { self.locals.read_on(cpu) }))
+            sum.wrapping_add(i64::from(unsafe { locals.read_on(cpu) }))
         })
     }
 
@@ -282,7 +264,11 @@ impl Node {
     }
 }
 
-/// Adds to this CPU's local part if that stays smaller than `batch` and `condition` holds.
+/// Adds to this CPU's local part if that stays smaller than `batch`, which is positive, and
+/// `condition` holds.
+///
+/// The comparison with the batch and the change are of one and the same local value, whatever an
+/// interrupt handler adds in between, and on whatever CPU the thread is by then.
 ///
 /// # Safety
 ///
@@ -294,12 +280,15 @@ pub(super) unsafe fn add_below(
     batch: i32,
     condition: impl Fn() -> bool,
 ) -> bool {
+    let batch = i64::from(batch);
     // SAFETY: by the caller's word they exist, and all accesses are of this kind.
     let mut local = unsafe { locals.read() };
     loop {
         // Where that wraps it is far from 0, on whichever side.
         let new = i64::from(local).wrapping_add(amount);
-        if new.unsigned_abs() >= u64::from(batch.unsigned_abs()) || !condition() {
+        // `-batch < new < batch`, as one comparison.
+        let below = (new.wrapping_add(batch - 1) as u64) < (2 * batch - 1) as u64;
+        if !below || !condition() {
             return false;
         }
         // Smaller than a 32-bit batch.

@@ -118,8 +118,7 @@ impl PercpuCounter {
     /// interrupt handler added in between; takes the counter's lock once a batch.
     #[inline]
     pub fn add(&self, amount: i64) {
-        // SAFETY: the handle's node and its local parts.
-        unsafe { Node::add(self.node, self.locals, amount, batch()) };
+        self.add_or_fold(amount, batch());
     }
 
     /// Subtracts `amount`. Linux: `percpu_counter_sub`.
@@ -147,10 +146,9 @@ impl PercpuCounter {
     /// [`limited_add`](Self::limited_add) reckon with local parts as large, from then on.
     #[inline]
     pub fn add_batch(&self, amount: i64, batch: i32) {
-        let batch = batch.max(0);
+        let batch = batch.max(1);
         self.node().allow_locals_below(batch);
-        // SAFETY: the handle's node and its local parts.
-        unsafe { Node::add(self.node, self.locals, amount, batch) };
+        self.add_or_fold(amount, batch);
     }
 
     /// Adds `amount` to this CPU's local part, however large that gets; folds only what 32 bits
@@ -271,6 +269,21 @@ impl PercpuCounter {
     /// Per-CPU pointer to the local parts, for who looks at them from outside.
     pub fn locals(&self) -> PerCpuPtr<i32> {
         self.locals
+    }
+
+    /// Adds to this CPU's local part if that stays smaller than the batch, else folds.
+    #[inline(always)]
+    fn add_or_fold(&self, amount: i64, batch: i32) {
+        // SAFETY: the local parts live as long as the handle.
+        if !unsafe { add_below(self.locals, amount, batch, || true) } {
+            self.fold(amount);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fold(&self, amount: i64) {
+        self.node().fold(amount);
     }
 
     #[inline]

@@ -45,7 +45,11 @@ impl CpuId {
     /// The number, usable as an index into a table of `nr_cpu_ids` entries.
     #[inline]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        let index = self.0 as usize;
+        // Tables of all CPUs need no bounds check.
+        // SAFETY: both ways to make a `CpuId` demand that the CPU is possible.
+        unsafe { core::hint::assert_unchecked(index < NR_CPUS) };
+        index
     }
 }
 

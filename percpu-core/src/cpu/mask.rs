@@ -53,7 +53,7 @@ impl CpuMask {
 
     /// The CPUs that are in this set or in `other`, in ascending order. Linux: `for_each_cpu_or`.
     pub fn union<'a>(&'a self, other: &'a CpuMask) -> impl Iterator<Item = CpuId> + 'a {
-        bits(self.live_words().zip(other.live_words()).map(|(a, b)| a | b))
+        bits(self.live_words().zip(&other.words).map(|(a, b)| a | b.load(Ordering::Acquire)))
     }
 
     /// Adds or removes a CPU.
@@ -72,7 +72,7 @@ impl CpuMask {
     }
 
     fn live_words(&self) -> impl Iterator<Item = u64> + '_ {
-        let n = super::nr_cpu_ids().div_ceil(64);
+        let n = super::nr_cpu_ids().div_ceil(64).min(WORDS);
         self.words[..n].iter().map(|w| w.load(Ordering::Acquire))
     }
 }

@@ -1,0 +1,178 @@
+//! The lazy counter: one word until CPUs contend, exact before, beside and after.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+
+use percpu_core::alloc::{AllocFlags, global};
+use percpu_core::area::Config;
+use percpu_core::counter::{Count, LazyCounter};
+use percpu_core::cpu::{self, CpuId};
+use percpu_core::{host, hotplug};
+
+const CPUS: usize = 4;
+/// Brought up by a test, and never before.
+const LATE: usize = 3;
+
+/// Boots, and keeps the other tests of this program away: they count areas.
+fn system() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = Config { units_on_demand: true, ..Config::default() };
+    host::boot_with(CPUS, LATE, &config).unwrap();
+    guard
+}
+
+fn live_areas() -> u64 {
+    global().statistics().live
+}
+
+/// Has the CPUs add one each, at the same time, until the counter is per-CPU or `rounds` are done.
+/// What was added.
+fn contend(counter: &LazyCounter, cpus: usize, rounds: usize) -> i64 {
+    let added = AtomicI64::new(0);
+    let start = Barrier::new(cpus);
+    std::thread::scope(|scope| {
+        for n in 0..cpus {
+            let (added, start) = (&added, &start);
+            scope.spawn(move || {
+                let _cpu = host::enter_when_free(CpuId::new(n).unwrap()).unwrap();
+                start.wait();
+                for _ in 0..rounds {
+                    for _ in 0..100 {
+                        counter.add(1);
+                    }
+                    added.fetch_add(100, Relaxed);
+                    if counter.parts().is_some() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    added.into_inner()
+}
+
+/// Rounds in which contention can be relied on.
+const MANY: usize = if cfg!(miri) { 500 } else { 1_000_000 };
+
+#[test]
+fn on_one_cpu_it_stays_one_word() {
+    let _system = system();
+    let areas = live_areas();
+    assert_eq!(size_of::<LazyCounter>(), 8);
+    let counter = LazyCounter::new(-7);
+    let rounds = if cfg!(miri) { 10 } else { 10_000 };
+    assert_eq!(contend(&counter, 1, rounds), rounds as i64 * 100);
+    counter.sub(3);
+    assert_eq!(counter.sum(), rounds as i64 * 100 - 10);
+    assert_eq!((counter.parts(), live_areas()), (None, areas), "no per-CPU memory");
+}
+
+#[test]
+fn cpus_that_contend_make_it_per_cpu_and_nothing_is_lost() {
+    let _system = system();
+    let areas = live_areas();
+    for round in 0..if cfg!(miri) { 1 } else { 10 } {
+        let counter = LazyCounter::new(round);
+        let added = contend(&counter, LATE, MANY);
+        let parts = counter.parts().expect("three CPUs get into each other's way");
+        assert_eq!(counter.sum(), round + added);
+        assert_eq!(live_areas(), areas + 1, "whoever was late has given its area back");
+        host::on_each_cpu(|_| counter.sub(5));
+        assert_eq!((counter.sum(), counter.parts()), (round + added - 15, Some(parts)));
+        drop(counter);
+        assert_eq!(live_areas(), areas);
+    }
+}
+
+#[test]
+fn a_sum_beside_the_upgrade_misses_nothing() {
+    let _system = system();
+    for _ in 0..if cfg!(miri) { 1 } else { 10 } {
+        let counter = LazyCounter::new(1_000_000);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut last = 1_000_000;
+                while !done.load(Relaxed) {
+                    let sum = counter.sum();
+                    assert!(sum >= last, "{sum} after {last}: adds only add");
+                    last = sum;
+                }
+            });
+            let added = contend(&counter, LATE, MANY);
+            done.store(true, Relaxed);
+            reader.join().unwrap();
+            assert_eq!(counter.sum(), 1_000_000 + added);
+        });
+    }
+}
+
+#[test]
+fn without_memory_it_stays_one_word_and_counts_on() {
+    let _system = system();
+    // All that an atomic allocation could use: what is populated, in chunks and in CPUs' caches.
+    global().drain_caches();
+    let mut taken = Vec::new();
+    for size in [4096, 256, 8, 4] {
+        while let Ok(area) = global().alloc(size, 4, AllocFlags::ATOMIC) {
+            taken.push(area);
+        }
+    }
+    let counter = LazyCounter::new(0);
+    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let added = contend(&counter, LATE, rounds);
+    assert_eq!(added, (LATE * rounds * 100) as i64);
+    assert_eq!((counter.sum(), counter.parts()), (added, None));
+    for area in taken {
+        // SAFETY: allocated above, and not used.
+        unsafe { global().free(area).unwrap() };
+    }
+    // As soon as there is some, it becomes per-CPU after all.
+    let more = contend(&counter, LATE, MANY);
+    assert!(counter.parts().is_some());
+    assert_eq!(counter.sum(), added + more);
+}
+
+#[test]
+fn a_cpu_that_goes_or_comes_leaves_its_part_where_it_is_counted() {
+    let _system = system();
+    let counter = LazyCounter::new(0);
+    let added = contend(&counter, LATE, MANY);
+    assert!(counter.parts().is_some());
+    let two = CpuId::new(2).unwrap();
+    hotplug::cpu_down(two).unwrap();
+    assert_eq!(counter.sum(), added);
+    hotplug::cpu_up(two).unwrap();
+    let late = CpuId::new(LATE).unwrap();
+    assert!(!cpu::booted_once().contains(late));
+    hotplug::cpu_up(late).unwrap();
+    host::on_each_cpu(|_| counter.add(100));
+    assert_eq!(counter.sum(), added + 400);
+    hotplug::cpu_down(late).unwrap();
+    assert_eq!(counter.sum(), added + 400);
+}
+
+#[test]
+fn one_word_wraps_at_63_bits() {
+    let counter = LazyCounter::new(0);
+    for amount in [i64::MAX >> 1, -(i64::MAX >> 1), i64::MIN >> 1, -1, 1] {
+        let counter = LazyCounter::new(amount);
+        assert_eq!((counter.sum(), counter.read()), (amount, amount));
+    }
+    counter.add((1 << 62) - 1);
+    assert_eq!(counter.sum(), (1 << 62) - 1);
+    counter.inc();
+    assert_eq!(counter.sum(), -(1 << 62));
+    counter.dec();
+    counter.sub((1 << 62) - 1);
+    assert_eq!(counter.sum(), 0);
+}
+
+#[test]
+fn it_counts_before_there_are_cpus() {
+    static EARLY: LazyCounter = LazyCounter::new(40);
+    // This thread is none, as a boot loader's code is before set-up.
+    std::thread::spawn(|| EARLY.add(2)).join().unwrap();
+    assert_eq!(EARLY.sum(), 42);
+}
