@@ -60,12 +60,13 @@ impl Nodes {
 ///
 /// The counters came from [`Nodes::new`], and nobody uses them any more.
 pub(super) unsafe fn destroy(nodes: impl Iterator<Item = NonNull<Node>> + Clone) {
+    // First of all: who walks the list finds live counters only.
+    // SAFETY: `Nodes::new` put them there, and nobody has destroyed them before.
+    unsafe { list::remove(nodes.clone()) };
     for node in nodes.clone() {
         // SAFETY: they are alive by the caller's word.
         unsafe { node.as_ref() }.destroy();
     }
-    // SAFETY: `Nodes::new` put them there, and nobody has destroyed them before.
-    unsafe { list::remove(nodes.clone()) };
     for node in nodes {
         // SAFETY: the first of a block stays as long as any of it is in use, as this one still is.
         let first = unsafe { node.as_ref() }.first();
