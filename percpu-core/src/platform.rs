@@ -69,6 +69,12 @@ pub unsafe trait Platform: Sized + 'static {
     /// `state` comes from an `irq_save` of this thread that was not restored yet.
     unsafe fn irq_restore(state: IrqState);
 
+    /// Whether the calling thread stays on its CPU without a
+    /// [`PreemptGuard`](crate::preempt::PreemptGuard): interrupts are masked, this is an interrupt
+    /// handler, or the thread is bound to its CPU. Asked by debug assertions only. Linux:
+    /// `irqs_disabled() || is_percpu_thread()`.
+    fn is_pinned() -> bool;
+
     /// Gives the CPU to another thread, because a reschedule was asked for while preemption was
     /// off and the last guard has just been dropped. Linux: `preempt_schedule`.
     fn preempt_schedule();
@@ -167,6 +173,7 @@ pub unsafe trait Platform: Sized + 'static {
 pub struct Table {
     irq_save: fn() -> IrqState,
     irq_restore: unsafe fn(IrqState),
+    is_pinned: fn() -> bool,
     preempt_schedule: fn(),
     relax: fn(u32),
     yield_now: fn(),
@@ -191,6 +198,7 @@ impl Table {
         Self {
             irq_save: P::irq_save,
             irq_restore: P::irq_restore,
+            is_pinned: P::is_pinned,
             preempt_schedule: P::preempt_schedule,
             relax: P::relax,
             yield_now: P::yield_now,
@@ -267,6 +275,10 @@ unsafe impl Platform for Global {
     unsafe fn irq_restore(state: IrqState) {
         // SAFETY: the caller keeps the trait's contract, passed on as it is.
         unsafe { (table().irq_restore)(state) }
+    }
+
+    fn is_pinned() -> bool {
+        (table().is_pinned)()
     }
 
     #[inline]

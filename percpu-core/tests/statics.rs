@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::var::{DoubleWord, RawPtr};
 use percpu_core::{area, host, irq, percpu, preempt};
 
 const CPUS: usize = 4;
@@ -99,6 +100,9 @@ macro_rules! operations {
                 v.sub(three);
                 assert_eq!(v.read(), $ty::MAX);
                 assert_eq!(v.add_return(three), $ty::MAX.wrapping_add(three));
+                assert_eq!(v.sub_return(three), $ty::MAX);
+                assert_eq!(v.inc_return(), $ty::MIN);
+                assert_eq!(v.dec_return(), $ty::MAX);
                 v.write(0b1100);
                 v.and(0b0101);
                 assert_eq!(v.read(), 0b0100);
@@ -143,6 +147,149 @@ fn operations_on_bool() {
     assert_eq!(FLAG.cmpxchg(false, false), Err(true));
     assert_eq!(FLAG.cmpxchg(true, false), Ok(true));
     assert!(!FLAG.read_on(cpu::current()));
+}
+
+#[test]
+fn operations_on_pointers() {
+    percpu! { static CURRENT: PerCpu<RawPtr<u32>> = RawPtr::null(); }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    let (mut a, mut b) = (1, 2);
+    let [a, b] = [&raw mut a, &raw mut b].map(RawPtr::new);
+    assert!(CURRENT.read().is_null());
+    CURRENT.write(a);
+    assert_eq!(CURRENT.xchg(b), a);
+    assert_eq!(CURRENT.cmpxchg(a, b), Err(b));
+    assert_eq!(CURRENT.cmpxchg(b, a), Ok(b));
+    assert_eq!(CURRENT.read_on(cpu::current()), a);
+    // SAFETY: the number is alive.
+    assert_eq!(unsafe { CURRENT.read().get().read() }, 1, "it can still be followed");
+}
+
+#[test]
+fn operations_on_two_words() {
+    const INITIAL: DoubleWord = DoubleWord { low: 1, high: u64::MAX };
+    percpu! {
+        static BEFORE: PerCpu<u64> = 0x55;
+        static HEAD: PerCpu<[DoubleWord; 2]> = [INITIAL, INITIAL];
+    }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    let head = percpu_core::var::PerCpuPtr::<DoubleWord>::from_raw(HEAD.ptr().raw());
+    let new = DoubleWord { low: 2, high: 3 };
+    // SAFETY: the first element of a static that nobody lends out.
+    unsafe {
+        assert_eq!(head.read(), INITIAL);
+        // One word equal is not enough.
+        for half in [DoubleWord { low: 1, high: 0 }, DoubleWord { low: 0, high: u64::MAX }] {
+            assert_eq!(head.cmpxchg(half, new), Err(INITIAL));
+        }
+        assert_eq!(head.cmpxchg(INITIAL, new), Ok(INITIAL));
+        let mut seen = INITIAL;
+        assert!(!head.try_cmpxchg(&mut seen, INITIAL));
+        assert_eq!(seen, new);
+        assert!(head.try_cmpxchg(&mut seen, DoubleWord { low: 4, ..new }));
+        assert_eq!(head.xchg(INITIAL), DoubleWord { low: 4, high: 3 });
+        head.write(new);
+        assert_eq!(HEAD.on(cpu::current()).read(), [new, INITIAL], "the other one stays");
+    }
+    assert_eq!(BEFORE.read(), 0x55);
+}
+
+#[test]
+fn operations_of_the_other_strengths_do_the_same() {
+    percpu! {
+        static COUNT: PerCpu<u32> = 5;
+        static HEAD: PerCpu<DoubleWord> = DoubleWord { low: 0, high: 0 };
+    }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    let pin = preempt::disable();
+    COUNT.pinned(&pin).add(1);
+    assert_eq!(COUNT.pinned(&pin).xchg(9), 6);
+    COUNT.asserted().inc();
+    drop(pin);
+    let irq = irq::disable();
+    assert_eq!(COUNT.pinned(&irq).add_return(5), 15);
+    COUNT.asserted().dec();
+    drop(irq);
+    assert_eq!(COUNT.unguarded().cmpxchg(14, 1), Ok(14));
+    COUNT.unguarded().or(6);
+    assert_eq!((COUNT.unguarded().read(), COUNT.read()), (7, 7));
+    HEAD.unguarded().write(DoubleWord { low: 1, high: 2 });
+    assert_eq!(HEAD.read(), DoubleWord { low: 1, high: 2 });
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn asserted_finds_a_thread_that_may_be_moved() {
+    percpu! { static COUNT: PerCpu<u32> = 0; }
+    cpu(0);
+    let panic = std::thread::spawn(|| {
+        let _cpu = host::enter_any().unwrap();
+        COUNT.asserted().inc();
+    });
+    let panic = panic.join().unwrap_err();
+    let message = panic.downcast_ref::<&str>().unwrap();
+    assert!(message.contains("may be moved to another CPU"), "{message}");
+}
+
+/// Statics of a kind lie next to each other, whatever was declared in between.
+#[cfg(not(any(miri, feature = "up")))]
+#[test]
+fn hot_and_read_mostly_variables_lie_together() {
+    percpu! {
+        #[hot]
+        static HOT_1: PerCpu<u64> = 1;
+        #[read_mostly]
+        static SELDOM_1: PerCpu<u64> = 2;
+        static PLAIN_1: PerCpu<[u64; 100]> = [3; 100];
+        /// Documented, too.
+        #[hot]
+        pub(crate) static HOT_2: PerCpu<u64> = 4;
+        #[read_mostly]
+        static SELDOM_2: PerCpu<u64> = 5;
+    }
+    let near = |a: usize, b: usize| a.abs_diff(b) <= 64;
+    assert!(near(HOT_1.ptr().raw(), HOT_2.ptr().raw()));
+    assert!(near(SELDOM_1.ptr().raw(), SELDOM_2.ptr().raw()));
+    assert!(!near(HOT_1.ptr().raw(), PLAIN_1.ptr().raw()));
+    let template = percpu_core::var::template();
+    for n in 0..CPUS {
+        let cpu = cpu(n);
+        let values = [&HOT_1, &HOT_2].map(|hot| hot.read_on(cpu));
+        assert_eq!(values, [1, 4]);
+        assert_eq!([SELDOM_1.read_on(cpu), SELDOM_2.read_on(cpu)], [2, 5]);
+        for raw in [HOT_1.ptr().raw(), SELDOM_2.ptr().raw(), PLAIN_1.ptr().raw()] {
+            assert!(template.contains(&raw));
+        }
+    }
+}
+
+/// What another part of the program defines is used by its symbol.
+#[cfg(not(miri))]
+#[test]
+fn a_variable_is_declared_by_its_symbol() {
+    mod elsewhere {
+        percpu_core::percpu! {
+            #[unsafe(export_name = "percpu_test_ticks")]
+            pub static DEFINED: PerCpu<u64> = 3;
+        }
+    }
+    percpu! {
+        // SAFETY: the symbol is that of the variable above.
+        unsafe extern "C" {
+            /// Documented.
+            #[link_name = "percpu_test_ticks"]
+            pub(crate) static TICKS: PerCpu<u64>;
+        }
+        static AFTER: PerCpu<u64> = 1;
+    }
+    cpu(0);
+    let _cpu = host::enter_any().unwrap();
+    TICKS.inc();
+    assert_eq!((elsewhere::DEFINED.read(), AFTER.read()), (4, 1));
+    assert_eq!(elsewhere::DEFINED.ptr(), TICKS.ptr());
 }
 
 #[test]

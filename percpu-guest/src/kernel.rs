@@ -42,6 +42,10 @@ unsafe impl Platform for Kernel {
         unsafe { irq::unmask() };
     }
 
+    fn is_pinned() -> bool {
+        irq::masked()
+    }
+
     fn preempt_schedule() {
         sched::preempt_schedule();
     }

@@ -50,6 +50,10 @@ unsafe impl Platform for Flat {
         MASKED.set(MASKED.get() - 1);
     }
 
+    fn is_pinned() -> bool {
+        true
+    }
+
     fn preempt_schedule() {}
 
     #[inline]

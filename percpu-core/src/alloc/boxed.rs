@@ -10,7 +10,7 @@ use super::{AllocError, Zeroable, alloc_percpu, free_percpu};
 use crate::cpu::{self, CpuId};
 use crate::irq::IrqGuard;
 use crate::preempt::PreemptGuard;
-use crate::var::{PerCpuPtr, Scalar, Structured, this_cpu_ops};
+use crate::var::{PerCpuPtr, Scalar, Structured, owner_methods, this_cpu_ops};
 
 /// A `T` for each CPU that has a unit, dropped with the box. Linux: `alloc_percpu` and
 /// `free_percpu`.

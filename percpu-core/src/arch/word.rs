@@ -1,106 +1,143 @@
-//! The operations that every way of reaching a copy has.
+//! Values that have the operations: what every way of reaching a copy implements.
 
-/// Values that one instruction reads, writes and exchanges.
+use core::sync::atomic::Ordering;
+
+use super::operations::operations;
+use crate::atomic;
+use crate::var::RawPtr;
+
+/// A method of a trait for each row of the table.
+macro_rules! declare {
+    ({}
+        word { $($(#[$wdoc:meta])* $word:ident($($warg:ident: $wty:ty),*) -> $wret:ty = |$wold:ident| $wbody:expr;)* }
+        number { $($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = |$old:ident| $body:expr;)* }
+    ) => {
+        /// Values of one or two words that a CPU reads, writes and exchanges in its own copy.
+        ///
+        /// `addr` is a template address: the operation acts on the copy at `addr` plus the offset of
+        /// the CPU that runs it.
+        ///
+        /// # Safety
+        ///
+        /// Each operation is one step for migration, for interrupts of the same CPU if
+        /// `IRQ_SAFE`, and is a compiler barrier for memory. Every value is initialised memory
+        /// without padding.
+        pub unsafe trait Word: Copy + PartialEq + 'static {
+            $(
+                $(#[$wdoc])*
+                ///
+                /// # Safety
+                ///
+                /// `addr` is the template address of a live per-CPU variable of this type, aligned,
+                /// whose copies are changed by these operations and by atomic accesses only.
+                unsafe fn $word<const IRQ_SAFE: bool>(addr: usize $(, $warg: $wty)*) -> $wret;
+            )*
+        }
+
+        /// Words with wrapping arithmetic.
+        ///
+        /// # Safety
+        ///
+        /// As [`Word`].
+        pub unsafe trait Number: Single {
+            /// 1.
+            const ONE: Self;
+            $(
+                $(#[$doc])*
+                ///
+                /// # Safety
+                ///
+                /// As [`Word::read`].
+                unsafe fn $name<const IRQ_SAFE: bool>(addr: usize $(, $arg: $ty)*) -> $ret;
+            )*
+        }
+    };
+}
+
+operations!(Self, declare! {});
+
+/// Words that any CPU reads and writes in one step: of 1, 2, 4 or 8 bytes.
 ///
 /// # Safety
 ///
-/// Each operation is one step for interrupts and for migration on the CPU that runs it, acts on the
-/// copy at `addr` plus that CPU's offset, and is a compiler barrier for memory. Every value is
-/// initialised memory without padding, of 1, 2, 4 or 8 bytes.
-pub unsafe trait Word: Copy + PartialEq + 'static {
-    /// Reads this CPU's copy.
+/// As [`Word`]; and these are atomic accesses to the copy at an absolute address.
+pub unsafe trait Single: Word {
+    /// Loads.
     ///
     /// # Safety
     ///
-    /// For all methods: `addr` is the template address of a live per-CPU variable of this type,
-    /// aligned, whose copies are changed by these operations and by atomic accesses only.
-    unsafe fn read(addr: usize) -> Self;
+    /// `ptr` is valid and aligned, and the copy is changed by the operations of [`Word`] and by
+    /// atomic accesses only.
+    unsafe fn load(ptr: *mut Self, order: Ordering) -> Self;
 
-    /// Writes this CPU's copy.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    unsafe fn write(addr: usize, value: Self);
-
-    /// Writes this CPU's copy if it equals `old`. The value before: in `Ok` if it was written.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    unsafe fn cmpxchg(addr: usize, old: Self, new: Self) -> Result<Self, Self>;
-
-    /// Reads the copy at an absolute address, as one relaxed load.
-    ///
-    /// # Safety
-    ///
-    /// `ptr` is valid and aligned, and the copy is changed by these operations and by atomic
-    /// accesses only.
-    unsafe fn load(ptr: *mut Self) -> Self;
-
-    /// Writes the copy at an absolute address, as one relaxed store.
+    /// Stores.
     ///
     /// # Safety
     ///
     /// As [`load`](Self::load).
-    unsafe fn store(ptr: *mut Self, value: Self);
+    unsafe fn store(ptr: *mut Self, value: Self, order: Ordering);
+
+    /// Stores if the copy is `old`; if not, what it is.
+    ///
+    /// # Safety
+    ///
+    /// As [`load`](Self::load).
+    unsafe fn compare_exchange(
+        ptr: *mut Self,
+        old: Self,
+        new: Self,
+        order: Ordering,
+    ) -> Result<Self, Self>;
 }
 
-/// Words with wrapping arithmetic.
-///
-/// # Safety
-///
-/// As [`Word`].
-pub unsafe trait Number: Word {
-    /// 1.
-    const ONE: Self;
+macro_rules! single {
+    ($({$($g:ident)?} $ty:ty, $atomic:ty, |$out:ident| $wrap:expr, |$in:ident| $unwrap:expr;)*) => {$(
+        // SAFETY: these are the atomic accesses of the type, or of the one that it wraps.
+        unsafe impl $(<$g: 'static>)? Single for $ty {
+            #[inline(always)]
+            unsafe fn load(ptr: *mut Self, order: Ordering) -> Self {
+                // SAFETY: the caller vouches for `ptr`; all other accesses are atomic.
+                let $out = unsafe { <$atomic>::from_ptr(ptr.cast()) }.load(order);
+                $wrap
+            }
 
-    /// Adds.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn add(addr: usize, value: Self);
+            #[inline(always)]
+            unsafe fn store(ptr: *mut Self, $in: Self, order: Ordering) {
+                // SAFETY: the caller vouches for `ptr`; all other accesses are atomic.
+                unsafe { <$atomic>::from_ptr(ptr.cast()) }.store($unwrap, order);
+            }
 
-    /// Subtracts.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn sub(addr: usize, value: Self);
+            #[inline(always)]
+            unsafe fn compare_exchange(
+                ptr: *mut Self,
+                old: Self,
+                new: Self,
+                order: Ordering,
+            ) -> Result<Self, Self> {
+                let old = { let $in = old; $unwrap };
+                let new = { let $in = new; $unwrap };
+                // SAFETY: the caller vouches for `ptr`; all other accesses are atomic.
+                let atomic = unsafe { <$atomic>::from_ptr(ptr.cast()) };
+                match atomic.compare_exchange(old, new, order, Ordering::Relaxed) {
+                    Ok($out) => Ok($wrap),
+                    Err($out) => Err($wrap),
+                }
+            }
+        }
+    )*};
+}
 
-    /// Adds one.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn inc(addr: usize);
-
-    /// Subtracts one.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn dec(addr: usize);
-
-    /// Keeps the bits that are set in `value`.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn and(addr: usize, value: Self);
-
-    /// Sets the bits that are set in `value`.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn or(addr: usize, value: Self);
-
-    /// Adds and returns the sum.
-    ///
-    /// # Safety
-    ///
-    /// As [`Word::read`].
-    unsafe fn add_return(addr: usize, value: Self) -> Self;
+single! {
+    {} bool, atomic::AtomicBool, |value| value, |value| value;
+    {} u8, atomic::AtomicU8, |value| value, |value| value;
+    {} i8, atomic::AtomicI8, |value| value, |value| value;
+    {} u16, atomic::AtomicU16, |value| value, |value| value;
+    {} i16, atomic::AtomicI16, |value| value, |value| value;
+    {} u32, atomic::AtomicU32, |value| value, |value| value;
+    {} i32, atomic::AtomicI32, |value| value, |value| value;
+    {} u64, atomic::AtomicU64, |value| value, |value| value;
+    {} i64, atomic::AtomicI64, |value| value, |value| value;
+    {} usize, atomic::AtomicUsize, |value| value, |value| value;
+    {} isize, atomic::AtomicIsize, |value| value, |value| value;
+    {U} RawPtr<U>, atomic::AtomicPtr<U>, |value| RawPtr::new(value), |value| value.get();
 }

@@ -3,14 +3,29 @@
 //! A single instruction is not interrupted half-way and runs on one CPU; nobody else writes the
 //! copy of that CPU, so no bus lock is needed. `xchg` with memory locks the bus unasked, which is
 //! why an exchange is built on `cmpxchg`.
+//!
+//! In an `up` build there is one copy, at the variable's own address, and no prefix.
 
 use core::arch::asm;
-use core::sync::atomic::{
-    AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16,
-    AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
-};
+use core::convert::identity;
 
 use super::{Number, Word};
+use crate::var::{DoubleWord, RawPtr};
+
+/// The segment whose base is the CPU's offset.
+#[cfg(not(feature = "up"))]
+macro_rules! seg {
+    () => {
+        "gs:"
+    };
+}
+/// There is one CPU, whose offset is 0.
+#[cfg(feature = "up")]
+macro_rules! seg {
+    () => {
+        ""
+    };
+}
 
 /// Makes `offset` the offset of this CPU: from now on it works on the unit at
 /// `template start + offset`. Linux: `load_percpu_segment`.
@@ -22,89 +37,34 @@ use super::{Number, Word};
 /// `offset` is 0 (the template itself, before set-up, on the boot CPU alone) or the offset of a
 /// unit that no other CPU uses as its own; the caller holds no guard and no reference that was
 /// made under another offset.
-#[cfg(not(feature = "host"))]
+#[cfg(not(any(feature = "host", feature = "up")))]
 #[inline]
 pub unsafe fn set_offset(offset: usize) {
     // SAFETY: writes the GS base only; what that means for later operations is the caller's duty.
     unsafe { asm!("wrgsbase {}", in(reg) offset, options(nostack, preserves_flags)) };
 }
 
-#[cfg(feature = "host")]
-pub use super::host::set_offset;
-
 /// A kernel's CPU always has an offset; a thread of a process has one only while it is a CPU.
 #[inline(always)]
-fn check() {
+pub(crate) fn check() {
     #[cfg(feature = "host")]
     super::host::check();
 }
 
-/// Subtracts one from this CPU's copy; if that makes 0, calls `zero`.
-///
-/// # Safety
-///
-/// As [`Word::read`].
-#[inline(always)]
-pub(crate) unsafe fn dec_and_branch_if_zero(addr: usize, zero: fn()) {
-    check();
-    // SAFETY: the caller vouches for `addr`; decrement and branch use one and the same flags.
-    unsafe {
-        asm!(
-            "dec dword ptr gs:[{addr}]",
-            "jz {zero}",
-            addr = in(reg) addr,
-            zero = label { zero() },
-            options(nostack),
-        );
-    }
-}
-
-/// Adds to this CPU's copy; whether the sum is negative.
-///
-/// One instruction and a branch on its flags. Where other CPUs swap the copy
-/// ([`REMOTE_SAFE`](super::REMOTE_SAFE)) it locks the bus.
-///
-/// # Safety
-///
-/// As [`Word::read`].
-#[inline(always)]
-pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
-    check();
-    macro_rules! add {
-        ($add:literal) => {
-            // SAFETY: the caller vouches for `addr`; add and branch use one and the same flags.
-            unsafe {
-                asm!(
-                    concat!($add, " qword ptr gs:[{addr}], {value}"),
-                    "js {negative}",
-                    addr = in(reg) addr,
-                    value = in(reg) value,
-                    negative = label { return true },
-                    options(nostack),
-                );
-            }
-        };
-    }
-    #[cfg(feature = "host")]
-    add!("lock add");
-    #[cfg(not(feature = "host"))]
-    add!("add");
-    false
-}
-
 macro_rules! word {
-    ($ty:ty as $reg_ty:ty, $from:expr, $atomic:ident, $class:ident, $modifier:literal, $size:literal, $acc:tt) => {
-        // SAFETY: each operation is a single instruction that reads or writes `gs:[addr]`; `asm!`
-        // without `nomem` is a compiler barrier.
-        unsafe impl Word for $ty {
+    ({$($g:ident)?} $ty:ty as $reg_ty:ty, $from:expr, $into:expr, $class:ident, $modifier:literal, $size:literal, $acc:tt) => {
+        // SAFETY: each operation is a single instruction that reads or writes the copy; `asm!`
+        // without `nomem` is a compiler barrier. An exchange that others get in between of is done
+        // again.
+        unsafe impl $(<$g: 'static>)? Word for $ty {
             #[inline(always)]
-            unsafe fn read(addr: usize) -> Self {
+            unsafe fn read<const IRQ_SAFE: bool>(addr: usize) -> Self {
                 check();
                 let value: $reg_ty;
                 // SAFETY: the caller vouches for `addr`.
                 unsafe {
                     asm!(
-                        concat!("mov {v", $modifier, "}, ", $size, " ptr gs:[{a}]"),
+                        concat!("mov {v", $modifier, "}, ", $size, " ptr ", seg!(), "[{a}]"),
                         a = in(reg) addr,
                         v = lateout($class) value,
                         options(nostack, preserves_flags, readonly),
@@ -114,30 +74,48 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            unsafe fn write(addr: usize, value: Self) {
+            unsafe fn write<const IRQ_SAFE: bool>(addr: usize, value: Self) {
                 check();
                 // SAFETY: the caller vouches for `addr`.
                 unsafe {
                     asm!(
-                        concat!("mov ", $size, " ptr gs:[{a}], {v", $modifier, "}"),
+                        concat!("mov ", $size, " ptr ", seg!(), "[{a}], {v", $modifier, "}"),
                         a = in(reg) addr,
-                        v = in($class) value as $reg_ty,
+                        v = in($class) ($into)(value),
                         options(nostack, preserves_flags),
                     );
                 }
             }
 
             #[inline(always)]
-            unsafe fn cmpxchg(addr: usize, old: Self, new: Self) -> Result<Self, Self> {
+            unsafe fn xchg<const IRQ_SAFE: bool>(addr: usize, value: Self) -> Self {
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    let mut old = Self::read::<IRQ_SAFE>(addr);
+                    if IRQ_SAFE {
+                        while !Self::try_cmpxchg::<IRQ_SAFE>(addr, &mut old, value) {}
+                    } else {
+                        Self::write::<IRQ_SAFE>(addr, value);
+                    }
+                    old
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn cmpxchg<const IRQ_SAFE: bool>(
+                addr: usize,
+                old: Self,
+                new: Self,
+            ) -> Result<Self, Self> {
                 check();
                 let seen: $reg_ty;
                 // SAFETY: the caller vouches for `addr`.
                 unsafe {
                     asm!(
-                        concat!("cmpxchg ", $size, " ptr gs:[{a}], {n", $modifier, "}"),
+                        concat!("cmpxchg ", $size, " ptr ", seg!(), "[{a}], {n", $modifier, "}"),
                         a = in(reg) addr,
-                        n = in($class) new as $reg_ty,
-                        inout($acc) old as $reg_ty => seen,
+                        n = in($class) ($into)(new),
+                        inout($acc) ($into)(old) => seen,
                         options(nostack),
                     );
                 }
@@ -146,15 +124,17 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            unsafe fn load(ptr: *mut Self) -> Self {
-                // SAFETY: the caller vouches for `ptr`; all other accesses are atomic.
-                unsafe { $atomic::from_ptr(ptr) }.load(Relaxed)
-            }
-
-            #[inline(always)]
-            unsafe fn store(ptr: *mut Self, value: Self) {
-                // SAFETY: the caller vouches for `ptr`; all other accesses are atomic.
-                unsafe { $atomic::from_ptr(ptr) }.store(value, Relaxed);
+            unsafe fn try_cmpxchg<const IRQ_SAFE: bool>(
+                addr: usize,
+                old: &mut Self,
+                new: Self,
+            ) -> bool {
+                // SAFETY: the caller vouches for `addr`.
+                let result = unsafe { Self::cmpxchg::<IRQ_SAFE>(addr, *old, new) };
+                if let Err(seen) = result {
+                    *old = seen;
+                }
+                result.is_ok()
             }
         }
     };
@@ -163,12 +143,12 @@ macro_rules! word {
 macro_rules! binary {
     ($name:ident, $op:literal, $class:ident, $modifier:literal, $size:literal) => {
         #[inline(always)]
-        unsafe fn $name(addr: usize, value: Self) {
+        unsafe fn $name<const IRQ_SAFE: bool>(addr: usize, value: Self) {
             check();
             // SAFETY: the caller vouches for `addr`.
             unsafe {
                 asm!(
-                    concat!($op, " ", $size, " ptr gs:[{a}], {v", $modifier, "}"),
+                    concat!($op, " ", $size, " ptr ", seg!(), "[{a}], {v", $modifier, "}"),
                     a = in(reg) addr,
                     v = in($class) value,
                     options(nostack),
@@ -181,12 +161,12 @@ macro_rules! binary {
 macro_rules! unary {
     ($name:ident, $size:literal) => {
         #[inline(always)]
-        unsafe fn $name(addr: usize) {
+        unsafe fn $name<const IRQ_SAFE: bool>(addr: usize) {
             check();
             // SAFETY: the caller vouches for `addr`.
             unsafe {
                 asm!(
-                    concat!(stringify!($name), " ", $size, " ptr gs:[{a}]"),
+                    concat!(stringify!($name), " ", $size, " ptr ", seg!(), "[{a}]"),
                     a = in(reg) addr,
                     options(nostack),
                 );
@@ -196,8 +176,8 @@ macro_rules! unary {
 }
 
 macro_rules! number {
-    ($($ty:ident, $atomic:ident, $class:ident, $modifier:literal, $size:literal, $acc:tt;)*) => {$(
-        word!($ty as $ty, core::convert::identity, $atomic, $class, $modifier, $size, $acc);
+    ($($ty:ident, $class:ident, $modifier:literal, $size:literal, $acc:tt;)*) => {$(
+        word!({} $ty as $ty, identity, identity, $class, $modifier, $size, $acc);
 
         // SAFETY: as for `Word`.
         unsafe impl Number for $ty {
@@ -211,13 +191,13 @@ macro_rules! number {
             unary!(dec, $size);
 
             #[inline(always)]
-            unsafe fn add_return(addr: usize, value: Self) -> Self {
+            unsafe fn add_return<const IRQ_SAFE: bool>(addr: usize, value: Self) -> Self {
                 check();
                 let before: Self;
                 // SAFETY: the caller vouches for `addr`.
                 unsafe {
                     asm!(
-                        concat!("xadd ", $size, " ptr gs:[{a}], {v", $modifier, "}"),
+                        concat!("xadd ", $size, " ptr ", seg!(), "[{a}], {v", $modifier, "}"),
                         a = in(reg) addr,
                         v = inout($class) value => before,
                         options(nostack),
@@ -225,20 +205,174 @@ macro_rules! number {
                 }
                 before.wrapping_add(value)
             }
+
+            #[inline(always)]
+            unsafe fn sub_return<const IRQ_SAFE: bool>(addr: usize, value: Self) -> Self {
+                // SAFETY: passed on to the caller.
+                unsafe { Self::add_return::<IRQ_SAFE>(addr, value.wrapping_neg()) }
+            }
+
+            #[inline(always)]
+            unsafe fn inc_return<const IRQ_SAFE: bool>(addr: usize) -> Self {
+                // SAFETY: passed on to the caller.
+                unsafe { Self::add_return::<IRQ_SAFE>(addr, 1) }
+            }
+
+            #[inline(always)]
+            unsafe fn dec_return<const IRQ_SAFE: bool>(addr: usize) -> Self {
+                // SAFETY: passed on to the caller.
+                unsafe { Self::sub_return::<IRQ_SAFE>(addr, 1) }
+            }
         }
     )*};
 }
 
 number! {
-    u8, AtomicU8, reg_byte, "", "byte", "al";
-    i8, AtomicI8, reg_byte, "", "byte", "al";
-    u16, AtomicU16, reg, ":x", "word", "ax";
-    i16, AtomicI16, reg, ":x", "word", "ax";
-    u32, AtomicU32, reg, ":e", "dword", "eax";
-    i32, AtomicI32, reg, ":e", "dword", "eax";
-    u64, AtomicU64, reg, ":r", "qword", "rax";
-    i64, AtomicI64, reg, ":r", "qword", "rax";
-    usize, AtomicUsize, reg, ":r", "qword", "rax";
-    isize, AtomicIsize, reg, ":r", "qword", "rax";
+    u8, reg_byte, "", "byte", "al";
+    i8, reg_byte, "", "byte", "al";
+    u16, reg, ":x", "word", "ax";
+    i16, reg, ":x", "word", "ax";
+    u32, reg, ":e", "dword", "eax";
+    i32, reg, ":e", "dword", "eax";
+    u64, reg, ":r", "qword", "rax";
+    i64, reg, ":r", "qword", "rax";
+    usize, reg, ":r", "qword", "rax";
+    isize, reg, ":r", "qword", "rax";
 }
-word!(bool as u8, |byte| byte != 0, AtomicBool, reg_byte, "", "byte", "al");
+word!({} bool as u8, |byte| byte != 0, u8::from, reg_byte, "", "byte", "al");
+word!({U} RawPtr<U> as usize, RawPtr::from_exposed, RawPtr::expose, reg, ":r", "qword", "rax");
+
+// SAFETY: each operation ends with a `cmpxchg16b`, a single instruction, that finds the copy as it
+// was expected; `asm!` without `nomem` is a compiler barrier.
+unsafe impl Word for DoubleWord {
+    /// Exchanges zero for zero, which changes nothing and reads.
+    #[inline(always)]
+    unsafe fn read<const IRQ_SAFE: bool>(addr: usize) -> Self {
+        let zero = Self { low: 0, high: 0 };
+        // SAFETY: passed on to the caller.
+        match unsafe { Self::cmpxchg::<IRQ_SAFE>(addr, zero, zero) } {
+            Ok(seen) | Err(seen) => seen,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write<const IRQ_SAFE: bool>(addr: usize, value: Self) {
+        // SAFETY: passed on to the caller.
+        unsafe { Self::xchg::<IRQ_SAFE>(addr, value) };
+    }
+
+    #[inline(always)]
+    unsafe fn xchg<const IRQ_SAFE: bool>(addr: usize, value: Self) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let mut old = Self::read::<IRQ_SAFE>(addr);
+            while !Self::try_cmpxchg::<IRQ_SAFE>(addr, &mut old, value) {}
+            old
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn cmpxchg<const IRQ_SAFE: bool>(
+        addr: usize,
+        old: Self,
+        new: Self,
+    ) -> Result<Self, Self> {
+        check();
+        let mut seen = old;
+        // SAFETY: the caller vouches for `addr`, which the type aligns to 16 bytes. The compiler
+        // does not give `rbx` to operands but may use it itself: it gets back what it was.
+        unsafe {
+            asm!(
+                "xchg {b}, rbx",
+                concat!("cmpxchg16b xmmword ptr ", seg!(), "[rdi]"),
+                "mov rbx, {b}",
+                b = inout(reg) new.low => _,
+                in("rcx") new.high,
+                inout("rax") seen.low,
+                inout("rdx") seen.high,
+                in("rdi") addr,
+                options(nostack),
+            );
+        }
+        if seen == old { Ok(seen) } else { Err(seen) }
+    }
+
+    #[inline(always)]
+    unsafe fn try_cmpxchg<const IRQ_SAFE: bool>(addr: usize, old: &mut Self, new: Self) -> bool {
+        // SAFETY: the caller vouches for `addr`.
+        let result = unsafe { Self::cmpxchg::<IRQ_SAFE>(addr, *old, new) };
+        if let Err(seen) = result {
+            *old = seen;
+        }
+        result.is_ok()
+    }
+}
+
+/// Adds to this CPU's copy; whether the sum is negative.
+///
+/// One instruction and a branch on its flags. Where other CPUs swap the copy
+/// ([`REMOTE_SAFE`](super::REMOTE_SAFE)) it locks the bus.
+///
+/// # Safety
+///
+/// As [`Word::read`].
+#[inline(always)]
+pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
+    macro_rules! add {
+        ($add:literal) => {
+            // SAFETY: the caller vouches for `addr`; sum and branch use one and the same flags.
+            unsafe {
+                asm!(
+                    concat!($add, " qword ptr ", seg!(), "[{a}], {v}"),
+                    "js {negative}",
+                    a = in(reg) addr,
+                    v = in(reg) value,
+                    negative = label { return true },
+                    options(nostack),
+                );
+            }
+        };
+    }
+    check();
+    #[cfg(feature = "host")]
+    add!("lock add");
+    #[cfg(not(feature = "host"))]
+    add!("add");
+    false
+}
+
+/// Adds one to this CPU's copy of a `PerCpu<u32>`: one instruction, the address in it.
+macro_rules! inc_static {
+    ($name:ident) => {{
+        $crate::arch::x86_64::check();
+        // SAFETY: a live static of type `u32`, of which nobody borrows a copy.
+        unsafe {
+            core::arch::asm!(
+                concat!("inc dword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
+                v = sym $name,
+                options(nostack),
+            )
+        }
+    }};
+}
+
+/// Subtracts one from this CPU's copy of a `PerCpu<u32>`; if that makes 0, calls `$zero`. Two
+/// instructions.
+macro_rules! dec_static_and_branch_if_zero {
+    ($name:ident, $zero:expr) => {{
+        $crate::arch::x86_64::check();
+        // SAFETY: a live static of type `u32`, of which nobody borrows a copy; decrement and branch
+        // use one and the same flags.
+        unsafe {
+            core::arch::asm!(
+                concat!("dec dword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
+                "jz {zero}",
+                v = sym $name,
+                zero = label { $zero() },
+                options(nostack),
+            )
+        }
+    }};
+}
+
+pub(crate) use {dec_static_and_branch_if_zero, inc_static, seg};

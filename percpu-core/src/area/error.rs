@@ -12,6 +12,10 @@ pub enum SetupError {
     NoCpu,
     /// The boot CPU is not possible.
     BootCpu(u32),
+    /// So many CPUs are possible, and this is an `up` build.
+    OneCpu(usize),
+    /// The linker has put so many bytes of something else between the per-CPU sections.
+    Scattered(usize),
     /// A possible CPU has a number that is too large.
     CpuOutOfRange(u32),
     /// The atom size is not a power of two of whole pages.
@@ -56,6 +60,17 @@ impl fmt::Display for SetupError {
             Self::AlreadySetUp => f.write_str("the per-CPU areas are set up already"),
             Self::NoCpu => f.write_str("there is no possible CPU"),
             Self::BootCpu(cpu) => write!(f, "the boot CPU, {cpu}, is not possible"),
+            Self::OneCpu(cpus) => {
+                write!(
+                    f,
+                    "{cpus} CPUs are possible, but percpu-core is built with the feature `up`"
+                )
+            }
+            Self::Scattered(bytes) => write!(
+                f,
+                "the linker has put {bytes} bytes between the per-CPU sections: place `percpu*` \
+                 together in the linker script"
+            ),
             Self::CpuOutOfRange(cpu) => {
                 write!(
                     f,

@@ -12,6 +12,7 @@ use super::units::{Unit, UnitList};
 use super::{AllocInfo, CpuSet, NO_CPU, SetupError};
 use crate::alloc::{Table, UnitPages, Zeroable, take_away};
 use crate::platform::{NoMemory, Platform};
+use crate::var;
 use crate::view::{GRANULE, PAGE};
 
 /// Marks a CPU without a unit in the tables of units.
@@ -27,11 +28,57 @@ struct Reservation {
 // SAFETY: integers.
 unsafe impl Zeroable for Reservation {}
 
+/// What is copied to the start of each unit: the bytes of some sections, and nothing of what lies
+/// between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    start: usize,
+    /// First and last byte's end of each section. One that is empty stands for none.
+    sections: Option<[(usize, usize); var::SECTIONS]>,
+}
+
+impl From<usize> for Template {
+    /// The template that begins there and has no gaps.
+    fn from(start: usize) -> Self {
+        Self { start, sections: None }
+    }
+}
+
+impl Template {
+    /// The linker's.
+    pub(crate) fn linked() -> Self {
+        let sections = var::sections().map(|section| (section.start, section.end));
+        Self { start: var::template().start, sections: Some(sections) }
+    }
+
+    /// Copies a template of `size` bytes to a unit.
+    ///
+    /// # Safety
+    ///
+    /// The sections are readable, and nobody writes them; the unit is writable and is not the
+    /// template.
+    unsafe fn copy_to(&self, unit: usize, size: usize) {
+        let whole = [(self.start, self.start + size)];
+        let sections = self.sections.as_ref().map_or(&whole[..], |sections| &sections[..]);
+        for &(start, end) in sections {
+            // SAFETY: passed on to the caller.
+            unsafe {
+                copy_nonoverlapping(
+                    with_exposed_provenance::<u8>(start),
+                    with_exposed_provenance_mut::<u8>(unit + (start - self.start)),
+                    end - start,
+                );
+            }
+        }
+    }
+}
+
 /// The first chunk's memory, with the template copied into every unit that has memory, and the
 /// places of units that hold for every later chunk too. Dropping it gives the memory back.
 pub struct FirstChunk<P: Platform> {
     pub(crate) base: usize,
     pub(crate) template: usize,
+    source: Template,
     pub(crate) static_size: usize,
     pub(crate) reserved_size: usize,
     pub(crate) unit_size: usize,
@@ -71,15 +118,15 @@ impl<P: Platform> FirstChunk<P> {
     /// # Safety
     ///
     /// `info` passed [`verify`](AllocInfo::verify) with a set of possible CPUs that has all of `cpus`.
-    /// As long as the first chunk lives, `info.static_size` bytes from `template` on are readable
+    /// As long as the first chunk lives, the template's `info.static_size` bytes are readable
     /// and have exposed provenance, and nobody writes them while a unit gets its memory.
     pub unsafe fn embed(
         info: &AllocInfo,
-        template: usize,
+        template: impl Into<Template>,
         span_limit: usize,
         cpus: &CpuSet,
     ) -> Result<Self, SetupError> {
-        let mut first = Self::reserve(info, template)?;
+        let mut first = Self::reserve(info, template.into())?;
         if first.span > span_limit {
             return Err(SetupError::SpanTooWide { span: first.span, limit: span_limit });
         }
@@ -102,10 +149,10 @@ impl<P: Platform> FirstChunk<P> {
     /// so that one range holds all units.
     pub unsafe fn page(
         info: &AllocInfo,
-        template: usize,
+        template: impl Into<Template>,
         cpus: &CpuSet,
     ) -> Result<Self, SetupError> {
-        let first = Self::reserve(info, template)?;
+        let first = Self::reserve(info, template.into())?;
         // SAFETY: passed on to the caller.
         unsafe { first.populate_units(cpus)? };
         Ok(first)
@@ -153,13 +200,7 @@ impl<P: Platform> FirstChunk<P> {
         // SAFETY: the template is readable and not being written, by the contract of whoever made
         // the first chunk; the unit's pages, at least size_sum bytes and so at least the
         // template's, are memory since the loop above, and new, so not the template's own.
-        unsafe {
-            copy_nonoverlapping(
-                with_exposed_provenance::<u8>(self.template),
-                with_exposed_provenance_mut::<u8>(all.addr),
-                self.static_size,
-            );
-        }
+        unsafe { self.source.copy_to(all.addr, self.static_size) };
         Ok(())
     }
 
@@ -187,12 +228,13 @@ impl<P: Platform> FirstChunk<P> {
     }
 
     /// Reserves the address space and computes where the units lie in it.
-    fn reserve(info: &AllocInfo, template: usize) -> Result<Self, SetupError> {
+    fn reserve(info: &AllocInfo, source: Template) -> Result<Self, SetupError> {
         let cpus = || info.groups().flatten().filter(|&&cpu| cpu != NO_CPU);
         let nr_cpu_ids = cpus().max().map_or(0, |&cpu| cpu as usize + 1);
         let mut first = Self {
             base: usize::MAX,
-            template,
+            template: source.start,
+            source,
             static_size: info.static_size,
             reserved_size: info.reserved_size,
             unit_size: info.unit_size,

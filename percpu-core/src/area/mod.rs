@@ -32,7 +32,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 pub use bring_up::add_unit;
 pub use error::SetupError;
-pub use first_chunk::FirstChunk;
+pub use first_chunk::{FirstChunk, Template};
 pub use info::{AllocInfo, CpuSet, NO_CPU};
 pub(crate) use units::Unit;
 
@@ -50,6 +50,8 @@ pub const MIN_DYN_SIZE: usize = 12 << 10;
 pub const MIN_UNIT_SIZE: usize = 32 << 10;
 /// Largest unit: sizes and positions in a unit are 32-bit numbers.
 pub const MAX_UNIT_SIZE: usize = 1 << 30;
+/// What may lie between the sections of per-CPU variables: every unit has a copy of it, too.
+const MAX_FOREIGN_BYTES: usize = 64 << 10;
 
 /// How the first chunk gets its memory. Linux: `percpu_alloc=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,6 +195,7 @@ pub fn try_offset(cpu: CpuId) -> Option<usize> {
     // Who finds the unit finds what it began with, and makes others that it passes an area on to
     // find it too: so says `memory::zero`.
     match OFFSETS[cpu.index()].load(Ordering::Acquire) {
+        0 if cfg!(feature = "up") && cpu::booted_once().contains(cpu) => Some(0),
         0 => None,
         offset => Some(offset),
     }
@@ -283,9 +286,21 @@ pub unsafe fn setup_per_cpu_areas(
 /// As there.
 unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result<(), SetupError> {
     let possible = CpuSet::new(possible)?;
+    if cfg!(feature = "up") && possible.count() != 1 {
+        return Err(SetupError::OneCpu(possible.count()));
+    }
+    // What the linker adds for alignment is less than that.
+    let foreign = var::foreign_bytes();
+    if foreign > MAX_FOREIGN_BYTES {
+        return Err(SetupError::Scattered(foreign));
+    }
     let with_unit = config.units_at_set_up(&possible)?;
     // SAFETY: passed on to the caller.
-    let (info, first, method) = unsafe { make_first_chunk(&possible, &with_unit, config)? };
+    let (info, mut first, method) = unsafe { make_first_chunk(&possible, &with_unit, config)? };
+    if cfg!(feature = "up") {
+        // The template is empty, and the one unit is its own: per-CPU pointers are addresses.
+        first.template = first.base;
+    }
     let first = alloc::global().init(first)?;
 
     for cpu in possible.iter() {
@@ -338,10 +353,10 @@ unsafe fn make_first_chunk(
     if config.method != Method::Page {
         let info = AllocInfo::build(template.len(), config, possible)?;
         info.verify(possible)?;
-        let (start, limit) = (template.start, config.span_limit());
+        let limit = config.span_limit();
         // SAFETY: verified above, and units are for possible CPUs. The linker made the template, its
         // provenance is exposed, and the caller vouches for there being no writer, now or later.
-        match unsafe { FirstChunk::embed(&info, start, limit, with_unit) } {
+        match unsafe { FirstChunk::embed(&info, Template::linked(), limit, with_unit) } {
             Ok(first) => return Ok((info, first, "embedded")),
             Err(error) if config.method == Method::Embed => return Err(error),
             Err(error) => Global::log(format_args!(
@@ -352,6 +367,6 @@ unsafe fn make_first_chunk(
     let info = AllocInfo::build(template.len(), &config.by_page(), possible)?;
     info.verify(possible)?;
     // SAFETY: as above, and the description is one by page.
-    let first = unsafe { FirstChunk::page(&info, template.start, with_unit)? };
+    let first = unsafe { FirstChunk::page(&info, Template::linked(), with_unit)? };
     Ok((info, first, "page by page"))
 }

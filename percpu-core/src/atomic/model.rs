@@ -29,6 +29,8 @@ struct Model {
     cells: BTreeMap<usize, Rc<loom::cell::UnsafeCell<()>>>,
     spare_cells: Vec<Rc<loom::cell::UnsafeCell<()>>>,
     freed: Vec<Range<usize>>,
+    /// The CPUs that threads are, by their offsets.
+    offsets: Vec<(loom::thread::ThreadId, usize)>,
 }
 
 std::thread_local! {
@@ -60,6 +62,38 @@ pub fn freed(addr: usize, size: usize) {
             model.freed.push(addr..addr + size);
         }
     });
+}
+
+/// Whether a model's threads run.
+pub fn is_running() -> bool {
+    MODEL.with(|it| it.borrow().running) && !std::thread::panicking()
+}
+
+/// The offset of the CPU that this thread of a model is, if it is one; the outer `None` while
+/// nothing is explored.
+pub fn offset() -> Option<Option<usize>> {
+    if !is_running() {
+        return None;
+    }
+    let id = loom::thread::current().id();
+    MODEL.with(|it| {
+        let model = it.borrow();
+        Some(model.offsets.iter().find(|(of, _)| *of == id).map(|&(_, offset)| offset))
+    })
+}
+
+/// Makes this thread of a model the CPU with this offset; false while nothing is explored.
+///
+/// Several threads may be one CPU: a thread of that CPU and what interrupts it. Each of the CPU's
+/// operations is one step. What is more than one step the model must keep apart as the CPU would:
+/// what interrupts another context runs to its end before that one goes on.
+pub fn set_offset(offset: usize) -> bool {
+    if !is_running() {
+        return false;
+    }
+    let id = loom::thread::current().id();
+    MODEL.with(|it| it.borrow_mut().offsets.push((id, offset)));
+    true
 }
 
 /// Loom's atomic for `addr`, where `value` is in memory, and the value it had at the start. `None`
@@ -125,6 +159,15 @@ macro_rules! atomics {
         impl $(<$g>)? $name $(<$g>)? {
             pub const fn new(value: $value) -> Self {
                 Self(<$core>::new(value))
+            }
+
+            /// # Safety
+            ///
+            /// As that of core's types.
+            #[allow(dead_code)]
+            pub unsafe fn from_ptr<'a>(ptr: *mut $value) -> &'a Self {
+                // SAFETY: the type is core's; the rest is the caller's duty.
+                unsafe { &*ptr.cast::<Self>() }
             }
 
             fn atom(&self) -> Option<(Rc<loom::sync::atomic::AtomicU64>, u64)> {
@@ -196,7 +239,14 @@ macro_rules! atomics {
 
 atomics! {
     AtomicBool, atomic::AtomicBool, bool, |bits: u64| bits != 0, u64::from;
+    AtomicU8, atomic::AtomicU8, u8, |bits: u64| bits as u8, u64::from;
+    AtomicI8, atomic::AtomicI8, i8, |bits: u64| bits as i8, |value: i8| value as u64;
+    AtomicU16, atomic::AtomicU16, u16, |bits: u64| bits as u16, u64::from;
+    AtomicI16, atomic::AtomicI16, i16, |bits: u64| bits as i16, |value: i16| value as u64;
     AtomicU32, atomic::AtomicU32, u32, |bits: u64| bits as u32, u64::from;
+    AtomicI32, atomic::AtomicI32, i32, |bits: u64| bits as i32, |value: i32| value as u64;
+    AtomicI64, atomic::AtomicI64, i64, |bits: u64| bits as i64, |value: i64| value as u64;
+    AtomicIsize, atomic::AtomicIsize, isize, |bits: u64| bits as isize, |value: isize| value as u64;
     AtomicU64, atomic::AtomicU64, u64, |bits: u64| bits, u64::from;
     AtomicUsize, atomic::AtomicUsize, usize, |bits: u64| bits as usize, |value: usize| value as u64;
     AtomicPtr<T>, atomic::AtomicPtr<T>, *mut T,
@@ -218,8 +268,9 @@ macro_rules! arithmetic {
 }
 
 arithmetic! {
-    AtomicU32, u32, fetch_add: u32::wrapping_add, fetch_sub: u32::wrapping_sub;
+    AtomicI32, i32, fetch_add: i32::wrapping_add, fetch_sub: i32::wrapping_sub, fetch_max: Ord::max;
+    AtomicI64, i64, fetch_add: i64::wrapping_add, fetch_sub: i64::wrapping_sub;
+    AtomicU32, u32, fetch_add: u32::wrapping_add, fetch_sub: u32::wrapping_sub, fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
     AtomicUsize, usize, fetch_add: usize::wrapping_add, fetch_sub: usize::wrapping_sub;
-    AtomicU64, u64, fetch_add: u64::wrapping_add, fetch_sub: u64::wrapping_sub,
-        fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
+    AtomicU64, u64, fetch_add: u64::wrapping_add, fetch_sub: u64::wrapping_sub, fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
 }

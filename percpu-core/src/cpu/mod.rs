@@ -54,6 +54,8 @@ pub fn current() -> CpuId {
 #[inline]
 pub(crate) fn this_cpu_offset() -> usize {
     match THIS_CPU_OFFSET.read() {
+        // With one CPU it stays 0.
+        0 if cfg!(feature = "up") && crate::area::is_set_up() => 0,
         0 => not_set_up(),
         offset => offset,
     }

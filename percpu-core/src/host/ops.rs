@@ -82,7 +82,7 @@ impl CpuOps for Threads {
 
     fn wake(&self, cpu: CpuId) {
         assert!(
-            arch::host::offset() != area::offset(cpu),
+            arch::host::offset_of_thread() != Some(area::offset(cpu)),
             "a thread that is {cpu:?} waits for that CPU's hotplug thread"
         );
         spawn(cpu, move || work(cpu)).expect("the process can have another thread");
@@ -92,7 +92,7 @@ impl CpuOps for Threads {
 /// Calls `f(arg)` on `cpu`, with interrupts masked, as soon as no other thread is that CPU.
 pub(super) fn run_on(cpu: u32, f: fn(usize), arg: usize) {
     let cpu = CpuId::new(cpu as usize).expect("a possible CPU");
-    if arch::host::offset() == area::offset(cpu) {
+    if arch::host::offset_of_thread() == Some(area::offset(cpu)) {
         let _irq = irq::disable();
         return f(arg);
     }

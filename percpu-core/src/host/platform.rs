@@ -57,6 +57,10 @@ unsafe impl Platform for Host {
 
     fn relax(spins: u32) {
         // The one we wait for may need our host CPU.
+        #[cfg(loom)]
+        if crate::atomic::model::is_running() {
+            return loom::thread::yield_now();
+        }
         if spins < 64 { core::hint::spin_loop() } else { std::thread::yield_now() }
     }
 
@@ -66,9 +70,14 @@ unsafe impl Platform for Host {
         std::thread::sleep(Duration::from_micros(20));
     }
 
+    fn is_pinned() -> bool {
+        // A thread leaves its CPU of its own accord, and not while it has masked interrupts.
+        irq_depth() != 0
+    }
+
     fn cache_cpu() -> u32 {
         // A thread that is no CPU uses the first one's.
-        if arch::host::offset() == 0 { 0 } else { cpu::this_cpu_raw() }
+        if arch::host::offset_of_thread().is_none() { 0 } else { cpu::this_cpu_raw() }
     }
 
     fn clock_ns() -> u64 {

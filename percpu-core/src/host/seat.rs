@@ -95,9 +95,9 @@ pub(super) unsafe fn sit_down(cpu: CpuId) {
 
 /// Makes this thread no CPU.
 pub(super) fn stand_up() {
-    // SAFETY: 0 stands for no CPU; a guard would hold the thread in its seat, by the checks in
-    // `CpuThread::drop` and in `ops`.
-    unsafe { arch::set_offset(0) };
+    // SAFETY: a guard would hold the thread in its seat, by the checks in `CpuThread::drop` and in
+    // `ops`.
+    unsafe { arch::host::leave() };
 }
 
 /// Why a thread did not become a CPU.
@@ -195,7 +195,7 @@ pub fn enter_any() -> Result<CpuThread, EnterError> {
 }
 
 fn take(cpu: CpuId, wait: bool) -> Result<CpuThread, EnterError> {
-    if arch::host::offset() != 0 {
+    if arch::host::offset_of_thread().is_some() {
         return Err(EnterError::Nested);
     }
     // A guard from before would go on to hold when the thread leaves again.

@@ -99,38 +99,75 @@
 //!
 //! # Implementation
 //!
-//! The statics lie in the section `percpu`, of which the linker knows the bounds. Set-up copies the
-//! section, the *template*, to the unit of each CPU. Before that the boot CPU's offset is 0 and it
+//! The statics lie in sections of which the linker knows the bounds. Set-up copies what lies
+//! between them, the *template*, to the unit of each CPU. Before that the boot CPU's offset is 0 and it
 //! works on the template itself: the scalars of early boot keep what they were set to, on all CPUs.
 //! Values that are not scalars cannot be reached that early, because they would be duplicated with
 //! whatever they own.
 
 pub(crate) mod ops;
-#[cfg(miri)]
+#[cfg(all(miri, not(feature = "up")))]
 mod placement;
 mod pointer;
 mod section;
 mod statics;
 mod structured;
+mod words;
 
-pub use ops::{Integer, Scalar};
+pub use ops::{Integer, Pin, RawCpu, Scalar, Word};
 pub use pointer::PerCpuPtr;
 pub use section::template;
-pub use statics::{Alignment, PageAligned, PerCpu, Plain, SharedAligned};
-pub use structured::Structured;
+pub use statics::{Alignment, Hot, PageAligned, PerCpu, Plain, ReadMostly, SharedAligned};
 
-pub(crate) use ops::this_cpu_ops;
+pub use structured::Structured;
+pub use words::{DoubleWord, RawPtr};
+
+pub(crate) use ops::{owner_methods, this_cpu_ops};
+pub(crate) use section::{SECTIONS, foreign_bytes, sections};
 
 /// Declares per-CPU variables: `pub static NAME: PerCpu<Type> = initial value;`. Linux:
 /// `DEFINE_PER_CPU`.
 ///
 /// The initial value is a constant expression; every CPU's copy starts with it. Attributes and
-/// documentation are carried through. Two attributes of the macro's own, each on its own line before
+/// documentation are carried through. Attributes of the macro's own, each on its own line before
 /// the visibility, choose where the variable is placed:
 ///
 /// - `#[shared_aligned]`: on cache lines of its own, for what other CPUs write too (Linux:
 ///   `DEFINE_PER_CPU_SHARED_ALIGNED`);
-/// - `#[page_aligned]`: on pages of its own (Linux: `DEFINE_PER_CPU_PAGE_ALIGNED`).
+/// - `#[page_aligned]`: on pages of its own (Linux: `DEFINE_PER_CPU_PAGE_ALIGNED`);
+/// - `#[hot]`: next to the other hot ones, so that what every interrupt or system call uses shares a
+///   few cache lines (Linux: `DEFINE_PER_CPU_CACHE_HOT`);
+/// - `#[read_mostly]`: next to the others that are hardly ever written, away from those that are
+///   (Linux: `DEFINE_PER_CPU_READ_MOSTLY`).
+///
+/// A `pub static` is used from other crates like any other static. What another crate or object file
+/// defines under a symbol name is declared, as in Linux by `DECLARE_PER_CPU`:
+///
+/// ```
+/// use percpu_core::{host, percpu};
+///
+/// // Here or anywhere else in the program, in C or assembly as well:
+/// percpu! {
+///     #[unsafe(export_name = "timer_ticks")]
+///     static DEFINED: PerCpu<u64> = 3;
+/// }
+///
+/// percpu! {
+///     // SAFETY: `timer_ticks` is a per-CPU variable, a 64-bit integer.
+///     unsafe extern "C" {
+///         /// Ticks of the CPU's timer.
+///         #[link_name = "timer_ticks"]
+///         pub static TICKS: PerCpu<u64>;
+///     }
+/// }
+///
+/// host::boot(2).unwrap();
+/// let _cpu = host::enter_any().unwrap();
+/// TICKS.inc();
+/// assert_eq!(DEFINED.read(), 4);
+/// ```
+///
+/// The symbol has to be that of a variable of this type, in one of the `percpu` sections.
 #[macro_export]
 macro_rules! percpu {
     (@item [$($attr:tt)*] [$kind:ident]) => {};
@@ -140,26 +177,90 @@ macro_rules! percpu {
     (@item [$($attr:tt)*] [$kind:ident] #[page_aligned] $($rest:tt)*) => {
         $crate::percpu! { @item [$($attr)*] [PageAligned] $($rest)* }
     };
+    (@item [$($attr:tt)*] [$kind:ident] #[hot] $($rest:tt)*) => {
+        $crate::percpu! { @item [$($attr)*] [Hot] $($rest)* }
+    };
+    (@item [$($attr:tt)*] [$kind:ident] #[read_mostly] $($rest:tt)*) => {
+        $crate::percpu! { @item [$($attr)*] [ReadMostly] $($rest)* }
+    };
     (@item [$($attr:tt)*] [$kind:ident] #[$meta:meta] $($rest:tt)*) => {
         $crate::percpu! { @item [$($attr)* #[$meta]] [$kind] $($rest)* }
     };
     (@item [$($attr:tt)*] [$kind:ident]
         $vis:vis static $name:ident: PerCpu<$ty:ty> = $init:expr; $($rest:tt)*
     ) => {
-        $($attr)*
-        // SAFETY: the section belongs to this crate, and only this macro puts statics there.
-        #[unsafe(link_section = "percpu")]
-        $vis static $name: $crate::var::PerCpu<$ty, $crate::var::$kind> = {
-            // A constant, not just a value: constants may be had any number of times, and so may
-            // the copies of the template.
-            #[allow(clippy::declare_interior_mutable_const)]
-            const INITIAL: $ty = $init;
-            // SAFETY: it lies in the section, and `INITIAL` is a constant.
-            unsafe { $crate::var::PerCpu::new(INITIAL) }
-        };
+        $crate::__percpu_place! { $kind
+            $($attr)*
+            $vis static $name: $crate::var::PerCpu<$ty, $crate::var::$kind> = {
+                // A constant, not just a value: constants may be had any number of times, and so
+                // may the copies of the template.
+                // SAFETY: it lies in the section, and the value is a constant.
+                unsafe { $crate::var::PerCpu::new(const { $init }) }
+            };
+        }
         $crate::percpu! { @item [] [Plain] $($rest)* }
+    };
+    (@item [] [Plain] unsafe extern "C" { $($declared:tt)* } $($rest:tt)*) => {
+        $crate::percpu! { @declare [] [Plain] $($declared)* }
+        $crate::percpu! { @item [] [Plain] $($rest)* }
+    };
+    (@declare [$($attr:tt)*] [$kind:ident]) => {};
+    (@declare [$($attr:tt)*] [$kind:ident] #[shared_aligned] $($rest:tt)*) => {
+        $crate::percpu! { @declare [$($attr)*] [SharedAligned] $($rest)* }
+    };
+    (@declare [$($attr:tt)*] [$kind:ident] #[page_aligned] $($rest:tt)*) => {
+        $crate::percpu! { @declare [$($attr)*] [PageAligned] $($rest)* }
+    };
+    (@declare [$($attr:tt)*] [$kind:ident] #[$meta:meta] $($rest:tt)*) => {
+        $crate::percpu! { @declare [$($attr)* #[$meta]] [$kind] $($rest)* }
+    };
+    (@declare [$($attr:tt)*] [$kind:ident]
+        $vis:vis static $name:ident: PerCpu<$ty:ty>; $($rest:tt)*
+    ) => {
+        unsafe extern "C" {
+            $($attr)*
+            #[allow(improper_ctypes)]
+            $vis safe static $name: $crate::var::PerCpu<$ty, $crate::var::$kind>;
+        }
+        $crate::percpu! { @declare [] [Plain] $($rest)* }
     };
     ($($body:tt)*) => {
         $crate::percpu! { @item [] [Plain] $($body)* }
     };
+}
+
+/// Puts a static where its kind belongs.
+#[cfg(not(feature = "up"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __percpu_place {
+    // SAFETY: the sections belong to this crate, and only `percpu!` puts statics there.
+    (Plain $($item:tt)*) => {
+        #[unsafe(link_section = "percpu")]
+        $($item)*
+    };
+    (Hot $($item:tt)*) => {
+        #[unsafe(link_section = "percpu_hot")]
+        $($item)*
+    };
+    (ReadMostly $($item:tt)*) => {
+        #[unsafe(link_section = "percpu_read_mostly")]
+        $($item)*
+    };
+    (SharedAligned $($item:tt)*) => {
+        #[unsafe(link_section = "percpu_shared_aligned")]
+        $($item)*
+    };
+    (PageAligned $($item:tt)*) => {
+        #[unsafe(link_section = "percpu_page_aligned")]
+        $($item)*
+    };
+}
+
+/// With one CPU a static is its own only copy, and may lie anywhere.
+#[cfg(feature = "up")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __percpu_place {
+    ($kind:ident $($item:tt)*) => { $($item)* };
 }

@@ -3,8 +3,9 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::Ordering::Relaxed;
 
-use super::{Integer, Scalar};
+use super::Scalar;
 use crate::area;
 use crate::cpu::{self, CpuId};
 
@@ -83,7 +84,7 @@ impl<T> PerCpuPtr<T> {
         T: Scalar,
     {
         // SAFETY: passed on to the caller.
-        unsafe { T::load(self.on(cpu)) }
+        unsafe { T::load(self.on(cpu), Relaxed) }
     }
 
     /// Writes `cpu`'s copy with one relaxed store. An operation that `cpu` is in the middle of may
@@ -98,159 +99,7 @@ impl<T> PerCpuPtr<T> {
         T: Scalar,
     {
         // SAFETY: passed on to the caller.
-        unsafe { T::store(self.on(cpu), value) }
-    }
-}
-
-/// The `this_cpu` operations; [`PerCpu`](super::PerCpu) has them as safe methods, documented there.
-impl<T: Scalar> PerCpuPtr<T> {
-    /// Reads this CPU's copy.
-    ///
-    /// # Safety
-    ///
-    /// For all operations: the variable exists, and its copies are changed by `this_cpu` operations
-    /// and by atomic accesses only.
-    #[inline(always)]
-    pub unsafe fn read(self) -> T {
-        // SAFETY: passed on to the caller.
-        unsafe { T::read(self.raw) }
-    }
-
-    /// Writes this CPU's copy.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn write(self, value: T) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::write(self.raw, value) }
-    }
-
-    /// Writes this CPU's copy and returns the value before.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn xchg(self, value: T) -> T {
-        // SAFETY: passed on to the caller.
-        let mut old = unsafe { T::read(self.raw) };
-        loop {
-            // SAFETY: passed on to the caller.
-            match unsafe { T::cmpxchg(self.raw, old, value) } {
-                Ok(old) => return old,
-                Err(seen) => old = seen,
-            }
-        }
-    }
-
-    /// Writes this CPU's copy if it equals `old`; returns the value before, in `Ok` if it was
-    /// written.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn cmpxchg(self, old: T, new: T) -> Result<T, T> {
-        // SAFETY: passed on to the caller.
-        unsafe { T::cmpxchg(self.raw, old, new) }
-    }
-
-    /// Writes this CPU's copy if it equals `old`, else puts the value it has into `old`.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn try_cmpxchg(self, old: &mut T, new: T) -> bool {
-        // SAFETY: passed on to the caller.
-        match unsafe { T::cmpxchg(self.raw, *old, new) } {
-            Ok(_) => true,
-            Err(seen) => {
-                *old = seen;
-                false
-            }
-        }
-    }
-}
-
-impl<T: Integer> PerCpuPtr<T> {
-    /// Adds to this CPU's copy; wraps.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn add(self, value: T) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::add(self.raw, value) }
-    }
-
-    /// Subtracts from this CPU's copy; wraps.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn sub(self, value: T) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::sub(self.raw, value) }
-    }
-
-    /// Adds one to this CPU's copy; wraps.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn inc(self) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::inc(self.raw) }
-    }
-
-    /// Subtracts one from this CPU's copy; wraps.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn dec(self) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::dec(self.raw) }
-    }
-
-    /// Keeps the bits of this CPU's copy that are set in `value`.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn and(self, value: T) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::and(self.raw, value) }
-    }
-
-    /// Sets the bits of this CPU's copy that are set in `value`.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn or(self, value: T) {
-        // SAFETY: passed on to the caller.
-        unsafe { T::or(self.raw, value) }
-    }
-
-    /// Adds to this CPU's copy and returns the sum; wraps.
-    ///
-    /// # Safety
-    ///
-    /// As [`read`](Self::read).
-    #[inline(always)]
-    pub unsafe fn add_return(self, value: T) -> T {
-        // SAFETY: passed on to the caller.
-        unsafe { T::add_return(self.raw, value) }
+        unsafe { T::store(self.on(cpu), value, Relaxed) }
     }
 }
 

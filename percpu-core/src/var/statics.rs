@@ -3,7 +3,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::with_exposed_provenance;
 
-use super::{PerCpuPtr, Scalar, Structured, this_cpu_ops};
+use super::{PerCpuPtr, Scalar, Structured, owner_methods, this_cpu_ops};
 use crate::cpu::CpuId;
 use crate::irq::IrqGuard;
 use crate::preempt::PreemptGuard;
@@ -17,6 +17,10 @@ pub trait Alignment: 'static {
 
 /// Aligned as its type asks.
 pub enum Plain {}
+/// Next to the other hot ones.
+pub enum Hot {}
+/// Next to the others that are hardly ever written.
+pub enum ReadMostly {}
 /// On cache lines of its own.
 pub enum SharedAligned {}
 /// On pages of its own.
@@ -30,6 +34,12 @@ pub struct CacheLine;
 pub struct Page;
 
 impl Alignment for Plain {
+    type Unit = ();
+}
+impl Alignment for Hot {
+    type Unit = ();
+}
+impl Alignment for ReadMostly {
     type Unit = ();
 }
 impl Alignment for SharedAligned {
@@ -47,7 +57,7 @@ impl Alignment for PageAligned {
 pub struct PerCpu<T: 'static, A: Alignment = Plain> {
     align: [A::Unit; 0],
     template: UnsafeCell<T>,
-    #[cfg(miri)]
+    #[cfg(all(miri, not(feature = "up")))]
     place: super::placement::Place,
 }
 
@@ -67,7 +77,7 @@ impl<T, A: Alignment> PerCpu<T, A> {
         Self {
             align: [],
             template: UnsafeCell::new(value),
-            #[cfg(miri)]
+            #[cfg(all(miri, not(feature = "up")))]
             place: super::placement::Place::new(),
         }
     }
@@ -75,9 +85,9 @@ impl<T, A: Alignment> PerCpu<T, A> {
     /// Address of the template: the variable's name in the space of per-CPU pointers.
     #[inline]
     pub fn ptr(&self) -> PerCpuPtr<T> {
-        #[cfg(not(miri))]
+        #[cfg(not(all(miri, not(feature = "up"))))]
         let address = self.template.get().expose_provenance();
-        #[cfg(miri)]
+        #[cfg(all(miri, not(feature = "up")))]
         let address = self.place.address(&self.template, align_of::<A::Unit>());
         PerCpuPtr::from_raw(address)
     }

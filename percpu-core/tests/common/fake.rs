@@ -243,6 +243,10 @@ unsafe impl Platform for Fake {
         IRQ_DEPTH.with(|it| it.set(state.0));
     }
 
+    fn is_pinned() -> bool {
+        true
+    }
+
     fn preempt_schedule() {}
 
     fn relax(_spins: u32) {
