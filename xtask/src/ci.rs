@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{cargo, guest, kvm, loom, run, test};
+use crate::{builds, cargo, guest, kvm, loom, run, test};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -15,7 +15,8 @@ pub struct Args {
     no_tests: bool,
 }
 
-/// Checks form, lints, documentation, the locks' models, a short run, tests.
+/// Checks form, lints, documentation, builds for other machines, the locks' models, a short run,
+/// tests.
 pub fn ci(args: &Args) -> Result<ExitCode> {
     let no_vm = !kvm::exists();
     if no_vm {
@@ -38,6 +39,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
         cargo::run(doc.into())
     });
+    parts.part("other machines, one CPU", builds::builds);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));
     if !no_vm {
         parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));

@@ -5,12 +5,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, guest};
+use crate::{cargo, guest, rustup};
 
 /// Says whether the guest's target is there, then becomes `vmm-harness doctor`.
 pub fn doctor() -> Result<ExitCode> {
     let harness = cargo::build_harness()?;
-    let state = match guest::is_installed(&cargo::shell()?)? {
+    let state = match rustup::is_installed(&cargo::shell()?, guest::BARE)? {
         true => "installed",
         false => "missing, the first build of the guest adds it",
     };

@@ -4,14 +4,13 @@
 //! cannot be had, it is built freestanding for the host's own: code for that may use vector
 //! registers and a red zone, which the guest allows for in ring 3.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, ensure};
-use xshell::{Shell, cmd};
+use anyhow::Result;
+use xshell::cmd;
 
-use crate::cargo;
+use crate::{cargo, rustup};
 
 /// The target without an operating system.
 pub const BARE: &str = "x86_64-unknown-none";
@@ -81,15 +80,9 @@ impl Build {
 
     /// The target without an operating system, added if it is missing, else the host's own.
     pub fn choose() -> Result<Self> {
-        let sh = cargo::shell()?;
-        if is_installed(&sh)? {
-            return Ok(Self::BARE);
-        }
-        match add(&sh) {
+        match rustup::need(BARE)? {
             Ok(()) => Ok(Self::BARE),
-            Err(error) => {
-                eprintln!("WARNING: the rustup target {BARE} is missing and cannot be added:");
-                eprintln!("WARNING: {error:#}.");
+            Err(_) => {
                 eprintln!(
                     "WARNING: The guest is built for {HOSTED} instead and runs in ring 3 only."
                 );
@@ -133,26 +126,4 @@ impl Build {
 
 fn target_dir() -> Result<PathBuf> {
     Ok(cargo::target_dir()?.join("guest"))
-}
-
-/// Whether the compiler in use has the core library for [`BARE`].
-pub fn is_installed(sh: &Shell) -> Result<bool> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-    let dir = cmd!(sh, "{rustc} --print target-libdir --target {BARE}")
-        .quiet()
-        .read()
-        .context("rustc does not say where its libraries are")?;
-    let Ok(files) = Path::new(&dir).read_dir() else { return Ok(false) };
-    Ok(files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-")))
-}
-
-fn add(sh: &Shell) -> Result<()> {
-    eprintln!("adding the rustup target {BARE}");
-    let status = Command::from(cmd!(sh, "rustup target add {BARE}"))
-        .stdout(std::io::stderr())
-        .status()
-        .context("rustup does not start")?;
-    ensure!(status.success(), "`rustup target add {BARE}` failed");
-    ensure!(is_installed(sh)?, "the compiler in use is not the one that rustup looks after");
-    Ok(())
 }

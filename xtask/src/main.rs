@@ -3,6 +3,7 @@
 //! Orders to cargo and to `vmm-harness`, which it knows as programs only.
 
 mod bench;
+mod builds;
 mod cargo;
 mod ci;
 mod doctor;
@@ -12,6 +13,7 @@ mod loom;
 mod miri;
 mod parts;
 mod run;
+mod rustup;
 mod test;
 
 use std::ffi::OsString;
