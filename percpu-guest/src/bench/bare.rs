@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use percpu_core::percpu;
+use percpu_core::var::DoubleWord;
 
 percpu! {
     /// What the bare instructions work on.
@@ -12,6 +13,8 @@ percpu! {
     /// Stays 0, for comparisons that succeed.
     #[shared_aligned]
     static ZERO: PerCpu<u64> = 0;
+    #[shared_aligned]
+    static PAIR: PerCpu<DoubleWord> = DoubleWord { low: 0, high: 0 };
 }
 
 /// A word that all CPUs share, on a cache line of its own.
@@ -66,6 +69,17 @@ pub fn add_byte() {
     unsafe {
         asm!("add byte ptr gs:[{word}], {value}", word = in(reg) WORD.ptr().raw(),
             value = in(reg_byte) 1u8, options(nostack));
+    }
+}
+
+/// Adds to a per-CPU word and takes it away again.
+#[inline(always)]
+pub fn two_adds() {
+    // SAFETY: see `add`.
+    unsafe {
+        asm!("add qword ptr gs:[{word}], {one}", "add qword ptr gs:[{word}], {back}",
+            word = in(reg) WORD.ptr().raw(), one = in(reg) 1u64, back = in(reg) u64::MAX,
+            options(nostack));
     }
 }
 
@@ -155,6 +169,18 @@ pub fn cmpxchg() {
     unsafe {
         asm!("cmpxchg qword ptr gs:[{word}], {value}", word = in(reg) ZERO.ptr().raw(),
             value = in(reg) 0u64, inout("rax") 0u64 => _, options(nostack));
+    }
+}
+
+/// Writes two per-CPU words if they are 0, which they are.
+#[inline(always)]
+pub fn cmpxchg16b() {
+    // SAFETY: see `add`; the variable is aligned to a cache line. `rbx` is the compiler's own and
+    // gets back what it was.
+    unsafe {
+        asm!("xchg {low}, rbx", "cmpxchg16b xmmword ptr gs:[rdi]", "mov rbx, {low}",
+            low = inout(reg) 0u64 => _, in("rcx") 0u64, inout("rax") 0u64 => _,
+            inout("rdx") 0u64 => _, in("rdi") PAIR.ptr().raw(), options(nostack));
     }
 }
 

@@ -1,12 +1,20 @@
 //! Counters.
 
-use percpu_core::counter::{PercpuCounter, v26};
+use percpu_core::counter::{HierarchicalCounter, LazyCounter, PercpuCounter, v26};
 use percpu_guest::abi::{BenchTarget, MAX_CPUS};
 
+use super::harness::Variant;
+use super::team::Team;
 use super::{Bench, Family, Row, bare, with_online};
+use crate::arch::tsc;
+use crate::shared;
 
 /// CPUs that `sum` is measured over: as many as the bare loads read.
 const SUMMED: u32 = 8;
+
+/// How far off a read of the hierarchical counter may be: as far as one of `PercpuCounter` with as
+/// many CPUs.
+const MAX_ERROR: u64 = 32 * SUMMED as u64;
 
 /// The counter of Linux 2.6, which is a static.
 static OLD: v26::Counter<MAX_CPUS> = v26::Counter::new();
@@ -22,6 +30,11 @@ pub const COUNTERS: Family = Family {
         Row::new("PercpuCounter::read", "mov r, gs:[r]", read),
         Row::new("PercpuCounter::sum, 8 CPUs online", "8 x mov r, [m]", sum)
             .target(BenchTarget::Nanoseconds, 1000),
+        Row::new("LazyCounter::add, one word", "add gs:[r], r", lazy),
+        Row::new("LazyCounter::add, per CPU", "add gs:[r], r", lazy_per_cpu),
+        Row::new("HierarchicalCounter::add", "add gs:[r], r", hierarchical),
+        Row::new("HierarchicalCounter::add, two CPUs", "add gs:[r], r", hierarchical_on_two),
+        Row::new("HierarchicalCounter::read", "mov r, gs:[r]", hierarchical_read),
         Row::new("v26::Counter::add", "add gs:[r], r", |b| b.alone(|| OLD.add(1), bare::add)),
     ],
 };
@@ -53,4 +66,48 @@ fn read(bench: &mut Bench) {
 fn sum(bench: &mut Bench) {
     let counter = counter();
     with_online(SUMMED, || bench.alone(|| bare::sink(counter.sum() as u64), bare::eight_loads));
+}
+
+fn lazy(bench: &mut Bench) {
+    let counter = LazyCounter::new(0);
+    bench.alone(|| counter.add(1), bare::add);
+}
+
+/// One for which two CPUs have contended. Where they do not do so within some seconds, nothing is
+/// measured.
+fn lazy_per_cpu(bench: &mut Bench) {
+    const PATIENCE_NS: u64 = 20_000_000_000;
+    let counter = LazyCounter::new(0);
+    let add = || counter.add(1);
+    with_online(2, || {
+        let team = Team::start(2.min(shared::boot().possible), &add, &add);
+        team.order(Variant::Subject);
+        let until = tsc::now_ns() + PATIENCE_NS;
+        while counter.parts().is_none() && tsc::now_ns() < until {
+            add();
+        }
+        drop(team);
+        if counter.parts().is_some() {
+            bench.alone(add, bare::add);
+        }
+    });
+}
+
+fn hierarchy() -> HierarchicalCounter {
+    HierarchicalCounter::new(0, MAX_ERROR).expect("memory for a counter")
+}
+
+fn hierarchical(bench: &mut Bench) {
+    let counter = hierarchy();
+    bench.alone(|| counter.add(1), bare::add);
+}
+
+fn hierarchical_on_two(bench: &mut Bench) {
+    let counter = hierarchy();
+    bench.together(2, || counter.add(1), bare::add);
+}
+
+fn hierarchical_read(bench: &mut Bench) {
+    let counter = hierarchy();
+    bench.alone(|| bare::sink(counter.read() as u64), bare::read);
 }

@@ -122,6 +122,14 @@ impl Bench {
     }
 }
 
+/// Whether the host emulates this CPU's instructions one by one.
+pub(super) fn is_emulated() -> bool {
+    /// Far more than an instruction takes that the CPU itself executes.
+    const TICKS: u64 = 200;
+    let fastest = (0..10).map(|_| stretch(1, &bare::add)).min();
+    fastest.is_some_and(|ticks| ticks > TICKS * UNROLL)
+}
+
 /// Loops that take about `wanted` ticks.
 fn calibrate(wanted: u64, mut stretch: impl FnMut(u64) -> Option<u64>) -> u64 {
     const MOST: u64 = 1 << 24;

@@ -8,6 +8,7 @@ mod counters;
 mod guards;
 mod harness;
 mod operations;
+mod references;
 mod team;
 
 use core::sync::atomic::Ordering;
@@ -27,8 +28,13 @@ struct Family {
 }
 
 /// Every row, in the order of the table.
-const FAMILIES: &[Family] =
-    &[operations::STATICS, operations::STRENGTHS, guards::GUARDS, counters::COUNTERS];
+const FAMILIES: &[Family] = &[
+    operations::STATICS,
+    operations::STRENGTHS,
+    guards::GUARDS,
+    counters::COUNTERS,
+    references::REFERENCES,
+];
 
 /// One thing to measure.
 struct Row {

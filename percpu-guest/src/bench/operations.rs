@@ -1,9 +1,11 @@
 //! The `this_cpu` operations on a static variable.
 
-use percpu_core::percpu;
+use percpu_core::alloc::PerCpuBox;
+use percpu_core::var::DoubleWord;
+use percpu_core::{cpu, percpu, preempt};
 use percpu_guest::abi::BenchTarget;
 
-use super::{Bench, Family, Row, bare};
+use super::{Bench, Family, Row, bare, harness};
 
 percpu! {
     /// The subject of all of them.
@@ -16,6 +18,9 @@ percpu! {
     /// Stays 0, for comparisons that succeed.
     #[shared_aligned]
     static ZERO: PerCpu<u64> = 0;
+    /// As `ZERO`.
+    #[shared_aligned]
+    static PAIR: PerCpu<DoubleWord> = DoubleWord { low: 0, high: 0 };
 }
 
 /// One instruction each, safe against interrupts and migration.
@@ -53,12 +58,51 @@ pub const STATICS: Family = Family {
     ],
 };
 
-/// The same through a pointer, and on several CPUs at once.
+/// The same on several CPUs at once, with less or more to prove, and on other words.
 pub const STRENGTHS: Family = Family {
     name: "this_cpu, other ways",
-    rows: &[Row::new("PerCpu::<u64>::add, two CPUs", "add gs:[r], r", two_cpus)
-        .target(BenchTarget::TimesBare, 110)],
+    rows: &[
+        Row::new("add, two CPUs", "add gs:[r], r", two_cpus).target(BenchTarget::TimesBare, 110),
+        Row::new("pinned(&guard).add", "add gs:[r], r", |b| {
+            let pin = preempt::disable();
+            b.alone(|| WORD.pinned(&pin).add(1), bare::add);
+        })
+        .target(BenchTarget::TimesBare, 110),
+        Row::new("asserted().add", "add gs:[r], r", |b| {
+            let _pin = preempt::disable();
+            b.alone(|| WORD.asserted().add(1), bare::add);
+        })
+        .target(BenchTarget::TimesBare, 110),
+        Row::new("unguarded().add", "add gs:[r], r", |b| {
+            b.alone(|| WORD.unguarded().add(1), bare::add)
+        })
+        .target(BenchTarget::TimesBare, 110),
+        Row::new("unguarded().xchg", "mov r, gs:[r]; cmpxchg", |b| {
+            b.alone(|| bare::sink(WORD.unguarded().xchg(1)), bare::read_cmpxchg)
+        }),
+        Row::new("PerCpu::<DoubleWord>::cmpxchg", "cmpxchg16b gs:[r]", double_word),
+        Row::new("PerCpuBox::<u64>::add", "add gs:[r], r", dynamic),
+        Row::new("PerCpu::<u64>::read_on", "mov r, gs:[r]", read_on),
+    ],
 };
+
+/// Where ring 0 is emulated the instruction is not.
+fn double_word(bench: &mut Bench) {
+    if !harness::is_emulated() {
+        let zero = DoubleWord { low: 0, high: 0 };
+        bench.alone(|| bare::sink(PAIR.cmpxchg(zero, zero).is_ok().into()), bare::cmpxchg16b);
+    }
+}
+
+fn dynamic(bench: &mut Bench) {
+    let word = PerCpuBox::<u64>::try_new_zeroed().expect("memory for a word");
+    bench.alone(|| word.add(1), bare::add);
+}
+
+fn read_on(bench: &mut Bench) {
+    let cpu = cpu::current();
+    bench.alone(|| bare::sink(WORD.read_on(cpu)), bare::read);
+}
 
 fn two_cpus(bench: &mut Bench) {
     bench.together(2, || WORD.add(1), bare::add);

@@ -53,6 +53,11 @@ impl<'a> Team<'a> {
         Self { cpus, operations: PhantomData }
     }
 
+    /// Has the helpers do `variant` from now on.
+    pub fn order(&self, variant: Variant) {
+        ORDER.0.store(variant as u32, Ordering::Release);
+    }
+
     /// Calls `f`, which goes through `loops` loops of `variant`, while the helpers do so too. `None`
     /// if one of them was not at work all the time.
     pub fn while_all_work(
@@ -61,7 +66,7 @@ impl<'a> Team<'a> {
         loops: u64,
         f: impl FnOnce() -> u64,
     ) -> Option<u64> {
-        ORDER.0.store(variant as u32, Ordering::Release);
+        self.order(variant);
         // The first batch that ends from now on may be of the order before.
         for cpu in 1..self.cpus {
             let seen = done(cpu);

@@ -199,7 +199,11 @@ pub fn write_table(out: &mut impl Write, report: &BenchReport) -> io::Result<()>
 
 fn write_row(out: &mut impl Write, row: &BenchRow, tsc_mhz: u32) -> io::Result<()> {
     if row.rounds == 0 {
-        return writeln!(out, "{:<36} not measured: its CPUs never ran all at once", row.name);
+        return writeln!(
+            out,
+            "{:<36} not measured: this host cannot do it, or not with CPUs at the same time",
+            row.name
+        );
     }
     write!(
         out,
@@ -282,7 +286,7 @@ mod tests {
         let lines: Vec<_> = text.lines().filter(|line| line.starts_with("add ")).collect();
         assert!(lines[0].ends_with("1.1 x bare: MISSED"), "{text}");
         assert!(lines[1].ends_with("lock xadd / 10: met"), "{text}");
-        assert!(lines[2].ends_with("never ran all at once"), "{text}");
+        assert!(lines[2].contains("not measured"), "{text}");
         assert_eq!(text.matches("counters").count(), 1, "{text}");
     }
 }
