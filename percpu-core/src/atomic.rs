@@ -10,13 +10,13 @@ pub(crate) use core::cell::UnsafeCell;
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{
     AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicPtr, AtomicU8,
-    AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicU16, AtomicU32, AtomicU64, AtomicUsize, fence,
 };
 
 #[cfg(loom)]
 pub(crate) use model::{
     AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicPtr, AtomicU8,
-    AtomicU16, AtomicU32, AtomicU64, AtomicUsize, UnsafeCell,
+    AtomicU16, AtomicU32, AtomicU64, AtomicUsize, UnsafeCell, fence,
 };
 
 pub(crate) use core::sync::atomic::Ordering;

@@ -28,6 +28,7 @@
 //! | [`alloc`] | dynamic per-CPU memory | `mm/percpu.c` |
 //! | [`counter`] | counters that many change and few read | `lib/percpu_counter.c` |
 //! | [`refcount`] | references that many CPUs take and give back | `lib/percpu-refcount.c` |
+//! | [`local`] | values a CPU changes in place: cells, locks, statistics | `linux/local_lock.h`, `u64_stats_sync.h` |
 //! | [`cpu`], [`preempt`], [`irq`] | CPU numbers and masks, guards | `cpumask.h`, `preempt.h` |
 //! | [`hotplug`] | CPUs going up and down | `kernel/cpu.c` |
 //! | [`platform`] | what a kernel provides | |
@@ -54,6 +55,7 @@ pub mod cpu;
 pub mod host;
 pub mod hotplug;
 pub mod irq;
+pub mod local;
 pub mod platform;
 pub mod preempt;
 pub mod refcount;

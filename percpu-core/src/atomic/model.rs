@@ -132,6 +132,13 @@ fn used(addr: usize) {
     }
 }
 
+/// A fence among the threads of a model.
+pub fn fence(order: Ordering) {
+    if !std::thread::panicking() && MODEL.with(|it| it.borrow().running) {
+        loom::sync::atomic::fence(order);
+    }
+}
+
 /// A cell whose every use is exclusive.
 #[repr(transparent)]
 pub struct UnsafeCell<T>(core::cell::UnsafeCell<T>);

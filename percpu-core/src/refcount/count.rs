@@ -92,6 +92,13 @@ impl Count {
         self.words.add_or_closed(-amount) && self.put_closed(amount)
     }
 
+    /// Gives back the reference that there was from the beginning, which is in the shared word;
+    /// whether it was the last.
+    #[must_use]
+    pub(super) fn put_first(&self) -> bool {
+        self.shared.put(1)
+    }
+
     #[cold]
     #[inline(never)]
     fn tryget_closed(&self, amount: i64) -> bool {
@@ -167,8 +174,8 @@ impl Count {
         }
     }
 
-    /// Marks the ref dead, closes all words, calls `confirm`. The caller gives back the reference
-    /// that there was from the beginning.
+    /// Marks the ref dead, closes all words, calls `confirm`, by which the caller learns that it is
+    /// for him to [give the first reference back](Self::put_first).
     pub(super) fn kill(&self, confirm: impl FnOnce()) -> Result<(), RefError> {
         let _control = self.control.lock();
         if self.shared.state().is_dead() {

@@ -299,12 +299,21 @@ impl<T: Release> PercpuRef<T> {
     ///
     /// As [`kill`](Self::kill); `confirm` is not called then.
     pub fn kill_and_confirm(&self, confirm: impl FnOnce()) -> Result<(), RefError> {
+        /// The reference with which the ref began.
+        struct First<'a, T: Release>(&'a PercpuRef<T>);
+
+        impl<T: Release> Drop for First<'_, T> {
+            fn drop(&mut self) {
+                if self.0.count.put_first() {
+                    self.0.value.release();
+                }
+            }
+        }
+
         // Given back at the end, also when `confirm` panics; but nothing is if the ref was dead.
         let mut first = None;
         self.count.kill(|| {
-            // SAFETY: the ref was alive: its first reference is there, and this call, which alone
-            // has marked it dead, is the one to give it back.
-            first = Some(unsafe { RefGuard::from_raw(self) });
+            first = Some(First(self));
             confirm();
         })
     }

@@ -1,0 +1,82 @@
+//! Numbers that are read together as they were at one moment.
+//!
+//! # Implementation
+//!
+//! A sequence lock with one writer, the CPU itself, after Boehm ("Can seqlocks get along with
+//! programming language memory models?", 2012). The sequence number is odd while the numbers are
+//! being written. All are atomics, so that to read them at that time is no error, only of no use.
+//!
+//! - Writer: odd; release fence; numbers; even, by a release store. A reader that sees one of the new
+//!   numbers sees, behind its acquire fence, at least the odd sequence: the fences pair.
+//! - Reader: sequence, by an acquire load; numbers; acquire fence; sequence again. The first load
+//!   pairs with the release store: who sees the even sequence sees the numbers that belong to it.
+
+use crate::alloc::Zeroable;
+use crate::atomic::{AtomicU64, Ordering, fence};
+
+/// `N` 64-bit numbers to which this CPU adds, all at once for whoever reads them. Linux:
+/// `u64_stats_sync` and what it guards.
+///
+/// Put it into a [`PerCpu`](crate::var::PerCpu) or a [`PerCpuBox`](crate::alloc::PerCpuBox), which
+/// then have [`update`](crate::var::PerCpu::update), [`snapshot`](crate::var::PerCpu::snapshot) and
+/// [`sum`](crate::var::PerCpu::sum). For a single number a `PerCpu<u64>` is the better choice.
+///
+/// The copies are written by their CPU alone, so there is no way to them past those methods:
+///
+/// ```compile_fail,E0277
+/// # use percpu_core::local::SeqStats;
+/// # percpu_core::percpu! { static STATS: PerCpu<SeqStats<2>> = SeqStats::new(); }
+/// # fn f(cpu: percpu_core::cpu::CpuId) {
+/// STATS.remote(cpu);
+/// # }
+/// ```
+pub struct SeqStats<const N: usize> {
+    /// Odd while the numbers are being written.
+    sequence: AtomicU64,
+    numbers: [AtomicU64; N],
+}
+
+// SAFETY: atomics around integers.
+unsafe impl<const N: usize> Zeroable for SeqStats<N> {}
+
+impl<const N: usize> SeqStats<N> {
+    /// Zeroes.
+    pub const fn new() -> Self {
+        Self { sequence: AtomicU64::new(0), numbers: [const { AtomicU64::new(0) }; N] }
+    }
+
+    /// Adds to all numbers; by the CPU whose copy it is, not in the middle of another call.
+    #[inline]
+    pub(super) fn add(&self, amounts: [u64; N]) {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        debug_assert!(sequence.is_multiple_of(2), "an interrupt handler updates a pinned set");
+        self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (number, amount) in self.numbers.iter().zip(amounts) {
+            let sum = number.load(Ordering::Relaxed).wrapping_add(amount);
+            number.store(sum, Ordering::Relaxed);
+        }
+        self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// All numbers as of one moment, unless they are being written.
+    #[inline]
+    pub(super) fn try_read(&self) -> Option<[u64; N]> {
+        let before = self.sequence.load(Ordering::Acquire);
+        if !before.is_multiple_of(2) {
+            return None;
+        }
+        let mut numbers = [0; N];
+        for (number, copy) in self.numbers.iter().zip(&mut numbers) {
+            *copy = number.load(Ordering::Relaxed);
+        }
+        fence(Ordering::Acquire);
+        (self.sequence.load(Ordering::Relaxed) == before).then_some(numbers)
+    }
+}
+
+impl<const N: usize> Default for SeqStats<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
