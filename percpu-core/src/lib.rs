@@ -63,6 +63,16 @@ pub mod sync;
 pub mod var;
 pub mod view;
 
+/// The guide for kernels, and the package's README as a test.
+#[cfg(any(doc, doctest))]
+pub mod adopting {
+    #![doc = include_str!("../docs/adopting.md")]
+
+    #[cfg(doctest)]
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+}
+
 #[cfg(loom)]
 #[doc(hidden)]
 pub use atomic::model;
