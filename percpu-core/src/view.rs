@@ -71,6 +71,9 @@ pub const CHUNK_RESERVED: u32 = 1 << 2;
 /// The chunk failed a fit and was moved to slot 0 although its hint demands another.
 pub const CHUNK_DEMOTED: u32 = 1 << 3;
 
+/// Set in the word of a lazy counter that has become per-CPU.
+pub const LAZY_PER_CPU: u64 = 1;
+
 /// In a ref's shared word: it was killed.
 pub const REF_DEAD: u64 = 1 << 0;
 /// In a ref's shared word: it is in per-CPU mode, so that CPUs may open their words.
@@ -279,6 +282,13 @@ view! {
         pub allocated: u32,
         /// In the first one: how many of them were not destroyed yet.
         pub in_use: u32,
+    }
+
+    /// A lazy counter.
+    pub struct LazyView {
+        /// Twice the value; or [`LAZY_PER_CPU`] and, in the other bits, a per-CPU pointer to the `i64`
+        /// parts that sum to it.
+        pub word: u64,
     }
 
     /// A `percpu_ref`. The references to it are [`ref_count`] of `shared`, less [`REF_BIAS`] in

@@ -326,6 +326,12 @@ impl HierarchicalCounter {
         }
     }
 
+    /// Per-CPU pointer to the leaves: what each CPU has added. They and the amount that the counter
+    /// was made with sum to its value.
+    pub fn leaves(&self) -> PerCpuPtr<i64> {
+        self.running
+    }
+
     /// The exact value: one load for each CPU that has been up, no lock. An add at the same time is
     /// in it or not. Linux: `percpu_counter_tree_precise_sum`.
     pub fn sum(&self) -> i64 {

@@ -171,6 +171,12 @@ impl LazyCounter {
         }
     }
 
+    /// Address of the counter: that of its [`LazyView`](crate::view::LazyView).
+    pub fn address(&self) -> usize {
+        const { assert!(PER_CPU == crate::view::LAZY_PER_CPU) };
+        (&raw const self.word).expose_provenance()
+    }
+
     /// The parts, if the counter has become per-CPU.
     pub fn parts(&self) -> Option<PerCpuPtr<i64>> {
         match State::of(self.word.load(Acquire)) {
