@@ -30,7 +30,7 @@ pub use image::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -58,7 +58,15 @@ pub const VECTOR_IPI: u8 = 0x42;
 /// Workload threads' ledger: rows (threads) that the shared region has room for.
 pub const LEDGER_THREADS: usize = 512;
 /// Objects (counters, statics, mounts) a thread can keep a ledger entry for.
-pub const LEDGER_SLOTS: usize = 64;
+pub const LEDGER_SLOTS: usize = 128;
+/// Objects of which each is one thread's alone and that are too many for the ledger.
+pub const ACCOUNTS: usize = 2048;
+/// In [`EventKind::CounterInit`]: the amounts in the slot of all threads and interrupts count.
+pub const ALL_ROWS: u64 = u64::MAX;
+/// In [`EventKind::CounterInit`]: what is named is no slot of the ledger but an account.
+pub const IN_ACCOUNT: u64 = u64::MAX - 1;
+/// No counter of [`CounterRole::Limited`] passes this, on either side of zero.
+pub const COUNTER_LIMIT: i64 = 1000;
 
 /// Events an [`EventRing`] holds.
 pub const EVENT_RING_LEN: usize = 2048;
@@ -232,8 +240,12 @@ pub struct ControlBlock {
     pub switches: AtomicU64,
     /// Operations of each workload that ended on this CPU.
     pub ops: [AtomicU64; 8],
-    /// What this CPU's timer interrupt added: a ledger row of its own, by slot.
+    /// What this CPU's timer interrupt and its hotplug thread added: a ledger row of its own, by
+    /// slot, of which each has one writer.
     pub irq_ledger: [AtomicI64; LEDGER_SLOTS],
+    /// Times that the guest itself held something against an invariant on this CPU, in the order of
+    /// [`Invariant::ALL`].
+    pub checks: [AtomicU64; Invariant::ALL.len()],
 }
 
 /// Guest-physical address of the [`ControlBlock`] of `cpu`.
@@ -306,6 +318,8 @@ pub struct Shared {
     pub control: [ControlBlock; MAX_CPUS],
     /// By thread.
     pub ledger: [LedgerRow; LEDGER_THREADS],
+    /// What each account's thread added to its object.
+    pub accounts: [AtomicI64; ACCOUNTS],
     /// By CPU.
     pub logs: [LogRing; MAX_CPUS],
     /// By CPU.

@@ -57,6 +57,12 @@ pub fn violation_in_interrupt(
     }
 }
 
+/// Whether this CPU has room for an event. Interrupts are masked, so that it keeps it until then.
+pub fn has_room() -> bool {
+    let ring = shared::events(percpu_core::cpu::this_cpu_raw());
+    ring.head.load(Ordering::Relaxed) - ring.tail.load(Ordering::Acquire) < EVENT_RING_LEN as u64
+}
+
 /// Tells the host of `kind` if there is room; says whether there was. From any context.
 pub fn emit_now(kind: EventKind, args: [u64; 5]) -> bool {
     let _masked = irq::disable();
@@ -64,7 +70,7 @@ pub fn emit_now(kind: EventKind, args: [u64; 5]) -> bool {
     let ring = shared::events(cpu);
     // Interrupts are masked, so this CPU is the ring's only writer until they are restored.
     let head = ring.head.load(Ordering::Relaxed);
-    let room = head - ring.tail.load(Ordering::Acquire) < EVENT_RING_LEN as u64;
+    let room = has_room();
     if room {
         let seq = shared::header().event_seq.fetch_add(1, Ordering::SeqCst) + 1;
         let what = kind as u64 | u64::from(cpu) << 16 | u64::from(sched::current_row()) << 32;

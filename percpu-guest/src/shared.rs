@@ -40,6 +40,11 @@ pub fn ledger(row: u32) -> &'static LedgerRow {
     &region().ledger[row as usize]
 }
 
+/// Account `n`.
+pub fn account(n: u32) -> &'static core::sync::atomic::AtomicI64 {
+    &region().accounts[n as usize]
+}
+
 /// The event ring of `cpu`.
 pub fn events(cpu: u32) -> &'static percpu_guest::abi::EventRing {
     &region().events[cpu as usize]

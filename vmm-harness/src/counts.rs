@@ -1,8 +1,10 @@
-//! The guest's counts of what it did, for the report. Nothing is judged by them.
+//! The guest's counts of what it did and checked, for the report. Nothing is judged by them.
 
 use std::mem::offset_of;
 
-use percpu_guest::abi::{BalanceCounts, SHARED, SharedHeader, TraceCounts};
+use percpu_guest::abi::{
+    BalanceCounts, ControlBlock, Invariant, SHARED, SharedHeader, TraceCounts, control_block,
+};
 
 use crate::memory::GuestMem;
 use crate::report::{BalanceReport, TraceReport};
@@ -27,6 +29,15 @@ pub(crate) fn trace(mem: &GuestMem) -> TraceReport {
         ops: count(offset_of!(TraceCounts, ops)),
         passes: count(offset_of!(TraceCounts, passes)),
     }
+}
+
+/// How often the guest has held something against an invariant by itself.
+pub(crate) fn checks(mem: &GuestMem, possible: u32) -> impl Iterator<Item = (&'static str, u64)> {
+    Invariant::ALL.iter().map(move |invariant| {
+        let field = offset_of!(ControlBlock, checks) + 8 * invariant.index();
+        let on = |cpu| mem.load_u64(control_block(cpu) + field as u64).unwrap_or(0);
+        (invariant.name(), (0..possible).map(on).fold(0, u64::wrapping_add))
+    })
 }
 
 fn count(mem: &GuestMem, field: usize) -> u64 {

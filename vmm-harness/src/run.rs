@@ -19,7 +19,7 @@ use crate::host::HostInfo;
 use crate::image::Image;
 use crate::judge::{Judge, Quiescent, Signal, TrialEnd};
 use crate::memory::GuestMem;
-use crate::plug::{CpuNow, Injector, Order, Plan, Trials};
+use crate::plug::{CpuNow, Injector, Order, Pending, Plan, Trials};
 use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
 use crate::vm::{Vm, VmConfig, VmEventKind};
 
@@ -169,6 +169,9 @@ impl<'a> Run<'a> {
             if let Some(end) = self.follow(now + wait)? {
                 return Ok(Some(end));
             }
+            if let Some(Pending { order: Order::Unplug(_), .. }) = self.injector.pending() {
+                self.judge.during_unplug();
+            }
             let stop = interrupted.load(Ordering::Relaxed);
             let Some(began) = self.began else {
                 if stop {
@@ -241,6 +244,7 @@ impl<'a> Run<'a> {
         match signal {
             Signal::Booted => self.began = Some(Instant::now()),
             Signal::PlugDone { cpu, result, command } => {
+                self.judge.after_plug(cpu, result);
                 self.answered(command, result.is_ok());
                 if result.is_ok() {
                     self.report.plugs.up += 1;
@@ -248,7 +252,8 @@ impl<'a> Run<'a> {
                     self.plan.came_up(cpu, now);
                 }
             }
-            Signal::UnplugDone { result, command, .. } => {
+            Signal::UnplugDone { cpu, result, command } => {
+                self.judge.after_unplug(cpu, result);
                 self.answered(command, result.is_ok());
                 self.report.plugs.down += u64::from(result.is_ok());
             }
@@ -284,7 +289,10 @@ impl<'a> Run<'a> {
     fn give_order(&mut self) -> Result<(), Error> {
         let (mem, plan) = (&self.mem, &mut self.plan);
         match plan.next(|cpu| cpu_now(mem, cpu)) {
-            Some(order) => self.injector.send(&self.vm, order),
+            Some(order) => {
+                self.judge.before_plug();
+                self.injector.send(&self.vm, order)
+            }
             None => Ok(()),
         }
     }
@@ -472,8 +480,12 @@ impl<'a> Run<'a> {
         if self.config.workloads.contains(&Workload::Trace) {
             self.report.trace = Some(counts::trace(&self.mem));
         }
-        self.report.checks =
-            self.judge.checks().iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        let by_guest: Vec<_> = counts::checks(&self.mem, self.config.max_cpus).collect();
+        let by_judge = self.judge.checks().iter().map(|(name, n)| (*name, *n));
+        for (name, n) in by_judge.chain(by_guest).filter(|(_, n)| *n > 0) {
+            let checks = self.report.checks.entry(name.to_owned()).or_default();
+            *checks = checks.saturating_add(n);
+        }
         self.report.violations = self.judge.violations().to_vec();
         self.report.suppressed = self.judge.suppressed();
     }

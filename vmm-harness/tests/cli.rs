@@ -307,10 +307,10 @@ fn good_run_is_reported_in_full() {
 
     let workloads = report["workloads"].as_array().expect("a list");
     let names: Vec<_> = workloads.iter().filter_map(|w| w["name"].as_str()).collect();
-    assert_eq!(names, ["statics", "counter", "alloc", "mount", "trace"]);
+    assert_eq!(names, ["statics", "counter", "alloc", "mount", "trace", "refs"]);
     assert!(workloads.iter().all(|w| number(&w["ops"]) > 0), "{report:#}");
     let checks = report["checks"].as_object().expect("a map");
-    for invariant in ["I1", "I14", "I15", "I16", "K1", "S1"] {
+    for invariant in ["I1", "I14", "I15", "I16", "K1", "K3", "K4", "K5", "S1", "M1", "P4", "P5"] {
         assert!(checks.get(invariant).map_or(0, number) > 0, "{invariant}: {report:#}");
     }
 }

@@ -120,7 +120,9 @@ codes! {
         Free = 6,
         /// The content of area a0 is now a3, with seed a4.
         Filled = 7,
-        /// A counter was made. a0 = address, a1 = initial amount, a2 = ledger slot, a3 = ledger row or u64::MAX for "sum of all rows".
+        /// A counter was made. a0 = address, a1 = initial amount, a2 = ledger slot, a3 = ledger row,
+        /// or [`ALL_ROWS`](super::ALL_ROWS), or [`IN_ACCOUNT`](super::IN_ACCOUNT): then a2 is an
+        /// account's number; a4 = [`CounterRole`].
         CounterInit = 8,
         /// A counter is about to be destroyed. a0 = address.
         CounterDestroy = 9,
@@ -137,6 +139,35 @@ codes! {
         /// A trial is over. a0 = [`Trial`], a1 = operations tried, a2 = those that ended as specified
         /// (`RefusedFrees`), were refused (`FailedGrowth`, `FillUp`), a3 = command's sequence number.
         TrialDone = 14,
+        /// An object that is counted by references begins a life. a0 = [`Holder`], a1 = object, a2 =
+        /// ledger slot of the references, a3 = number of the life, from 1.
+        LifeBegun = 15,
+        /// The reference that keeps the object of a life is about to be dropped. As `LifeBegun`.
+        LifeEnding = 16,
+        /// It has that reference again, in the same life. As `LifeBegun`.
+        LifeResumed = 17,
+        /// The last reference of a life was seen to go. a0, a1, a3 as `LifeBegun`, a2 = references
+        /// that the ledger showed then.
+        LifeEnded = 18,
+    }
+
+    /// What is counted by references.
+    pub enum Holder: u32 {
+        /// A mount: the tree holds it.
+        Mount = 0,
+        /// A `percpu_ref`: it holds itself until it is killed.
+        Ref = 1,
+    }
+
+    /// What is done to a counter.
+    pub enum CounterRole: u32 {
+        /// Anything.
+        Plain = 0,
+        /// A CPU that comes up adds to it before the plug is done; nobody does anything else.
+        Still = 1,
+        /// Additions below [`COUNTER_LIMIT`](super::COUNTER_LIMIT) on either side of zero, by
+        /// `limited_add`, of one thread.
+        Limited = 2,
     }
 
     /// Bytes the host can expect in an area, on every possible CPU.
@@ -151,8 +182,17 @@ codes! {
 
     /// Kinds of conserved sums.
     pub enum SumKind: u32 {
-        /// A `u64` for each possible CPU, wrapping.
+        /// 64 bits for each possible CPU, wrapping.
         Word = 0,
+        /// 32 bits.
+        Half = 1,
+        /// 16 bits.
+        Quarter = 2,
+        /// 8 bits.
+        Byte = 3,
+        /// A `LazyCounter`: what is named is no per-CPU pointer but the address of its word
+        /// ([`LazyView`](percpu_core::view::LazyView)).
+        Lazy = 4,
     }
 
     /// Why a plug or an unplug failed.
@@ -177,12 +217,20 @@ codes! {
         I14 = 14,
         /// A quiescent sum equals the initial amount and all adds.
         K1 = 101,
-        /// |local| < batch.
+        /// |local| < batch, and a read is off by what is in the locals at most.
         K2 = 102,
+        /// A limited addition tells the truth and passes no limit.
+        K4 = 104,
+        /// A sum while a CPU goes down counts that CPU.
+        K6 = 106,
         /// A conserved per-CPU sum lost or gained something.
         S1 = 201,
-        /// A mount's counts are wrong.
-        M1 = 202,
+        /// Words that change as one are never seen apart.
+        S2 = 202,
+        /// Whoever is inside a CPU's protected data is alone there.
+        S3 = 203,
+        /// No `tryget_live` succeeds once a kill is confirmed.
+        P3 = 303,
     }
 
     /// The workloads.
@@ -197,6 +245,8 @@ codes! {
         Mount = 3,
         /// A recorded trace of allocations, replayed by all threads together.
         Trace = 4,
+        /// References by `percpu_ref`, killed and brought back.
+        Refs = 5,
     }
 
     /// What a row of a benchmark is to reach.
@@ -228,6 +278,44 @@ codes! {
     }
 }
 
+impl Invariant {
+    /// Its name in the specification and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::I14 => "I14",
+            Self::K1 => "K1",
+            Self::K2 => "K2",
+            Self::K4 => "K4",
+            Self::K6 => "K6",
+            Self::S1 => "S1",
+            Self::S2 => "S2",
+            Self::S3 => "S3",
+            Self::P3 => "P3",
+        }
+    }
+
+    /// Its place in [`ALL`](Self::ALL).
+    pub const fn index(self) -> usize {
+        let mut index = 0;
+        while Self::ALL[index] as u32 != self as u32 {
+            index += 1;
+        }
+        index
+    }
+}
+
+impl SumKind {
+    /// Bytes of each CPU's part.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Word | Self::Lazy => 8,
+            Self::Half => 4,
+            Self::Quarter => 2,
+            Self::Byte => 1,
+        }
+    }
+}
+
 impl Workload {
     /// The name on the command line and in reports.
     pub const fn name(self) -> &'static str {
@@ -237,6 +325,7 @@ impl Workload {
             Self::Alloc => "alloc",
             Self::Mount => "mount",
             Self::Trace => "trace",
+            Self::Refs => "refs",
         }
     }
 

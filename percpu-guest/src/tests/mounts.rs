@@ -15,14 +15,19 @@ fn mount() -> &'static Mount {
     unsafe { (*MOUNT.0.get()).as_ref() }.expect("made first")
 }
 
+fn make() {
+    // SAFETY: no other CPU looks yet.
+    unsafe { *MOUNT.0.get() = Some(Mount::new().expect("memory")) };
+    mount().attach();
+}
+
 guest_test!(
     /// References taken on one CPU and dropped on another cancel out in the sum, and the last `put`
-    /// is told only when no long-term reference is left.
+    /// is told only when the mount is out of the tree.
     references_are_counted_over_all_cpus, cpus = 2, possible = 2, {
-        // SAFETY: no other CPU looks yet.
-        unsafe { *MOUNT.0.get() = Some(Mount::new().expect("memory")) };
+        make();
         run_on(0, || {
-            mount().get();
+            assert!(mount().look_up());
             mount().get();
             mount().want_write();
         });
@@ -31,10 +36,25 @@ guest_test!(
             mount().want_write();
             mount().drop_write();
         });
-        assert_eq!(mount().count(), 1);
+        assert_eq!(mount().count(), 2, "the tree's and one more");
         assert_eq!(mount().writers(), 1);
-        mount().umount();
+        assert!(mount().detach());
+        assert!(!mount().detach());
+        assert!(!mount().put(), "the tree's reference is not the last");
+        assert!(!mount().look_up());
         run_on(1, || assert!(mount().put()));
         assert_eq!(mount().count(), 0);
+    }
+);
+
+guest_test!(
+    /// A reference that was taken on a CPU which is down by now is counted by the put that sums.
+    a_put_sums_cpus_that_are_down, cpus = 2, possible = 2, {
+        make();
+        run_on(1, || assert!(mount().look_up()));
+        run_on(0, || assert_eq!(crate::control::down(1), Ok(())));
+        assert!(mount().detach());
+        assert!(!mount().put());
+        assert!(mount().put());
     }
 );

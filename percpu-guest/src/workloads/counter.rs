@@ -1,4 +1,20 @@
-//! Counters: many writers, batches down to one, counters that come and go during plugs.
+//! Counters: many writers, batches down to two, and a thousand counters that come and go while CPUs
+//! do.
+//!
+//! | file | counters | what is judged |
+//! |---|---|---|
+//! | this one | written by all threads and by interrupts | K1, K2 at rest |
+//! | `own` | a thread's own, summed after each addition | K1, K2, K6 at once |
+//! | `limited` | a thread's own, with a limit | K4 |
+//! | `fleet` | a thousand, made and destroyed together | K1, K5 |
+//! | `kinds` | lazy and hierarchical ones | S1 at rest, K2 at once |
+//! | `still` | changed by a CPU that comes up, by nobody else | K3, K5, K6 at each plug |
+
+mod fleet;
+mod kinds;
+mod limited;
+mod own;
+mod still;
 
 use core::cell::UnsafeCell;
 
@@ -6,23 +22,24 @@ use percpu_core::counter::PercpuCounter;
 use percpu_core::preempt;
 use percpu_core::var::PerCpuPtr;
 use percpu_core::view::CounterView;
-use percpu_guest::abi::{EventKind, Invariant};
+use percpu_guest::abi::{ALL_ROWS, CounterRole, EventKind, Invariant};
 
-use super::{Worker, book_interrupt, slots};
+use super::{Worker, book_interrupt, checked, slots};
 use crate::{events, shared};
+
+use fleet::Fleet;
+use kinds::Tree;
+use limited::Limited;
+use own::Owned;
 
 /// Counters that live as long as the kernel and that all threads write.
 const SHARED_COUNTERS: usize = 8;
 /// The first of them are given small amounts, the others large ones.
 const SMALL_AMOUNTS: usize = 4;
-/// Counters that a thread has for itself, made and destroyed all the time.
-const OWN_COUNTERS: usize = 4;
 /// Additions of a round between two boundaries.
 const ROUND: u32 = 32;
-/// Additions to a counter of the thread's own, of which it makes some a round.
-const OWN_ADDITIONS: u32 = 8;
 
-static COUNTERS: [Slot; SHARED_COUNTERS] = [const { Slot(UnsafeCell::new(None)) }; SHARED_COUNTERS];
+static COUNTERS: [Slot; SHARED_COUNTERS] = [const { Slot::new() }; SHARED_COUNTERS];
 
 /// A counter that is made once, before any thread reads it.
 struct Slot(UnsafeCell<Option<PercpuCounter>>);
@@ -30,9 +47,23 @@ struct Slot(UnsafeCell<Option<PercpuCounter>>);
 unsafe impl Sync for Slot {}
 
 impl Slot {
+    const fn new() -> Self {
+        Self(UnsafeCell::new(None))
+    }
+
     fn get(&self) -> &PercpuCounter {
         // SAFETY: nobody writes any more; see `Sync` above.
         unsafe { (*self.0.get()).as_ref() }.expect("made by init")
+    }
+
+    /// Fills the slot.
+    ///
+    /// # Safety
+    ///
+    /// Nobody reads yet.
+    unsafe fn put(&self, counter: PercpuCounter) {
+        // SAFETY: passed on to the caller.
+        unsafe { *self.0.get() = Some(counter) };
     }
 }
 
@@ -41,16 +72,19 @@ pub(super) fn init() {
     for (i, slot) in COUNTERS.iter().enumerate() {
         let initial = i as i64 * 1000 - 3000;
         let counter = PercpuCounter::new(initial).expect("memory for a counter");
-        announce(&counter, initial, slots::COUNTERS + i as u32, u64::MAX);
+        let place = slots::COUNTERS + i as u32;
+        announce(&counter, initial, place, ALL_ROWS, CounterRole::Plain);
         // SAFETY: no thread of the workload runs yet.
-        unsafe { *slot.0.get() = Some(counter) };
+        unsafe { slot.put(counter) };
     }
+    kinds::init();
+    still::init();
 }
 
 /// Small amounts in every way there is; batches down to two, so that many additions fold.
 fn add_little(random: u64, counter: &PercpuCounter) -> i64 {
     let amount = (random >> 8) as i64 % 11;
-    match random % 4 {
+    match random % 6 {
         0 => {
             counter.add_batch(amount, 2);
             amount
@@ -62,6 +96,15 @@ fn add_little(random: u64, counter: &PercpuCounter) -> i64 {
         2 => {
             counter.inc();
             1
+        }
+        3 => {
+            counter.dec();
+            -1
+        }
+        4 => {
+            counter.add(amount);
+            counter.sync();
+            amount
         }
         _ => {
             counter.add(amount);
@@ -88,37 +131,46 @@ fn largest_batch() -> i64 {
 /// be folded by the next addition, long before the host looks.
 fn check_local(counter: &PercpuCounter) {
     let view = core::ptr::with_exposed_provenance::<CounterView>(counter.address());
-    // SAFETY: the counter exists, its node has the view's layout, and the locals' pointer and bound
-    // are not changed while it does, but for the bound, which is read at once.
-    let (locals, bound) =
-        unsafe { ((*view).locals, (&raw const (*view).local_bound).read_volatile()) };
-    let pin = preempt::disable();
-    // SAFETY: the locals live as long as the counter, and all accesses are of this kind.
-    let local = unsafe { PerCpuPtr::<i32>::from_raw(locals as usize).read() };
-    let cpu = pin.cpu().index() as u32;
-    drop(pin);
-    let bound = i64::from(bound).max(largest_batch());
+    // SAFETY: the counter lives, at that address; both fields are written whole and by atomics, and
+    // the local parts are read as such.
+    let (local, cpu, bound) = unsafe {
+        let locals = PerCpuPtr::<i32>::from_raw((&raw const (*view).locals).read() as usize);
+        let pin = preempt::disable();
+        let local = locals.read();
+        let cpu = pin.cpu().index() as u32;
+        drop(pin);
+        // The bound is announced before the local may grow, and never shrinks.
+        let bound = (&raw const (*view).local_bound).read_volatile() as i32;
+        (local, cpu, largest_batch().max(i64::from(bound)))
+    };
+    checked(Invariant::K2);
     if i64::from(local).abs() >= bound {
         let address = counter.address() as u64;
         events::violation(Invariant::K2, cpu, address, i64::from(local) as u64, bound as u64);
     }
 }
 
-fn announce(counter: &PercpuCounter, initial: i64, slot: u32, row: u64) {
-    events::emit(
-        EventKind::CounterInit,
-        [counter.address() as u64, initial as u64, u64::from(slot), row, 0],
-    );
+fn announce(counter: &PercpuCounter, initial: i64, slot: u32, row: u64, role: CounterRole) {
+    let address = counter.address() as u64;
+    let args = [address, initial as u64, u64::from(slot), row, role as u64];
+    events::emit(EventKind::CounterInit, args);
 }
 
-/// A counter that only its thread writes, and what it began with.
-struct Own {
-    counter: PercpuCounter,
-    initial: i64,
+fn announce_end(counter: &PercpuCounter) {
+    events::emit(EventKind::CounterDestroy, [counter.address() as u64, 0, 0, 0, 0]);
+}
+
+/// Announces the end of a counter, and brings it about.
+fn destroy(counter: PercpuCounter) {
+    announce_end(&counter);
+    drop(counter);
 }
 
 pub(super) fn run(mut worker: Worker) {
-    let mut own: [Option<Own>; OWN_COUNTERS] = [const { None }; OWN_COUNTERS];
+    let mut own = Owned::new();
+    let mut limited = Limited::new(&worker);
+    let mut fleet = Fleet::new(&worker);
+    let mut tree = Tree::new(&worker);
     loop {
         for _ in 0..ROUND {
             let which = worker.rng.below(SHARED_COUNTERS as u64) as usize;
@@ -131,46 +183,22 @@ pub(super) fn run(mut worker: Worker) {
             check_local(counter);
             worker.book(slots::COUNTERS + which as u32, added);
         }
-        let which = worker.rng.below(OWN_COUNTERS as u64) as usize;
-        renew(&mut worker, &mut own[which], slots::OWN_COUNTERS + which as u32);
+        own.work(&mut worker);
+        if let Some(limited) = &mut limited {
+            limited.work(&mut worker);
+        }
+        fleet.work(&mut worker);
+        tree.work(&mut worker);
         if !worker.boundary() {
             break;
         }
     }
-    for one in own.into_iter().flatten() {
-        destroy(one);
+    own.end();
+    if let Some(limited) = limited {
+        limited.end();
     }
-}
-
-/// Makes the thread's counter, or uses it, or checks and destroys it.
-fn renew(worker: &mut Worker, own: &mut Option<Own>, slot: u32) {
-    let Some(mine) = own else {
-        let initial = worker.rng.below(100) as i64;
-        if let Ok(counter) = PercpuCounter::new(initial) {
-            worker.book(slot, -worker.booked(slot));
-            announce(&counter, initial, slot, u64::from(worker.row));
-            *own = Some(Own { counter, initial });
-        }
-        return;
-    };
-    for _ in 0..OWN_ADDITIONS {
-        let amount = worker.rng.below(100) as i64 - 50;
-        let cpu = percpu_core::cpu::this_cpu_raw();
-        mine.counter.add_batch(amount, if worker.rng.one_in(2) { 2 } else { 32 });
-        worker.book(slot, amount);
-        // Nobody else writes it, so the sum is exact at once, and a wrong one is this CPU's work.
-        let seen = mine.counter.sum();
-        let expected = mine.initial + worker.booked(slot);
-        if seen != expected {
-            let address = mine.counter.address() as u64;
-            events::violation(Invariant::K1, cpu, address, seen as u64, expected as u64);
-        }
-    }
-    if worker.rng.one_in(4)
-        && let Some(mine) = own.take()
-    {
-        destroy(mine);
-    }
+    fleet.end();
+    tree.end();
 }
 
 /// The timer interrupt's share: an addition that stays local mostly, and one that folds.
@@ -179,9 +207,5 @@ pub(super) fn on_interrupt() {
         COUNTERS[i].get().add_batch(amount, batch);
         book_interrupt(slots::COUNTERS + i as u32, amount);
     }
-}
-
-fn destroy(own: Own) {
-    events::emit(EventKind::CounterDestroy, [own.counter.address() as u64, 0, 0, 0, 0]);
-    drop(own.counter);
+    kinds::on_interrupt();
 }

@@ -10,12 +10,15 @@ mod areas;
 mod counter;
 mod exchange;
 mod mount;
+mod refs;
 mod statics;
 mod trace;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use percpu_guest::abi::{EventKind, Fault, LEDGER_THREADS, SumKind, Workload};
+use percpu_guest::abi::{
+    EventKind, Fault, Invariant, LEDGER_SLOTS, LEDGER_THREADS, SumKind, Workload,
+};
 
 use crate::arch::tsc;
 use crate::rng::Rng;
@@ -24,19 +27,28 @@ use crate::{events, sched, shared, tests};
 pub use mount::Mount;
 
 static STARTED: AtomicBool = AtomicBool::new(false);
+/// Threads of all workloads, which have the first rows of the ledger.
+static THREADS: AtomicU32 = AtomicU32::new(0);
 
 /// Ledger slots: whose is which.
 mod slots {
     pub const STATICS: u32 = 0;
-    pub const COUNTERS: u32 = 16;
-    pub const MOUNTS: u32 = 32;
-    pub const OWN_COUNTERS: u32 = 48;
+    pub const COUNTERS: u32 = 40;
+    pub const STILL_COUNTERS: u32 = 56;
+    pub const OWN_COUNTERS: u32 = 64;
+    pub const MOUNTS: u32 = 80;
+    pub const REFS: u32 = 96;
+    pub const TREES: u32 = 104;
+    pub const LAZY_COUNTERS: u32 = 112;
 }
+const _: () = assert!(slots::LAZY_COUNTERS + 16 <= LEDGER_SLOTS as u32);
 
 /// A thread of a workload.
 struct Worker {
     workload: Workload,
     row: u32,
+    /// Which thread of its workload it is.
+    index: u32,
     rng: Rng,
     /// When the thread last came back from a boundary where it gave the CPU away.
     since: u64,
@@ -56,6 +68,17 @@ impl Worker {
     /// What the thread's row says.
     fn booked(&self, slot: u32) -> i64 {
         shared::ledger(self.row).slots[slot as usize].load(Ordering::Relaxed)
+    }
+
+    /// Enters an amount in an account of the thread's.
+    fn book_account(&self, account: u32, amount: i64) {
+        let cell = shared::account(account);
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// What an account says.
+    fn account(&self, account: u32) -> i64 {
+        shared::account(account).load(Ordering::Relaxed)
     }
 
     /// Ends an operation; false if the thread is to end.
@@ -107,6 +130,7 @@ pub fn on_interrupt() {
                 Workload::Statics => statics::on_interrupt(),
                 Workload::Counter => counter::on_interrupt(),
                 Workload::Alloc => alloc::on_interrupt(),
+                Workload::Refs => refs::on_interrupt(),
                 Workload::Mount | Workload::Trace => {}
             }
         }
@@ -118,6 +142,19 @@ pub fn on_interrupt() {
 fn book_interrupt(slot: u32, amount: i64) {
     let cell = &shared::this_control().irq_ledger[slot as usize];
     cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+/// What all threads have entered in a slot.
+fn booked_by_all(slot: u32) -> i64 {
+    (0..THREADS.load(Ordering::Relaxed)).fold(0, |sum: i64, row| {
+        let amount = shared::ledger(row).slots[slot as usize].load(Ordering::Relaxed);
+        sum.wrapping_add(amount)
+    })
+}
+
+/// Counts that the guest has held something against an invariant by itself.
+fn checked(invariant: Invariant) {
+    shared::this_control().checks[invariant.index()].fetch_add(1, Ordering::Relaxed);
 }
 
 /// The workloads that the host asked for.
@@ -136,6 +173,7 @@ pub fn start() {
             Workload::Counter => counter::init(),
             Workload::Alloc | Workload::Trace => {}
             Workload::Mount => mount::init(),
+            Workload::Refs => refs::init(),
         }
     }
     let each = boot.threads.max(1);
@@ -143,6 +181,7 @@ pub fn start() {
     let threads = each * chosen().count() as u32;
     assert!(threads as usize <= LEDGER_THREADS, "{threads} threads, {LEDGER_THREADS} ledger rows");
     header.threads.store(threads, Ordering::Relaxed);
+    THREADS.store(threads, Ordering::Relaxed);
     // The balance thread may be about already.
     header.busy.fetch_add(threads, Ordering::SeqCst);
     STARTED.store(true, Ordering::Release);
@@ -155,6 +194,7 @@ pub fn start() {
                 Workload::Alloc => run_worker::<{ Workload::Alloc as u32 }>,
                 Workload::Mount => run_worker::<{ Workload::Mount as u32 }>,
                 Workload::Trace => run_worker::<{ Workload::Trace as u32 }>,
+                Workload::Refs => run_worker::<{ Workload::Refs as u32 }>,
             };
             sched::spawn(run, row as usize, row);
             row += 1;
@@ -170,6 +210,7 @@ fn run_worker<const WORKLOAD: u32>(row: usize) {
     let worker = Worker {
         workload: const { Workload::from_code(WORKLOAD).expect("a workload") },
         row,
+        index: row / chosen().count() as u32,
         rng: Rng::new(shared::boot().seed, u64::from(row)),
         since: tsc::now(),
     };
@@ -179,15 +220,16 @@ fn run_worker<const WORKLOAD: u32>(row: usize) {
         Workload::Alloc => alloc::run(worker),
         Workload::Mount => mount::run(worker),
         Workload::Trace => trace::run(worker),
+        Workload::Refs => refs::run(worker),
     }
     shared::header().busy.fetch_sub(1, Ordering::SeqCst);
     shared::header().threads.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// Tells the host of a sum over all CPUs that the ledger accounts for.
-fn announce_sum(pointer: usize, slot: u32, initial: i64) {
+fn announce_sum(kind: SumKind, pointer: usize, slot: u32, initial: i64) {
     events::emit(
         EventKind::SumInit,
-        [SumKind::Word as u64, pointer as u64, u64::from(slot), initial as u64, 0],
+        [kind as u64, pointer as u64, u64::from(slot), initial as u64, 0],
     );
 }

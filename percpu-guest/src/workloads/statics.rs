@@ -1,9 +1,20 @@
-//! Static variables under migration, from threads and from interrupts at once.
+//! Static variables under migration, with interrupts that hit the same variables.
+//!
+//! Each variable is a conserved sum: what is added to any CPU's copy is entered in the ledger, so an
+//! update that was lost, made twice, or made to another CPU's copy while that was changed too is
+//! seen from outside (S1). The timer interrupt changes every variable that may be changed by one.
 
+use percpu_core::var::{Alignment, PerCpu};
 use percpu_core::{irq, percpu, preempt};
+use percpu_guest::abi::SumKind;
 
 use super::{Worker, announce_sum, book_interrupt, slots};
+use crate::arch::tsc;
 use crate::rng::Rng;
+
+mod mixed;
+
+use mixed::Amount;
 
 /// Operations of a round between two boundaries.
 const ROUND: u32 = 32;
@@ -11,8 +22,18 @@ const ROUND: u32 = 32;
 percpu! {
     /// Changed by single instructions from threads and interrupts.
     static ADDED: PerCpu<u64> = 0;
-    /// As `ADDED`, with all the other single instructions.
-    static MIXED: PerCpu<u64> = 0;
+    /// As `ADDED`, by every kind of single instruction, in each width, and in each place.
+    static BYTES: PerCpu<u8> = 0;
+    static SHORTS: PerCpu<i16> = 0;
+    static HALVES: PerCpu<u32> = 0;
+    static WORDS: PerCpu<u64> = 0;
+    #[shared_aligned]
+    static ON_A_LINE: PerCpu<i64> = 0;
+    #[page_aligned]
+    static ON_A_PAGE: PerCpu<usize> = 0;
+    /// Bits that are set and cleared beside others that count.
+    static FLAGS: PerCpu<u32> = 0;
+    static BYTE_FLAGS: PerCpu<u8> = 0;
     /// Read, changed and written by threads, preemption off.
     static PINNED: PerCpu<u64> = 0;
     /// Read, changed and written by threads and interrupts, interrupts off.
@@ -22,33 +43,46 @@ percpu! {
     static EXCHANGED: PerCpu<u64> = 0;
 }
 
-/// Ledger slots, in the order of the variables.
+/// Ledger slots.
 const ADD: u32 = slots::STATICS;
-const MIX: u32 = slots::STATICS + 1;
-const PIN: u32 = slots::STATICS + 2;
-const MASK: u32 = slots::STATICS + 3;
-const EXCHANGE: u32 = slots::STATICS + 4;
+const PIN: u32 = slots::STATICS + 1;
+const MASK: u32 = slots::STATICS + 2;
+const EXCHANGE: u32 = slots::STATICS + 3;
+const BYTE: u32 = slots::STATICS + 4;
+const SHORT: u32 = slots::STATICS + 5;
+const HALF: u32 = slots::STATICS + 6;
+const WORD: u32 = slots::STATICS + 7;
+const LINE: u32 = slots::STATICS + 8;
+const PAGE: u32 = slots::STATICS + 9;
+const FLAG: u32 = slots::STATICS + 10;
+const BYTE_FLAG: u32 = slots::STATICS + 11;
 
 /// Announces the variables.
 pub(super) fn init() {
-    announce_sum(ADDED.ptr().raw(), ADD, 0);
-    announce_sum(MIXED.ptr().raw(), MIX, 0);
-    announce_sum(PINNED.ptr().raw(), PIN, 0);
-    announce_sum(MASKED.ptr().raw(), MASK, 0);
-    announce_sum(EXCHANGED.ptr().raw(), EXCHANGE, 0);
+    announce_sum(SumKind::Word, ADDED.ptr().raw(), ADD, 0);
+    announce_sum(SumKind::Word, PINNED.ptr().raw(), PIN, 0);
+    announce_sum(SumKind::Word, MASKED.ptr().raw(), MASK, 0);
+    announce_sum(SumKind::Word, EXCHANGED.ptr().raw(), EXCHANGE, 0);
+    announce_sum(SumKind::Byte, BYTES.ptr().raw(), BYTE, 0);
+    announce_sum(SumKind::Quarter, SHORTS.ptr().raw(), SHORT, 0);
+    announce_sum(SumKind::Half, HALVES.ptr().raw(), HALF, 0);
+    announce_sum(SumKind::Word, WORDS.ptr().raw(), WORD, 0);
+    announce_sum(SumKind::Word, ON_A_LINE.ptr().raw(), LINE, 0);
+    announce_sum(SumKind::Word, ON_A_PAGE.ptr().raw(), PAGE, 0);
+    announce_sum(SumKind::Half, FLAGS.ptr().raw(), FLAG, 0);
+    announce_sum(SumKind::Byte, BYTE_FLAGS.ptr().raw(), BYTE_FLAG, 0);
 }
 
 pub(super) fn run(mut worker: Worker) {
     loop {
         for _ in 0..ROUND {
             let amount = 1 + worker.rng.below(9);
-            match worker.rng.below(5) {
+            match worker.rng.below(12) {
                 0 => {
                     ADDED.add(amount);
                     worker.book(ADD, amount as i64);
                 }
-                1 => mix(&mut worker, amount),
-                2 => {
+                1 => {
                     let pin = preempt::disable();
                     let before = PINNED.read();
                     dawdle(&mut worker.rng);
@@ -56,7 +90,7 @@ pub(super) fn run(mut worker: Worker) {
                     drop(pin);
                     worker.book(PIN, amount as i64);
                 }
-                3 => {
+                2 => {
                     let masked = irq::disable();
                     let before = MASKED.read();
                     dawdle(&mut worker.rng);
@@ -64,10 +98,18 @@ pub(super) fn run(mut worker: Worker) {
                     drop(masked);
                     worker.book(MASK, amount as i64);
                 }
-                _ => {
+                3 => {
                     exchange(amount);
                     worker.book(EXCHANGE, amount as i64);
                 }
+                4 => mix(&mut worker, &BYTES, BYTE, amount),
+                5 => mix(&mut worker, &SHORTS, SHORT, amount),
+                6 => mix(&mut worker, &HALVES, HALF, amount),
+                7 => mix(&mut worker, &WORDS, WORD, amount),
+                8 => mix(&mut worker, &ON_A_LINE, LINE, amount),
+                9 => mix(&mut worker, &ON_A_PAGE, PAGE, amount),
+                10 => worker.book(FLAG, mixed::flag(&FLAGS)),
+                _ => worker.book(BYTE_FLAG, mixed::flag(&BYTE_FLAGS)),
             }
         }
         if !worker.boundary() {
@@ -76,29 +118,14 @@ pub(super) fn run(mut worker: Worker) {
     }
 }
 
-/// Every single-instruction operation but plain `add`.
-fn mix(worker: &mut Worker, amount: u64) {
-    let change = match worker.rng.below(5) {
-        0 => {
-            MIXED.sub(amount);
-            -(amount as i64)
-        }
-        1 => {
-            MIXED.inc();
-            1
-        }
-        2 => {
-            MIXED.dec();
-            -1
-        }
-        3 => {
-            MIXED.add_return(amount);
-            amount as i64
-        }
-        // Takes what this CPU has and puts it into the ledger.
-        _ => -(MIXED.xchg(0) as i64),
-    };
-    worker.book(MIX, change);
+fn mix<T: Amount, A: Alignment>(
+    worker: &mut Worker,
+    variable: &PerCpu<T, A>,
+    slot: u32,
+    amount: u64,
+) {
+    let change = mixed::change(variable, worker.rng.next(), amount);
+    worker.book(slot, change);
 }
 
 fn exchange(amount: u64) {
@@ -119,10 +146,21 @@ fn dawdle(rng: &mut Rng) {
 pub(super) fn on_interrupt() {
     ADDED.add(1);
     book_interrupt(ADD, 1);
-    MIXED.add(3);
-    book_interrupt(MIX, 3);
     MASKED.write(MASKED.read().wrapping_add(5));
     book_interrupt(MASK, 5);
     exchange(7);
     book_interrupt(EXCHANGE, 7);
+    let random = tsc::now();
+    mix_in_interrupt(&BYTES, BYTE, random);
+    mix_in_interrupt(&SHORTS, SHORT, random >> 1);
+    mix_in_interrupt(&HALVES, HALF, random >> 2);
+    mix_in_interrupt(&WORDS, WORD, random >> 3);
+    mix_in_interrupt(&ON_A_LINE, LINE, random >> 4);
+    mix_in_interrupt(&ON_A_PAGE, PAGE, random >> 5);
+    book_interrupt(FLAG, mixed::flag_in_interrupt(&FLAGS));
+    book_interrupt(BYTE_FLAG, mixed::flag_in_interrupt(&BYTE_FLAGS));
+}
+
+fn mix_in_interrupt<T: Amount, A: Alignment>(variable: &PerCpu<T, A>, slot: u32, random: u64) {
+    book_interrupt(slot, mixed::change(variable, random, 3));
 }

@@ -145,7 +145,7 @@ pub(crate) fn check(
         caches::check(chunk, shelf, findings);
     }
     if let Some(shadow) = shadow {
-        let owners = Owners::find(&chunks, &places, layout, shadow, registered, findings);
+        let owners = Owners::find(space, &chunks, &places, layout, shadow, registered, findings);
         for (n, chunk) in chunks.iter().enumerate() {
             let (here, shelf) = (&owners.by_chunk[n], &shelves.by_chunk[n]);
             maps::check_owners(chunk, here, shelf, owners.complete, findings);

@@ -1,14 +1,14 @@
-//! K1, K2, K5: the counters.
+//! K1, K2, K4, K5: the counters.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::offset_of;
 
 use percpu_core::view::{CounterView, ListView};
-use percpu_guest::abi::{ControlBlock, CpuState, control_block};
+use percpu_guest::abi::{COUNTER_LIMIT, ControlBlock, CounterRole, CpuState, control_block};
 
 use super::finding::{Findings, Violation, kind};
 use super::layout::{Layout, Masks};
-use super::shadow::{Counter, Shadow};
+use super::shadow::{Counter, Ledger, Shadow};
 use super::sums::{LedgerBook, by_cpu};
 use crate::memory::{AddressSpace, Following, GuestMem, Wild};
 
@@ -83,28 +83,25 @@ fn walk(space: &AddressSpace<'_>, head: u64) -> Result<BTreeMap<u64, CounterView
     Ok(counters)
 }
 
-/// Holds every live counter against K1, K2 and K5.
+/// Holds every live counter against K1, K2, K4 and K5.
 pub(crate) fn check(
     space: &AddressSpace<'_>,
     layout: &Layout,
     shadow: &Shadow,
     registered: &Registered,
     max_batch: i64,
+    book: &LedgerBook,
     findings: &mut Findings,
 ) {
     if let Some(registered) = registered {
         check_registered(shadow, registered, findings);
     }
-    let book = LedgerBook::read(space.mem(), layout.possible());
-    let Some(book) = findings.sound(book) else { return };
     let offline = Offline::now(space.mem(), layout, findings);
     for counter in shadow.counters.values() {
-        let view = space
-            .read::<CounterView>(counter.address)
-            .following(|| format!("counter {:#x}", counter.address));
-        let Some(view) = findings.sound(view) else { continue };
+        let Some(view) = findings.sound(view(space, counter)) else { continue };
         let Some(locals) = findings.sound(locals(space, layout, counter, &view)) else { continue };
-        check_sum(counter, &view, &locals, &book, findings);
+        check_sum(counter, &view, &locals, book, findings);
+        check_limit(counter, &view, &locals, findings);
         check_locals(counter, &locals, bound_of(&view, max_batch), findings);
         for (cpu, local) in (0u32..).zip(&locals) {
             if offline.contains(cpu)
@@ -148,8 +145,14 @@ fn check_registered(
     }
 }
 
+/// A counter as it lies in memory.
+pub(crate) fn view(space: &AddressSpace<'_>, counter: &Counter) -> Result<CounterView, Wild> {
+    let view = space.read::<CounterView>(counter.address);
+    view.following(|| format!("counter {:#x}", counter.address))
+}
+
 /// The local of every possible CPU; 0 for one without a unit.
-fn locals(
+pub(crate) fn locals(
     space: &AddressSpace<'_>,
     layout: &Layout,
     counter: &Counter,
@@ -195,6 +198,26 @@ fn check_sum(
     }
 }
 
+/// K4: no counter that has a limit is past it.
+fn check_limit(counter: &Counter, view: &CounterView, locals: &[i32], findings: &mut Findings) {
+    if counter.role != CounterRole::Limited {
+        return;
+    }
+    findings.checked("K4", 1);
+    let sum = locals.iter().fold(view.count, |sum, local| sum.wrapping_add(i64::from(*local)));
+    if sum.unsigned_abs() > COUNTER_LIMIT.unsigned_abs() {
+        let detail = format!(
+            "counter {:#x} stands at {sum}, past the limit of {COUNTER_LIMIT} that every addition was \
+             given",
+            counter.address
+        );
+        findings.report(
+            Violation::new("K4", format!("counter {:#x}", counter.address), detail)
+                .values(sum, format_args!("|value| <= {COUNTER_LIMIT}")),
+        );
+    }
+}
+
 /// What no local may reach: `add_batch` may have been given a larger batch than the general one,
 /// which the counter remembers.
 fn bound_of(view: &CounterView, max_batch: i64) -> i64 {
@@ -210,7 +233,8 @@ pub(crate) fn check_locals_now(
     max_batch: i64,
     findings: &mut Findings,
 ) {
-    for counter in shadow.counters.values().filter(|counter| counter.ledger.row.is_none()) {
+    let lasting = |counter: &&Counter| matches!(counter.ledger, Ledger::All(_));
+    for counter in shadow.counters.values().filter(lasting) {
         let Ok(before) = space.read::<CounterView>(counter.address) else { continue };
         let Ok(locals) = locals(space, layout, counter, &before) else { continue };
         // The bound is announced before the local may grow, and never shrinks.
@@ -260,6 +284,12 @@ impl Offline {
             }
         }
         Self { cpus }
+    }
+
+    /// Those of them that are among `cpus`.
+    pub(crate) fn only(mut self, cpus: impl Fn(u32) -> bool) -> Self {
+        self.cpus.retain(|cpu, _| cpus(*cpu));
+        self
     }
 
     pub(crate) fn contains(&self, cpu: u32) -> bool {

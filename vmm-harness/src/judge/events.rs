@@ -6,8 +6,8 @@ use std::fmt;
 use std::mem::{offset_of, size_of};
 
 use percpu_guest::abi::{
-    AreaContent, CpuState, EVENT_RING_LEN, Event, EventKind, EventRing, PlugError, SHARED, Shared,
-    Trial,
+    ALL_ROWS, AreaContent, CpuState, EVENT_RING_LEN, Event, EventKind, EventRing, Holder,
+    IN_ACCOUNT, PlugError, SHARED, Shared, Trial,
 };
 
 use super::finding::{Findings, Violation, kind};
@@ -260,10 +260,18 @@ impl fmt::Display for Line<'_> {
             Some(EventKind::Filled) => write!(f, "fill {a0:#x}, {}", Content(a3, a4)),
             Some(EventKind::CounterInit) => {
                 write!(f, "counter {a0:#x} made, initial {}, slot {a2}, ", a1 as i64)?;
-                if a3 == u64::MAX { write!(f, "all rows") } else { write!(f, "row {a3}") }
+                match a3 {
+                    ALL_ROWS => write!(f, "all rows"),
+                    IN_ACCOUNT => write!(f, "account"),
+                    row => write!(f, "row {row}"),
+                }
             }
             Some(EventKind::CounterDestroy) => write!(f, "counter {a0:#x} destroyed"),
             Some(EventKind::SumInit) => write!(f, "sum {a1:#x} made, initial {a3}, slot {a2}"),
+            Some(EventKind::LifeBegun) => write!(f, "{} began, slot {a2}", Lived(a0, a1, a3)),
+            Some(EventKind::LifeEnding) => write!(f, "{} is to end", Lived(a0, a1, a3)),
+            Some(EventKind::LifeResumed) => write!(f, "{} goes on", Lived(a0, a1, a3)),
+            Some(EventKind::LifeEnded) => write!(f, "{} ended, held {a2}", Lived(a0, a1, a3)),
             Some(EventKind::Violation) => {
                 write!(f, "guest saw invariant {a0} broken: CPU {a1}, {a2:#x}: {a3} for {a4}")
             }
@@ -289,6 +297,18 @@ impl fmt::Display for Plug {
             (0, _) => f.write_str("done"),
             (_, Some(error)) => write!(f, "{error:?}"),
             (code, None) => write!(f, "unknown error {code}"),
+        }
+    }
+}
+
+/// A life of an object: what it is, where, which life.
+struct Lived(u64, u64, u64);
+
+impl fmt::Display for Lived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match u32::try_from(self.0).ok().and_then(Holder::from_code) {
+            Some(holder) => write!(f, "{holder:?} {:#x}, life {},", self.1, self.2),
+            None => write!(f, "unknown holder {} {:#x}, life {},", self.0, self.1, self.2),
         }
     }
 }

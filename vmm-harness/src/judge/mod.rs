@@ -26,11 +26,15 @@ mod finding;
 mod header;
 mod kept;
 mod layout;
+mod lives;
 mod maps;
 mod owners;
 mod pages;
+mod plugs;
+mod refs;
 mod shadow;
 mod snapshot;
+mod still;
 mod sums;
 #[cfg(test)]
 mod tests;
@@ -53,6 +57,8 @@ use finding::{Findings, Tally};
 use kept::Kept;
 use layout::Layout;
 use snapshot::Snapshot;
+use still::Still;
+use sums::LedgerBook;
 
 /// Further looks that must agree before a quiescent look's finding counts.
 const CONFIRMATIONS: u32 = 2;
@@ -120,6 +126,8 @@ pub struct Judge {
     kept: Kept,
     /// The state before the trial that is under way.
     before: Option<Snapshot>,
+    /// The counters before the plug that is under way.
+    still: Still,
     signals: VecDeque<Signal>,
     tally: Tally,
 }
@@ -137,6 +145,7 @@ impl Judge {
             max_batch: 0,
             kept: Kept::default(),
             before: None,
+            still: Still::default(),
             signals: VecDeque::new(),
             tally: Tally::default(),
             mem,
@@ -223,15 +232,15 @@ impl Judge {
             }
         }
         self.tally.add(findings, self.shadow.now);
-        self.check_offline_locals();
+        self.check_offline_locals(|_| true);
     }
 
-    /// K5 while the guest runs: counters come and go, so what looks wrong counts only if the
+    /// K5 of `cpus` while the guest runs: counters come and go, so what looks wrong counts only if the
     /// counter still lives after the look and the CPU stayed offline all the while.
-    fn check_offline_locals(&mut self) {
+    fn check_offline_locals(&mut self, cpus: impl Fn(u32) -> bool) {
         let Some(layout) = self.layout.clone() else { return };
         let mut findings = Findings::default();
-        let offline = counters::Offline::now(&self.mem, &layout, &mut findings);
+        let offline = counters::Offline::now(&self.mem, &layout, &mut findings).only(cpus);
         let suspects = {
             let space = self.mem.address_space();
             counters::offline_locals(&space, &layout, &self.shadow, &offline, &mut findings)
@@ -325,8 +334,14 @@ impl Judge {
         chunks::check(&space, layout, shadow, &registered, &mut self.kept, &mut findings);
         if let Some(shadow) = shadow {
             content::check(&space, layout, shadow, &mut findings);
-            counters::check(&space, layout, shadow, &registered, self.max_batch, &mut findings);
-            sums::check(&space, layout, shadow, &mut findings);
+            let book = LedgerBook::read(&mem, layout.possible());
+            if let Some(book) = findings.sound(book) {
+                let batch = self.max_batch;
+                counters::check(&space, layout, shadow, &registered, batch, &book, &mut findings);
+                sums::check(&space, layout, shadow, &book, &mut findings);
+                shadow.lives.check(&book, &mut findings);
+                refs::check(&space, layout, shadow, &book, &mut findings);
+            }
         }
         findings
     }

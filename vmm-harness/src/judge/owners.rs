@@ -8,6 +8,8 @@ use super::counters::Registered;
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use super::shadow::Shadow;
+use super::{refs, sums};
+use crate::memory::AddressSpace;
 
 /// Somebody who holds granules of a chunk.
 pub(crate) struct Owner {
@@ -71,8 +73,9 @@ impl<'a> Places<'a> {
 }
 
 impl Owners {
-    /// Places every live area, counter and sum.
+    /// Places every live area, counter, sum and ref.
     pub(crate) fn find(
+        space: &AddressSpace<'_>,
         chunks: &[Chunk],
         places: &Places<'_>,
         layout: &Layout,
@@ -103,12 +106,13 @@ impl Owners {
             by_chunk[chunk].push(Owner { run, name: area.to_string(), exact: true });
         }
 
-        // Counters' locals and sums may lie in areas that the guest did not announce as such.
+        // Counters' locals, sums and refs' words may lie in areas that the guest did not announce as such.
         let locals = registered.iter().flatten().map(|(address, counter)| {
             (counter.locals, format!("the locals of counter {address:#x}"))
         });
-        let sums = shadow.sums.keys().map(|ptr| (*ptr, format!("the sum at {ptr:#x}")));
-        for (ptr, name) in locals.chain(sums) {
+        let sums = sums::areas(space, shadow, findings);
+        let words = refs::areas(space, shadow, findings);
+        for (ptr, name) in locals.chain(sums).chain(words) {
             if layout.is_static(ptr) {
                 continue;
             }

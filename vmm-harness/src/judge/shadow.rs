@@ -5,13 +5,14 @@ use std::fmt;
 
 use percpu_core::view::GRANULE;
 use percpu_guest::abi::{
-    AreaContent, CpuState, Event, EventKind, Invariant, LEDGER_SLOTS, LEDGER_THREADS, PlugError,
-    SumKind, Trial,
+    ACCOUNTS, ALL_ROWS, AreaContent, CounterRole, CpuState, Event, EventKind, IN_ACCOUNT,
+    Invariant, LEDGER_SLOTS, LEDGER_THREADS, PlugError, SumKind, Trial,
 };
 
 use super::events::Line;
 use super::finding::{Findings, Violation, kind};
 use super::layout::Layout;
+use super::lives::Lives;
 use super::{Signal, TrialEnd};
 
 /// Largest area the allocator hands out.
@@ -60,12 +61,33 @@ impl fmt::Display for Area {
 }
 
 /// Where a conserved amount is accounted for.
-#[derive(Clone, Copy, Debug)]
-pub struct Ledger {
-    /// Column.
-    pub slot: u32,
-    /// Row, or all of them.
-    pub row: Option<u32>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ledger {
+    /// This slot in the rows of all threads and interrupts.
+    All(u32),
+    /// This slot in the row of one thread.
+    Row {
+        /// The slot.
+        slot: u32,
+        /// The row.
+        row: u32,
+    },
+    /// An account.
+    Account(u32),
+}
+
+impl Ledger {
+    fn of_counter(slot: u64, row: u64) -> Option<Self> {
+        let below = |n: u64, bound: usize| (n < bound as u64).then_some(n as u32);
+        match row {
+            IN_ACCOUNT => Some(Self::Account(below(slot, ACCOUNTS)?)),
+            ALL_ROWS => Some(Self::All(below(slot, LEDGER_SLOTS)?)),
+            _ => Some(Self::Row {
+                slot: below(slot, LEDGER_SLOTS)?,
+                row: below(row, LEDGER_THREADS)?,
+            }),
+        }
+    }
 }
 
 /// A live counter.
@@ -77,6 +99,8 @@ pub struct Counter {
     pub initial: i64,
     /// What was added to it.
     pub ledger: Ledger,
+    /// What is done to it.
+    pub role: CounterRole,
     /// Event that announced it: tells two counters at the same address apart.
     pub born: u64,
 }
@@ -84,6 +108,8 @@ pub struct Counter {
 /// A conserved per-CPU sum that is no `percpu_counter`.
 #[derive(Clone, Copy, Debug)]
 pub struct Sum {
+    /// Width of each CPU's part.
+    pub kind: SumKind,
     /// Per-CPU pointer to the words.
     pub ptr: u64,
     /// Ledger column.
@@ -101,6 +127,8 @@ pub struct Shadow {
     pub counters: BTreeMap<u64, Counter>,
     /// Sums by pointer.
     pub sums: BTreeMap<u64, Sum>,
+    /// Objects that are counted by references.
+    pub(crate) lives: Lives,
     /// CPUs' states as announced.
     pub cpus: Vec<Option<CpuState>>,
     /// Number of the event that announced each CPU's first start.
@@ -167,6 +195,10 @@ impl Shadow {
                 }
             }
             EventKind::SumInit => self.sum_init(event, findings),
+            EventKind::LifeBegun
+            | EventKind::LifeEnding
+            | EventKind::LifeResumed
+            | EventKind::LifeEnded => self.lives.apply(event, findings),
             EventKind::Violation => guest_violation(event, findings),
             EventKind::TestDone => return Some(Signal::TestDone { passed: a0 == 1 }),
             EventKind::AllocFailed => self.alloc_failures += 1,
@@ -276,28 +308,30 @@ impl Shadow {
     }
 
     fn counter_init(&mut self, event: &Event, findings: &mut Findings) {
-        let [address, initial, slot, row, _] = event.args;
-        let row = if row == u64::MAX { None } else { Some(row) };
-        if slot >= LEDGER_SLOTS as u64 || row.is_some_and(|row| row >= LEDGER_THREADS as u64) {
+        let [address, initial, slot, row, role] = event.args;
+        let Some(ledger) = Ledger::of_counter(slot, row) else {
             return nonsense(findings, event, "which names no entry of the ledger");
-        }
+        };
+        let Some(role) = u32::try_from(role).ok().and_then(CounterRole::from_code) else {
+            return nonsense(findings, event, "which has no role of a counter");
+        };
         if self.counters.len() >= MAX_OBJECTS {
             return nonsense(findings, event, "one more than fit into the guest's memory");
         }
-        let ledger = Ledger { slot: slot as u32, row: row.map(|row| row as u32) };
-        let counter = Counter { address, initial: initial as i64, ledger, born: event.seq };
+        let counter = Counter { address, initial: initial as i64, ledger, role, born: event.seq };
         if self.counters.insert(address, counter).is_some() {
             nonsense(findings, event, "where a live counter lies already");
         }
     }
 
     fn sum_init(&mut self, event: &Event, findings: &mut Findings) {
-        let [sum_kind, ptr, slot, initial, _] = event.args;
-        let known = u32::try_from(sum_kind).ok().and_then(SumKind::from_code);
-        if known.is_none() || slot >= LEDGER_SLOTS as u64 || self.sums.len() >= MAX_OBJECTS {
+        let [kind, ptr, slot, initial, _] = event.args;
+        let kind = u32::try_from(kind).ok().and_then(SumKind::from_code);
+        let known = slot < LEDGER_SLOTS as u64 && self.sums.len() < MAX_OBJECTS;
+        let Some(kind) = kind.filter(|_| known) else {
             return nonsense(findings, event, "which is no sum the host can follow");
-        }
-        self.sums.insert(ptr, Sum { ptr, slot: slot as u32, initial });
+        };
+        self.sums.insert(ptr, Sum { kind, ptr, slot: slot as u32, initial });
     }
 }
 
@@ -309,7 +343,7 @@ fn content(event: &Event) -> Option<(AreaContent, u32)> {
 }
 
 /// An event that cannot be: the guest is confused, or somebody wrote into its ring.
-fn nonsense(findings: &mut Findings, event: &Event, why: &str) {
+pub(super) fn nonsense(findings: &mut Findings, event: &Event, why: &str) {
     let object = format!("event of kind {} from CPU {}", event.kind, event.cpu);
     let detail = format!("the guest announced {}, {why}", Line(event));
     findings.report(Violation::new(kind::EVENTS, object, detail).on(event.cpu.into()));
@@ -318,24 +352,36 @@ fn nonsense(findings: &mut Findings, event: &Event, why: &str) {
 /// What the guest itself saw broken counts like what we see.
 fn guest_violation(event: &Event, findings: &mut Findings) {
     let [invariant, cpu, object, seen, expected] = event.args;
-    let (name, what) = match u32::try_from(invariant).ok().and_then(Invariant::from_code) {
-        Some(Invariant::I14) => ("I14", "area"),
-        Some(Invariant::K1) => ("K1", "counter"),
-        Some(Invariant::K2) => ("K2", "counter"),
-        Some(Invariant::S1) => ("S1", "sum"),
-        Some(Invariant::M1) => ("M1", "mount"),
-        None => return nonsense(findings, event, "which is no invariant"),
+    let Some(invariant) = u32::try_from(invariant).ok().and_then(Invariant::from_code) else {
+        return nonsense(findings, event, "which is no invariant");
+    };
+    let (what, seen_as) = match invariant {
+        Invariant::I14 => ("area", "word in CPU's copy"),
+        Invariant::K1 => ("counter", "sum, after that CPU's addition,"),
+        Invariant::K2 => ("counter", "CPU's local, or what a read is off by,"),
+        Invariant::K4 => ("counter", "answer of a limited addition"),
+        Invariant::K6 => ("counter", "sum while a CPU goes down"),
+        Invariant::S1 => ("sum", "sum, after that CPU's addition,"),
+        Invariant::S2 => ("words", "second of the words that change as one"),
+        Invariant::S3 => ("data", "number of those inside"),
+        Invariant::P3 => ("reference", "answer of tryget_live after the kill was confirmed"),
     };
     let object = format!("{what} {object:#x}");
-    let (seen_number, expected_number) = (seen as i64, expected as i64);
-    let (what, expected) = match name {
-        "I14" => ("word in CPU's copy", format!("{expected:#x}")),
-        "K2" => ("CPU's local", format!("less than {expected_number} on either side of zero")),
-        _ => ("sum, after that CPU's addition,", format!("{expected_number}")),
+    let number = |value: u64| match invariant {
+        Invariant::I14 | Invariant::S2 => format!("{value:#x}"),
+        Invariant::K4 | Invariant::P3 => if value == 0 { "no" } else { "yes" }.to_owned(),
+        _ => (value as i64).to_string(),
     };
-    let seen = if name == "I14" { format!("{seen:#x}") } else { seen_number.to_string() };
+    let (seen, expected) = match invariant {
+        Invariant::K2 => {
+            (number(seen), format!("less than {} on either side of zero", number(expected)))
+        }
+        _ => (number(seen), number(expected)),
+    };
     let detail = format!(
-        "the guest itself saw it on CPU {cpu}: {object}, that {what} is {seen}, expected {expected}"
+        "the guest itself saw it on CPU {cpu}: {object}, that {seen_as} is {seen}, expected {expected}"
     );
-    findings.report(Violation::new(name, object, detail).on(cpu as u32).values(seen, expected));
+    findings.report(
+        Violation::new(invariant.name(), object, detail).on(cpu as u32).values(seen, expected),
+    );
 }

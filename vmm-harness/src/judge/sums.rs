@@ -2,18 +2,21 @@
 
 use std::mem::{offset_of, size_of};
 
+use percpu_core::view::{LAZY_PER_CPU, LazyView};
 use percpu_guest::abi::{
-    ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, SHARED, Shared, control_block,
+    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, SHARED, Shared, SumKind,
+    control_block,
 };
 
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
-use super::shadow::{Ledger, Shadow};
+use super::shadow::{Ledger, Shadow, Sum};
 use crate::memory::{AddressSpace, Following, GuestMem, Wild};
 
 /// What every thread and every CPU's interrupt added to every object.
 pub(crate) struct LedgerBook {
     rows: Vec<i64>,
+    accounts: Vec<i64>,
     /// Sum of all rows by slot.
     threads: [i64; LEDGER_SLOTS],
     /// Sum of all CPUs' interrupts by slot.
@@ -22,12 +25,11 @@ pub(crate) struct LedgerBook {
 
 impl LedgerBook {
     pub(crate) fn read(mem: &GuestMem, possible: u32) -> Result<Self, Wild> {
-        let rows = words(
-            mem,
-            SHARED + offset_of!(Shared, ledger) as u64,
-            LEDGER_THREADS * size_of::<LedgerRow>() / 8,
-        )
-        .following(|| "the ledger")?;
+        let words = |field: usize, len: usize| {
+            words(mem, SHARED + field as u64, len).following(|| "the ledger")
+        };
+        let rows = words(offset_of!(Shared, ledger), LEDGER_THREADS * size_of::<LedgerRow>() / 8)?;
+        let accounts = words(offset_of!(Shared, accounts), ACCOUNTS)?;
         let mut threads = [0i64; LEDGER_SLOTS];
         for row in rows.chunks_exact(LEDGER_SLOTS) {
             for (sum, amount) in threads.iter_mut().zip(row) {
@@ -35,31 +37,37 @@ impl LedgerBook {
             }
         }
         let mut interrupts = [0i64; LEDGER_SLOTS];
-        for cpu in 0..possible {
-            let row = control_block(cpu) + offset_of!(ControlBlock, irq_ledger) as u64;
-            for (sum, amount) in interrupts.iter_mut().zip(words(mem, row, LEDGER_SLOTS)?) {
-                *sum = sum.wrapping_add(amount);
-            }
+        for (slot, sum) in (0..).zip(&mut interrupts) {
+            *sum = by_interrupts(mem, possible, slot)?;
         }
-        Ok(Self { rows, threads, interrupts })
+        Ok(Self { rows, accounts, threads, interrupts })
     }
 
     /// What threads added to an object.
     pub(crate) fn by_threads(&self, ledger: Ledger) -> i64 {
-        let slot = ledger.slot as usize;
-        match ledger.row {
-            Some(row) => self.rows[row as usize * LEDGER_SLOTS + slot],
-            None => self.threads[slot],
+        match ledger {
+            Ledger::All(slot) => self.threads[slot as usize],
+            Ledger::Row { slot, row } => self.rows[row as usize * LEDGER_SLOTS + slot as usize],
+            Ledger::Account(n) => self.accounts[n as usize],
         }
     }
 
     /// What interrupts added: they write objects of all threads only.
     pub(crate) fn by_interrupts(&self, ledger: Ledger) -> i64 {
-        match ledger.row {
-            Some(_) => 0,
-            None => self.interrupts[ledger.slot as usize],
+        match ledger {
+            Ledger::All(slot) => self.interrupts[slot as usize],
+            Ledger::Row { .. } | Ledger::Account(_) => 0,
         }
     }
+}
+
+/// What all CPUs' interrupts, and their hotplug threads, have entered in a slot.
+pub(crate) fn by_interrupts(mem: &GuestMem, possible: u32, slot: u32) -> Result<i64, Wild> {
+    (0..possible).try_fold(0i64, |sum, cpu| {
+        let row = control_block(cpu) + offset_of!(ControlBlock, irq_ledger) as u64;
+        let amount = mem.load_u64(row + 8 * u64::from(slot)).following(|| "the ledger")?;
+        Ok(sum.wrapping_add(amount as i64))
+    })
 }
 
 fn words(mem: &GuestMem, phys: u64, len: usize) -> Result<Vec<i64>, Wild> {
@@ -69,38 +77,30 @@ fn words(mem: &GuestMem, phys: u64, len: usize) -> Result<Vec<i64>, Wild> {
     Ok(bytes.chunks_exact(8).map(word).collect())
 }
 
-/// S1: the sum over all CPUs that have a unit equals the initial amount and all adds.
+/// S1: the sum over all CPUs that have a unit equals the initial amount and all adds, as far as it
+/// is wide.
 pub(crate) fn check(
     space: &AddressSpace<'_>,
     layout: &Layout,
     shadow: &Shadow,
+    book: &LedgerBook,
     findings: &mut Findings,
 ) {
-    if shadow.sums.is_empty() {
-        return;
-    }
-    let book = LedgerBook::read(space.mem(), layout.possible());
-    let Some(book) = findings.sound(book) else { return };
     for sum in shadow.sums.values() {
-        let copies: Result<Vec<u64>, Wild> = (0..layout.possible())
-            .map(|cpu| match layout.address(sum.ptr, cpu) {
-                None => Ok(0),
-                Some(address) => space
-                    .read(address)
-                    .following(|| format!("CPU {cpu}'s part of the sum at {:#x}", sum.ptr)),
-            })
-            .collect();
-        let Some(copies) = findings.sound(copies) else { continue };
+        let Some(copies) = findings.sound(parts(space, layout, sum)) else { continue };
         findings.checked("S1", 1);
-        let seen = copies.iter().fold(0, |sum: u64, copy| sum.wrapping_add(*copy));
-        let ledger = Ledger { slot: sum.slot, row: None };
+        let mask = u64::MAX >> (64 - 8 * sum.kind.bytes());
+        let seen = copies.iter().fold(0, |sum: u64, copy| sum.wrapping_add(*copy)) & mask;
+        let ledger = Ledger::All(sum.slot);
         let threads = book.by_threads(ledger);
         let interrupts = book.by_interrupts(ledger);
         let expected = sum.initial.wrapping_add_signed(threads).wrapping_add_signed(interrupts);
+        let expected = expected & mask;
         if seen != expected {
             let detail = format!(
-                "the per-CPU words at {:#x} (ledger slot {}) sum to {seen}, expected {expected}: \
-                 initially {}, threads added {threads}, interrupts {interrupts}; by CPU: {}",
+                "the per-CPU words of {} bytes at {:#x} (ledger slot {}) sum to {seen}, expected \
+                 {expected}: initially {}, threads added {threads}, interrupts {interrupts}; by CPU: {}",
+                sum.kind.bytes(),
                 sum.ptr,
                 sum.slot,
                 sum.initial,
@@ -110,6 +110,54 @@ pub(crate) fn check(
                 Violation::new("S1", format!("sum {:#x}", sum.ptr), detail).values(seen, expected),
             );
         }
+    }
+}
+
+/// What a sum is made of: a part for each CPU, or the one of a lazy counter that is not per-CPU.
+fn parts(space: &AddressSpace<'_>, layout: &Layout, sum: &Sum) -> Result<Vec<u64>, Wild> {
+    let Some(ptr) = pointer(space, sum)? else {
+        let LazyView { word } = space.read(sum.ptr)?;
+        return Ok(vec![(word as i64 >> 1) as u64]);
+    };
+    (0..layout.possible())
+        .map(|cpu| match layout.address(ptr, cpu) {
+            None => Ok(0),
+            Some(address) => part(space, address, sum.kind)
+                .following(|| format!("CPU {cpu}'s part of the sum at {:#x}", sum.ptr)),
+        })
+        .collect()
+}
+
+/// Per-CPU pointer to the parts, if there are any.
+fn pointer(space: &AddressSpace<'_>, sum: &Sum) -> Result<Option<u64>, Wild> {
+    if sum.kind != SumKind::Lazy {
+        return Ok(Some(sum.ptr));
+    }
+    let view = space.read(sum.ptr).following(|| format!("lazy counter {:#x}", sum.ptr));
+    let LazyView { word } = view?;
+    Ok((word & LAZY_PER_CPU != 0).then_some(word & !LAZY_PER_CPU))
+}
+
+/// The areas that sums lie in, or have, by per-CPU pointer, with names.
+pub(crate) fn areas(
+    space: &AddressSpace<'_>,
+    shadow: &Shadow,
+    findings: &mut Findings,
+) -> Vec<(u64, String)> {
+    let pointer = |sum: &Sum| {
+        let pointer = findings.sound(pointer(space, sum))??;
+        Some((pointer, format!("the sum at {:#x}", sum.ptr)))
+    };
+    shadow.sums.values().filter_map(pointer).collect()
+}
+
+/// A CPU's part of a sum.
+fn part(space: &AddressSpace<'_>, address: u64, kind: SumKind) -> Result<u64, Wild> {
+    match kind {
+        SumKind::Word | SumKind::Lazy => space.read::<u64>(address),
+        SumKind::Half => space.read::<u32>(address).map(u64::from),
+        SumKind::Quarter => space.read::<u16>(address).map(u64::from),
+        SumKind::Byte => space.read::<u8>(address).map(u64::from),
     }
 }
 

@@ -1,0 +1,81 @@
+//! Counters that stand still while no CPU comes up: a CPU adds to them as it comes up, nobody else
+//! ever does.
+//!
+//! So the host knows their value at any moment of an unplug, and how it must be spread over count
+//! and locals before and after: a fold that loses or doubles something shows there (K3), and so does
+//! a moment at which a dying CPU is not counted (K6).
+
+use core::sync::atomic::Ordering;
+
+use percpu_core::counter::PercpuCounter;
+use percpu_core::cpu::CpuId;
+use percpu_core::hotplug::{self, Section};
+use percpu_guest::abi::{ALL_ROWS, CounterRole, Invariant, MAX_CPUS};
+
+use super::{Slot, announce};
+use crate::workloads::{book_interrupt, checked, slots};
+use crate::{events, shared};
+
+const COUNTERS: usize = 4;
+
+static STILL: [Slot; COUNTERS] = [const { Slot::new() }; COUNTERS];
+
+fn initial(i: usize) -> i64 {
+    500 - 300 * i as i64
+}
+
+fn slot(i: usize) -> u32 {
+    slots::STILL_COUNTERS + i as u32
+}
+
+/// What a CPU adds when it comes up: not zero, less than a batch, of either sign.
+fn share(i: usize, cpu: CpuId) -> i64 {
+    let amount = (7 * cpu.index() + 5 * i) as i64 % 31 + 1;
+    if i.is_multiple_of(2) { amount } else { -amount }
+}
+
+/// Makes the counters; CPUs that are up add to them now.
+pub(super) fn init() {
+    for (i, place) in STILL.iter().enumerate() {
+        let counter = PercpuCounter::new(initial(i)).expect("memory for a counter");
+        // SAFETY: nobody reads before the steps are registered.
+        unsafe { place.put(counter) };
+    }
+    // Later than the counters' own step, so on the way down earlier: the CPU is dead and its locals
+    // are not folded yet.
+    hotplug::register(Section::Prepare, "workload:dying", None, Some(check_dying))
+        .expect("a place for the workload's hotplug steps");
+    let add = |cpu| {
+        add_share(cpu);
+        Ok(())
+    };
+    hotplug::register(Section::Online, "workload:still", Some(add), None)
+        .expect("a place for the workload's hotplug steps");
+    for (i, place) in STILL.iter().enumerate() {
+        announce(place.get(), initial(i), slot(i), ALL_ROWS, CounterRole::Still);
+    }
+}
+
+/// On the CPU that comes up, by its hotplug thread.
+fn add_share(cpu: CpuId) {
+    for (i, place) in STILL.iter().enumerate() {
+        place.get().add(share(i, cpu));
+        book_interrupt(slot(i), share(i, cpu));
+    }
+}
+
+/// K6 at the moment itself: `cpu` executes nothing more, and what it added is still its own.
+fn check_dying(cpu: CpuId) {
+    for (i, place) in STILL.iter().enumerate() {
+        let added = (0..MAX_CPUS as u32)
+            .map(|cpu| shared::control(cpu).irq_ledger[slot(i) as usize].load(Ordering::Relaxed));
+        let expected = initial(i) + added.sum::<i64>();
+        let seen = place.get().sum();
+        checked(Invariant::K6);
+        if seen != expected {
+            let address = place.get().address() as u64;
+            let cpu = cpu.index() as u32;
+            events::violation(Invariant::K6, cpu, address, seen as u64, expected as u64);
+        }
+    }
+}
