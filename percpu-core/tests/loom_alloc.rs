@@ -8,43 +8,22 @@
 #![cfg(loom)]
 
 mod common;
+#[path = "common/explore.rs"]
+mod explore;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::fake::{NO_CACHE, use_cache_of};
 use common::{Area, Shape, World};
+use explore::{explore, spawn};
 use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
 use percpu_core::model;
 
 const PAGE: usize = 4096;
-/// Words of a thread's stack: set-up needs more than loom gives.
-const STACK: usize = 64 << 10;
 
 /// What a thread does on a CPU's cache, or on none.
 type Work<R> = (u32, Box<dyn FnOnce(&World) -> R + Send>);
-
-/// Explores `model` with at most `preemptions` preemptions, unless `LOOM_MAX_PREEMPTIONS` says
-/// otherwise.
-fn explore(preemptions: usize, model: fn()) {
-    let mut builder = loom::model::Builder::new();
-    builder.max_branches = 50_000;
-    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
-    let executions = Arc::new(AtomicUsize::new(0));
-    let count = executions.clone();
-    builder.check(move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        spawn(model).join().unwrap();
-    });
-    println!("{} executions", executions.load(Ordering::Relaxed));
-}
-
-fn spawn<R: Send + 'static>(
-    work: impl FnOnce() -> R + Send + 'static,
-) -> loom::thread::JoinHandle<R> {
-    loom::thread::Builder::new().stack_size(STACK).spawn(work).unwrap()
-}
 
 /// Does all of `work` at once.
 fn at_once<R: Send + 'static>(world: World, work: Vec<Work<R>>) -> (World, Vec<R>) {

@@ -1,4 +1,5 @@
-//! `cargo xtask loom`: models of the allocator's locks under loom, which tries all interleavings.
+//! `cargo xtask loom`: models of the locks' and counters' protocols under loom, which tries all
+//! interleavings.
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
@@ -34,7 +35,7 @@ pub fn models(filter: Option<&OsString>) -> Result<Command> {
     };
     let command = cmd!(
         sh,
-        "{cargo} test --release --package percpu-core --test loom_alloc --target-dir {target_dir}
+        "{cargo} test --release --package percpu-core --test loom_* --target-dir {target_dir}
          -- {filter...}"
     );
     let command = command.env("RUSTFLAGS", flags);

@@ -7,8 +7,8 @@
 //! To exclude that would take a wait for every thread there is. So bounds go by the largest batch
 //! there has been: in a system that never had more than 16 CPUs that is the smallest one, too.
 
+use crate::atomic::AtomicI32;
 use crate::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::AtomicI32;
 
 /// The smallest batch, and the one before hotplug is known of.
 const MIN_BATCH: i32 = 32;

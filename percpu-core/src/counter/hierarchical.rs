@@ -22,11 +22,10 @@
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicI64;
 
 use super::count::Count;
 use crate::alloc::{AllocError, alloc_percpu, free_percpu};
-use crate::atomic::Ordering::Relaxed;
+use crate::atomic::{AtomicI64, Ordering::Relaxed};
 use crate::cpu::{self, NR_CPUS};
 use crate::platform::{Global, Platform};
 use crate::var::PerCpuPtr;

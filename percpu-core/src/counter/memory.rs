@@ -60,7 +60,11 @@ impl Nodes {
 ///
 /// The counters came from [`Nodes::new`], and nobody uses them any more.
 pub(super) unsafe fn destroy(nodes: impl Iterator<Item = NonNull<Node>> + Clone) {
-    // First of all: who walks the list finds live counters only.
+    for node in nodes.clone() {
+        // SAFETY: they are alive by the caller's word, on which this is a check.
+        unsafe { node.as_ref() }.check();
+    }
+    // Before they are marked: who walks the list finds live counters only.
     // SAFETY: `Nodes::new` put them there, and nobody has destroyed them before.
     unsafe { list::remove(nodes.clone()) };
     for node in nodes.clone() {

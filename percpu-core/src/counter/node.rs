@@ -16,12 +16,11 @@
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicI32, AtomicI64, fence};
 
 use super::batch::largest_batch;
 use super::list::Link;
-use crate::atomic::AtomicU32;
 use crate::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::atomic::{AtomicI32, AtomicI64, AtomicU32, fence};
 use crate::cpu::{self, CpuId};
 use crate::platform::Global;
 use crate::sync::{SpinGuard, SpinLock};
@@ -105,7 +104,7 @@ impl Node {
     /// Panics if the counter was destroyed, in builds with debug assertions. Linux:
     /// `CONFIG_DEBUG_OBJECTS_PERCPU_COUNTER`.
     #[inline]
-    fn check(&self) {
+    pub(super) fn check(&self) {
         if cfg!(debug_assertions) && self.magic.load(Relaxed) != COUNTER_LIVE {
             self.not_live();
         }
@@ -123,7 +122,6 @@ impl Node {
 
     /// Ends the counter's life: who uses it from now on has a bug.
     pub(super) fn destroy(&self) {
-        self.check();
         self.magic.store(Self::DESTROYED, Relaxed);
     }
 

@@ -5,9 +5,8 @@
 //! mask is frozen when per-CPU areas are set up, the others change under hotplug. A CPU that was
 //! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ online ∪ dying.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use super::id::{CpuId, NR_CPUS};
+use crate::atomic::{AtomicU64, Ordering};
 
 const WORDS: usize = NR_CPUS / 64;
 

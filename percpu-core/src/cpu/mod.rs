@@ -21,6 +21,15 @@ percpu! {
     static THIS_CPU_OFFSET: PerCpu<usize> = 0;
 }
 
+/// The masks through which a CPU goes when it comes or goes, for models that do hotplug's steps one by
+/// one.
+#[cfg(loom)]
+#[doc(hidden)]
+pub fn set_masks(cpu: CpuId, online: Option<bool>, dying: Option<bool>) {
+    online.into_iter().for_each(|member| MASKS.online.set(cpu, member));
+    dying.into_iter().for_each(|member| MASKS.dying.set(cpu, member));
+}
+
 /// The number of the CPU that runs this; 0 before the areas are set up. Linux:
 /// `raw_smp_processor_id`.
 ///

@@ -1,0 +1,284 @@
+//! Counters under loom: all interleavings of a few adds, folds, sums and deaths with at most so many
+//! preemptions, and all values that weakly ordered loads may read.
+//!
+//! `cargo xtask loom` runs it. A model makes its counter and looks at it afterwards unexplored. Its
+//! threads are CPUs; two of them may be one CPU, a thread and what interrupts it, since each step on
+//! a local part is one atomic access.
+
+#![cfg(loom)]
+
+#[path = "common/explore.rs"]
+mod explore;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use explore::{explore, spawn};
+use percpu_core::alloc::{AllocFlags, global};
+use percpu_core::counter::{self, HierarchicalCounter, LazyCounter, PercpuCounter};
+use percpu_core::cpu::{self, CpuId};
+use percpu_core::{arch, area, host, model, preempt};
+
+const CPUS: usize = 3;
+
+/// Boots, and keeps the other models of this program away: masks and the list of counters are
+/// everyone's.
+fn system() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    host::boot(CPUS).unwrap();
+    guard
+}
+
+fn cpu(n: usize) -> CpuId {
+    CpuId::new(n).unwrap()
+}
+
+fn on<R>(n: usize, f: impl FnOnce() -> R) -> R {
+    let _cpu = host::enter(cpu(n)).unwrap();
+    f()
+}
+
+/// What a context of a CPU does to a counter.
+type Context<C> = (usize, fn(&C));
+
+/// Does all of `contexts` at once, and gives the counter back.
+fn at_once<C: Send + Sync + 'static>(counter: C, contexts: &[Context<C>]) -> C {
+    let counter = Arc::new(counter);
+    model::start();
+    let start = |&(n, work): &Context<C>| {
+        let counter = counter.clone();
+        spawn(move || {
+            // SAFETY: the CPU's other contexts use what is safe against interrupts only.
+            unsafe { arch::set_offset(area::offset(cpu(n))) };
+            work(&counter);
+        })
+    };
+    let threads: Vec<_> = contexts.iter().map(start).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    model::stop();
+    Arc::into_inner(counter).expect("all threads are done")
+}
+
+fn local(counter: &PercpuCounter, n: usize) -> i32 {
+    // SAFETY: the counter lives, and local parts are only accessed atomically.
+    unsafe { counter.locals().read_on(cpu(n)) }
+}
+
+/// K1, K2, K3 and C3: two contexts of a CPU, of which the second one to add folds.
+#[test]
+fn an_interrupt_handlers_add_keeps_the_local_part_below_the_batch() {
+    let _system = system();
+    explore(3, || {
+        let counter = at_once(
+            PercpuCounter::new(1000).unwrap(),
+            &[
+                (0, |counter| counter.add(20)),
+                // An interrupt handler of the same CPU.
+                (0, |counter| counter.add(30)),
+            ],
+        );
+        assert_eq!(counter.sum(), 1050, "K1");
+        assert!(local(&counter, 0) < 32, "K2: {}", local(&counter, 0));
+    });
+}
+
+/// K1, K3: folds on two CPUs.
+#[test]
+fn folds_on_two_cpus_lose_nothing() {
+    let _system = system();
+    explore(3, || {
+        let counter = PercpuCounter::new(1000).unwrap();
+        on(0, || counter.add(5));
+        let counter =
+            at_once(counter, &[(0, |counter| counter.add(32)), (1, |counter| counter.add(-32))]);
+        assert_eq!((counter.read(), counter.sum()), (1005, 1005));
+    });
+}
+
+/// K6 beside folds: what a sum sees is a moment, and later sums see later ones.
+#[test]
+fn a_sum_never_sees_a_fold_half_way() {
+    let _system = system();
+    explore(3, || {
+        let counter = PercpuCounter::new(0).unwrap();
+        on(0, || counter.add(31));
+        let contexts: [Context<PercpuCounter>; 2] = [
+            (0, |counter| counter.add(1)),
+            (2, |counter| {
+                let first = counter.sum();
+                assert!([31, 32].contains(&first), "{first}");
+                let second = counter.sum();
+                assert!([first, 32].contains(&second), "{second} after {first}");
+            }),
+        ];
+        at_once(counter, &contexts);
+    });
+}
+
+/// C1, C2: at each step of a CPU's death a sum counts it exactly once.
+#[test]
+fn a_sum_counts_a_dying_cpu_once() {
+    let _system = system();
+    explore(4, || {
+        let counter = PercpuCounter::new(100).unwrap();
+        on(1, || counter.add(7));
+        let counter = at_once(
+            counter,
+            &[
+                (1, |_| {
+                    // What `hotplug::die` does, then the thread that takes the CPU down.
+                    cpu::set_masks(cpu(1), None, Some(true));
+                    cpu::set_masks(cpu(1), Some(false), None);
+                    counter::cpu_dead(cpu(1));
+                    cpu::set_masks(cpu(1), None, Some(false));
+                }),
+                (0, |counter| assert_eq!(counter.sum(), 107)),
+            ],
+        );
+        assert_eq!((counter.read(), local(&counter, 1), counter.sum()), (107, 0, 107));
+        cpu::set_masks(cpu(1), Some(true), None);
+    });
+}
+
+/// K4 beside a death: the room that there is for sure is not passed.
+#[test]
+fn a_serial_limited_add_keeps_its_limit_beside_a_death() {
+    let _system = system();
+    explore(3, || {
+        let counter = PercpuCounter::new(1000).unwrap();
+        on(1, || counter.add(31));
+        let counter = at_once(
+            counter,
+            &[
+                (1, |_| {
+                    cpu::set_masks(cpu(1), None, Some(true));
+                    cpu::set_masks(cpu(1), Some(false), None);
+                    counter::cpu_dead(cpu(1));
+                    cpu::set_masks(cpu(1), None, Some(false));
+                }),
+                (0, |counter| {
+                    // Two CPUs of 32 are less than what is missing without the 31.
+                    assert!(!counter.limited_add(1064, 34));
+                    assert!(counter.limited_add(1064, 33));
+                }),
+            ],
+        );
+        assert_eq!(counter.sum(), 1064);
+        cpu::set_masks(cpu(1), Some(true), None);
+    });
+}
+
+/// A counter that goes while a CPU dies is folded or gone.
+#[test]
+fn a_counter_is_destroyed_beside_a_death() {
+    let _system = system();
+    explore(3, || {
+        let [counter, other] = PercpuCounter::new_many(3).unwrap();
+        on(1, || other.add(7));
+        let counter = Mutex::new(Some(counter));
+        at_once(
+            counter,
+            &[
+                (1, |_| counter::cpu_dead(cpu(1))),
+                (0, |counter| {
+                    let counter = counter.lock().unwrap().take().unwrap();
+                    PercpuCounter::destroy_many([counter]);
+                }),
+            ],
+        );
+        assert_eq!((other.read(), other.sum()), (10, 10));
+    });
+}
+
+/// Puts an area that a lazy counter may take into each CPU's cache: a model that looks for one in the
+/// chunks has many more steps.
+fn fill_caches() {
+    // Each execution finds the same.
+    global().drain_caches();
+    for n in 0..CPUS {
+        on(n, || {
+            let area = global().alloc(8, 8, AllocFlags::NONE).unwrap();
+            // SAFETY: allocated above, and not used.
+            unsafe { global().free(area).unwrap() };
+        });
+    }
+}
+
+/// The upgrade beside adds and sums, with a loser: nothing is lost, missed or kept.
+#[test]
+fn a_lazy_counter_loses_nothing_when_it_becomes_per_cpu() {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    static UPGRADES: AtomicUsize = AtomicUsize::new(0);
+
+    let _system = system();
+    explore(3, || {
+        fill_caches();
+        let areas = global().statistics().live;
+        let counter = at_once(
+            LazyCounter::new(100),
+            &[
+                (0, |counter| counter.add(1)),
+                (1, |counter| counter.add(1)),
+                (2, |counter| {
+                    counter.add(1);
+                    let sum = counter.sum();
+                    assert!((101..=103).contains(&sum), "{sum}");
+                }),
+            ],
+        );
+        assert_eq!(counter.sum(), 103);
+        let upgraded = counter.parts().is_some();
+        UPGRADES.fetch_add(upgraded.into(), Relaxed);
+        assert_eq!(global().statistics().live, areas + u64::from(upgraded), "an area was kept");
+        for n in 0..CPUS {
+            on(n, || assert_eq!(preempt::count(), 0, "L1: a guard was kept"));
+        }
+    });
+    assert!(UPGRADES.load(Relaxed) > 0, "the model shows nothing");
+}
+
+/// A sum beside an upgrade, seen from a CPU that does not add.
+#[test]
+fn a_sum_of_a_lazy_counter_never_goes_back() {
+    let _system = system();
+    explore(4, || {
+        fill_caches();
+        let counter = at_once(
+            LazyCounter::new(100),
+            &[
+                (0, |counter| counter.add(10)),
+                (1, |counter| counter.add(10)),
+                (2, |counter| {
+                    let first = counter.sum();
+                    let second = counter.sum();
+                    assert!((100..=120).contains(&first) && first % 10 == 0, "{first}");
+                    assert!((first..=120).contains(&second) && second % 10 == 0, "{second}");
+                }),
+            ],
+        );
+        assert_eq!(counter.sum(), 120);
+    });
+}
+
+/// Carries telescope, whatever their order.
+#[test]
+fn a_hierarchical_counter_has_its_error_when_all_adds_are_done() {
+    let _system = system();
+    explore(3, || {
+        let counter = at_once(
+            HierarchicalCounter::new(50, 3).unwrap(),
+            &[
+                (0, |counter| (0..2).for_each(|_| counter.add(3))),
+                (0, |counter| counter.add(-5)),
+                (1, |counter| {
+                    counter.add(7);
+                    let sum = counter.sum();
+                    // The sum may have any of the others.
+                    assert!((52..=63).contains(&sum), "{sum}");
+                }),
+            ],
+        );
+        assert_eq!(counter.sum(), 58);
+        assert!(counter.read().abs_diff(58) <= 3, "{}", counter.read());
+    });
+}
