@@ -7,6 +7,7 @@ mod bare;
 mod counters;
 mod guards;
 mod harness;
+mod local;
 mod operations;
 mod references;
 mod team;
@@ -34,6 +35,7 @@ const FAMILIES: &[Family] = &[
     guards::GUARDS,
     counters::COUNTERS,
     references::REFERENCES,
+    local::LOCAL,
 ];
 
 /// One thing to measure.
