@@ -65,6 +65,8 @@ pub const ACCOUNTS: usize = 2048;
 pub const ALL_ROWS: u64 = u64::MAX;
 /// In [`EventKind::CounterInit`]: what is named is no slot of the ledger but an account.
 pub const IN_ACCOUNT: u64 = u64::MAX - 1;
+/// In words that change as one the second is always so many times the first, wrapping.
+pub const PAIR_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 /// No counter of [`CounterRole::Limited`] passes this, on either side of zero.
 pub const COUNTER_LIMIT: i64 = 1000;
 

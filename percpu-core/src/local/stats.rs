@@ -30,6 +30,8 @@ use crate::atomic::{AtomicU64, Ordering, fence};
 /// STATS.remote(cpu);
 /// # }
 /// ```
+// Laid out for those who read it from outside.
+#[repr(C)]
 pub struct SeqStats<const N: usize> {
     /// Odd while the numbers are being written.
     sequence: AtomicU64,

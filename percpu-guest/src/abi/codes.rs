@@ -193,6 +193,8 @@ codes! {
         /// A `LazyCounter`: what is named is no per-CPU pointer but the address of its word
         /// ([`LazyView`](percpu_core::view::LazyView)).
         Lazy = 4,
+        /// The first number of a `SeqStats<2>` on each CPU; the second changes with it (S2).
+        Stats = 5,
     }
 
     /// Why a plug or an unplug failed.
@@ -308,7 +310,7 @@ impl SumKind {
     /// Bytes of each CPU's part.
     pub const fn bytes(self) -> usize {
         match self {
-            Self::Word | Self::Lazy => 8,
+            Self::Word | Self::Lazy | Self::Stats => 8,
             Self::Half => 4,
             Self::Quarter => 2,
             Self::Byte => 1,

@@ -3,6 +3,9 @@
 //! Each variable is a conserved sum: what is added to any CPU's copy is entered in the ledger, so an
 //! update that was lost, made twice, or made to another CPU's copy while that was changed too is
 //! seen from outside (S1). The timer interrupt changes every variable that may be changed by one.
+//!
+//! `mixed` has the operations, `words` the variables that are no integers, `inside` those in which
+//! somebody can be in the middle of something.
 
 use percpu_core::var::{Alignment, PerCpu};
 use percpu_core::{irq, percpu, preempt};
@@ -12,7 +15,9 @@ use super::{Worker, announce_sum, book_interrupt, slots};
 use crate::arch::tsc;
 use crate::rng::Rng;
 
+mod inside;
 mod mixed;
+mod words;
 
 use mixed::Amount;
 
@@ -31,6 +36,14 @@ percpu! {
     static ON_A_LINE: PerCpu<i64> = 0;
     #[page_aligned]
     static ON_A_PAGE: PerCpu<usize> = 0;
+    #[hot]
+    static HOT: PerCpu<u64> = 0;
+    #[read_mostly]
+    static READ_MOSTLY: PerCpu<u32> = 0;
+    /// Changed by threads alone, by the operations that rely on a guard.
+    static GUARDED: PerCpu<u64> = 0;
+    /// Changed by threads and interrupts, by the operations that rely on nothing, interrupts off.
+    static UNGUARDED: PerCpu<u32> = 0;
     /// Bits that are set and cleared beside others that count.
     static FLAGS: PerCpu<u32> = 0;
     static BYTE_FLAGS: PerCpu<u8> = 0;
@@ -56,6 +69,13 @@ const LINE: u32 = slots::STATICS + 8;
 const PAGE: u32 = slots::STATICS + 9;
 const FLAG: u32 = slots::STATICS + 10;
 const BYTE_FLAG: u32 = slots::STATICS + 11;
+const HOTS: u32 = slots::STATICS + 12;
+const MOSTLY: u32 = slots::STATICS + 13;
+const GUARD: u32 = slots::STATICS + 14;
+const NO_GUARD: u32 = slots::STATICS + 15;
+/// Of the words that are no integers, and of protected data.
+const WORDS_FROM: u32 = slots::STATICS + 16;
+const INSIDE_FROM: u32 = slots::STATICS + 20;
 
 /// Announces the variables.
 pub(super) fn init() {
@@ -69,15 +89,21 @@ pub(super) fn init() {
     announce_sum(SumKind::Word, WORDS.ptr().raw(), WORD, 0);
     announce_sum(SumKind::Word, ON_A_LINE.ptr().raw(), LINE, 0);
     announce_sum(SumKind::Word, ON_A_PAGE.ptr().raw(), PAGE, 0);
+    announce_sum(SumKind::Word, HOT.ptr().raw(), HOTS, 0);
+    announce_sum(SumKind::Half, READ_MOSTLY.ptr().raw(), MOSTLY, 0);
+    announce_sum(SumKind::Word, GUARDED.ptr().raw(), GUARD, 0);
+    announce_sum(SumKind::Half, UNGUARDED.ptr().raw(), NO_GUARD, 0);
     announce_sum(SumKind::Half, FLAGS.ptr().raw(), FLAG, 0);
     announce_sum(SumKind::Byte, BYTE_FLAGS.ptr().raw(), BYTE_FLAG, 0);
+    words::init();
+    inside::init();
 }
 
 pub(super) fn run(mut worker: Worker) {
     loop {
         for _ in 0..ROUND {
             let amount = 1 + worker.rng.below(9);
-            match worker.rng.below(12) {
+            match worker.rng.below(22) {
                 0 => {
                     ADDED.add(amount);
                     worker.book(ADD, amount as i64);
@@ -109,7 +135,27 @@ pub(super) fn run(mut worker: Worker) {
                 8 => mix(&mut worker, &ON_A_LINE, LINE, amount),
                 9 => mix(&mut worker, &ON_A_PAGE, PAGE, amount),
                 10 => worker.book(FLAG, mixed::flag(&FLAGS)),
-                _ => worker.book(BYTE_FLAG, mixed::flag(&BYTE_FLAGS)),
+                11 => worker.book(BYTE_FLAG, mixed::flag(&BYTE_FLAGS)),
+                12 => mix(&mut worker, &HOT, HOTS, amount),
+                13 => mix(&mut worker, &READ_MOSTLY, MOSTLY, amount),
+                14 => {
+                    let pin = preempt::disable();
+                    let random = worker.rng.next();
+                    let variable =
+                        if random >> 63 == 0 { GUARDED.pinned(&pin) } else { GUARDED.asserted() };
+                    let change = mixed::change_here(&variable, random, amount);
+                    drop(pin);
+                    worker.book(GUARD, change);
+                }
+                15 => {
+                    let masked = irq::disable();
+                    let random = worker.rng.next();
+                    let change = mixed::change_here(&UNGUARDED.unguarded(), random, amount);
+                    drop(masked);
+                    worker.book(NO_GUARD, change);
+                }
+                16 | 17 => words::work(&mut worker, amount),
+                _ => inside::work(&mut worker, amount),
             }
         }
         if !worker.boundary() {
@@ -159,6 +205,12 @@ pub(super) fn on_interrupt() {
     mix_in_interrupt(&ON_A_PAGE, PAGE, random >> 5);
     book_interrupt(FLAG, mixed::flag_in_interrupt(&FLAGS));
     book_interrupt(BYTE_FLAG, mixed::flag_in_interrupt(&BYTE_FLAGS));
+    mix_in_interrupt(&HOT, HOTS, random >> 6);
+    mix_in_interrupt(&READ_MOSTLY, MOSTLY, random >> 7);
+    // The handler stays where it is, and nothing comes in between.
+    book_interrupt(NO_GUARD, mixed::change_here(&UNGUARDED.unguarded(), random >> 8, 3));
+    words::on_interrupt();
+    inside::on_interrupt();
 }
 
 fn mix_in_interrupt<T: Amount, A: Alignment>(variable: &PerCpu<T, A>, slot: u32, random: u64) {

@@ -229,6 +229,7 @@ impl Judge {
             let (shadow, batch) = (&self.shadow, self.max_batch);
             if self.rings.is_complete() {
                 counters::check_locals_now(&space, &layout, shadow, batch, &mut findings);
+                sums::check_stats(&mem, &layout, shadow, &mut findings);
             }
         }
         self.tally.add(findings, self.shadow.now);

@@ -1,17 +1,21 @@
-//! S1: per-CPU sums are conserved. Also the ledger, the host's independent account of every add.
+//! S1: per-CPU sums are conserved; S2: what changes as one is seen as one. Also the ledger, the host's independent account of every add.
 
 use std::mem::{offset_of, size_of};
+use std::sync::atomic::{Ordering, fence};
 
 use percpu_core::view::{LAZY_PER_CPU, LazyView};
 use percpu_guest::abi::{
-    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, SHARED, Shared, SumKind,
-    control_block,
+    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, PAIR_FACTOR, SHARED, Shared,
+    SumKind, control_block,
 };
 
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use super::shadow::{Ledger, Shadow, Sum};
 use crate::memory::{AddressSpace, Following, GuestMem, Wild};
+
+/// Where the first number of a set of statistics lies behind its sequence number; the others follow.
+const FIRST_NUMBER: u64 = 8;
 
 /// What every thread and every CPU's interrupt added to every object.
 pub(crate) struct LedgerBook {
@@ -151,10 +155,54 @@ pub(crate) fn areas(
     shadow.sums.values().filter_map(pointer).collect()
 }
 
+/// S2 at any instant: each CPU's statistics, read as the sequence number asks for, are of one moment.
+pub(crate) fn check_stats(
+    mem: &GuestMem,
+    layout: &Layout,
+    shadow: &Shadow,
+    findings: &mut Findings,
+) {
+    for sum in shadow.sums.values().filter(|sum| sum.kind == SumKind::Stats) {
+        for cpu in layout.units() {
+            let Some(at) = layout.address(sum.ptr, cpu) else { continue };
+            let what = || format!("CPU {cpu}'s statistics {:#x}", sum.ptr);
+            let Some(seen) = findings.sound(read_stats(mem, at).following(what)) else { continue };
+            // Just being written.
+            let Some([first, second]) = seen else { continue };
+            findings.checked("S2", 1);
+            let expected = first.wrapping_mul(PAIR_FACTOR);
+            if second != expected {
+                let detail = format!(
+                    "{} are {first:#x} and {second:#x} at one moment, expected {expected:#x} beside the \
+                     first",
+                    what()
+                );
+                findings.report(
+                    Violation::new("S2", format!("statistics {:#x}", sum.ptr), detail)
+                        .on(cpu)
+                        .values(format_args!("{second:#x}"), format_args!("{expected:#x}")),
+                );
+            }
+        }
+    }
+}
+
+/// Two numbers of one moment, if they stand still for that long.
+fn read_stats(mem: &GuestMem, at: u64) -> Result<Option<[u64; 2]>, Wild> {
+    let load = |offset: u64| mem.load_u64(mem.translate(at.wrapping_add(offset))?);
+    let sequence = load(0)?;
+    fence(Ordering::Acquire);
+    let numbers = [load(FIRST_NUMBER)?, load(FIRST_NUMBER + 8)?];
+    fence(Ordering::Acquire);
+    let still = sequence.is_multiple_of(2) && load(0)? == sequence;
+    Ok(still.then_some(numbers))
+}
+
 /// A CPU's part of a sum.
 fn part(space: &AddressSpace<'_>, address: u64, kind: SumKind) -> Result<u64, Wild> {
     match kind {
         SumKind::Word | SumKind::Lazy => space.read::<u64>(address),
+        SumKind::Stats => space.read::<u64>(address.wrapping_add(FIRST_NUMBER)),
         SumKind::Half => space.read::<u32>(address).map(u64::from),
         SumKind::Quarter => space.read::<u16>(address).map(u64::from),
         SumKind::Byte => space.read::<u8>(address).map(u64::from),

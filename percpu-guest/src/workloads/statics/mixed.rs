@@ -1,7 +1,7 @@
-//! Every kind of single instruction on one variable, of any width and place.
+//! Every kind of operation on one variable, of any width and place.
 
 use percpu_core::preempt;
-use percpu_core::var::{Alignment, Integer, PerCpu};
+use percpu_core::var::{Alignment, Integer, PerCpu, RawCpu};
 
 /// Integers that amounts of the ledger are made of.
 pub(super) trait Amount: Integer + PartialEq {
@@ -38,53 +38,74 @@ macro_rules! amount {
 }
 amount!(u8, i16, u32, u64, i64, usize);
 
-/// Changes `variable` by one of its arithmetic or exchanging operations. Returns what was added.
-pub(super) fn change<T: Amount, A: Alignment>(
-    variable: &PerCpu<T, A>,
-    random: u64,
-    amount: u64,
-) -> i64 {
-    let value = T::cut(amount);
-    match random % 8 {
-        0 => {
-            variable.add(value);
-            value.amount()
-        }
-        1 => {
-            variable.sub(value);
-            -value.amount()
-        }
-        2 => {
-            variable.inc();
-            1
-        }
-        3 => {
-            variable.dec();
-            -1
-        }
-        4 => {
-            variable.add_return(value);
-            value.amount()
-        }
-        // Takes what this CPU has and puts it into the ledger.
-        5 => -variable.xchg(T::cut(0)).amount(),
-        6 => {
-            let mut before = variable.read();
-            while let Err(seen) = variable.cmpxchg(before, before.plus(value)) {
-                before = seen;
-            }
-            value.amount()
-        }
-        _ => {
-            let mut before = variable.read();
-            loop {
-                let new = before.plus(value);
-                if variable.try_cmpxchg(&mut before, new) {
-                    break value.amount();
+/// Defines a function that changes a variable by one of the arithmetic or exchanging operations that
+/// all owners of variables have, and returns what was added.
+macro_rules! change {
+    ($(#[$doc:meta])* $name:ident <T $(, $p:ident: $bound:path)?> $owner:ty) => {
+        $(#[$doc])*
+        pub(super) fn $name<T: Amount $(, $p: $bound)?>(
+            variable: &$owner,
+            random: u64,
+            amount: u64,
+        ) -> i64 {
+            let value = T::cut(amount);
+            match random % 11 {
+                0 => variable.add(value),
+                1 => {
+                    variable.sub(value);
+                    return -value.amount();
+                }
+                2 => {
+                    variable.inc();
+                    return 1;
+                }
+                3 => {
+                    variable.dec();
+                    return -1;
+                }
+                4 => drop(variable.add_return(value)),
+                5 => {
+                    variable.sub_return(value);
+                    return -value.amount();
+                }
+                6 => {
+                    variable.inc_return();
+                    return 1;
+                }
+                7 => {
+                    variable.dec_return();
+                    return -1;
+                }
+                // Takes what this CPU has and puts it into the ledger.
+                8 => return -variable.xchg(T::cut(0)).amount(),
+                9 => {
+                    let mut before = variable.read();
+                    while let Err(seen) = variable.cmpxchg(before, before.plus(value)) {
+                        before = seen;
+                    }
+                }
+                _ => {
+                    let mut before = variable.read();
+                    loop {
+                        let new = before.plus(value);
+                        if variable.try_cmpxchg(&mut before, new) {
+                            break;
+                        }
+                    }
                 }
             }
+            value.amount()
         }
-    }
+    };
+}
+
+change! {
+    /// From any context, on whatever CPU it is at that moment.
+    change<T, A: Alignment> PerCpu<T, A>
+}
+change! {
+    /// As [`change`], for a thread that stays where it is, on a variable that no handler changes.
+    change_here<T> RawCpu<'_, T>
 }
 
 /// A flag in the lowest bit, for threads; interrupts have the one above. At rest both are clear.
