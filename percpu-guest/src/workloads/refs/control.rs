@@ -10,9 +10,11 @@ use crate::arch::tsc;
 use crate::shared;
 use crate::workloads::Worker;
 
-/// Microseconds between two acts. Each may interrupt every CPU, and keeps CPUs from coming and
-/// going while it does.
-const PERIOD_US: u64 = 5_000;
+/// Microseconds between two acts, at least.
+const REST_US: u64 = 5_000;
+/// One part in so many of the time is for acts: each may interrupt every CPU, and keeps CPUs from
+/// coming and going while it does.
+const SHARE: u64 = 8;
 
 /// Where a ref stands.
 #[derive(Clone, Copy)]
@@ -38,11 +40,10 @@ impl Control {
 
     /// Does something to one of the refs, if it is time.
     pub(super) fn work(&mut self, worker: &mut Worker) {
-        let now = tsc::now();
-        if now < self.next {
+        let begin = tsc::now();
+        if begin < self.next {
             return;
         }
-        self.next = now + PERIOD_US * u64::from(shared::boot().tsc_mhz);
         let i = worker.rng.below(REFS as u64) as usize;
         self.stages[i] = match self.stages[i] {
             Stage::Alive if worker.rng.one_in(3) => {
@@ -57,6 +58,9 @@ impl Control {
             }
             Stage::Killed => revive_if_released(worker, i),
         };
+        let end = tsc::now();
+        let rest = REST_US * u64::from(shared::boot().tsc_mhz);
+        self.next = end + rest.max((SHARE - 1) * (end - begin));
     }
 
     fn kill(&mut self, worker: &mut Worker, i: usize) -> Stage {
