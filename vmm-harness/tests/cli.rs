@@ -474,7 +474,9 @@ fn bench_measures_every_row() {
     for row in rows {
         let name = row["name"].as_str().expect("a name");
         assert!(end.stdout.contains(name), "{name} is not in:\n{}", end.stdout);
-        if row["cpus"] == 1 || two_at_once {
+        // A host that emulates ring 0 does not know the instruction.
+        let unknown = report["ring"] == 0 && name.contains("DoubleWord");
+        if (row["cpus"] == 1 || two_at_once) && !unknown {
             assert!(row["rounds"].as_u64().is_some_and(|rounds| rounds > 0), "{row:#}");
             for times in ["subject", "bare", "shared"] {
                 let time = |which: &str| row[times][which].as_f64().expect("a number");

@@ -16,8 +16,10 @@ use crate::shared;
 
 /// Operations in the body of a timed loop.
 pub(super) const UNROLL: u64 = 8;
-/// Rounds that may be tried for each that is to count.
-const PATIENCE: u32 = 20;
+/// How long a row is measured before the rounds that counted have to do.
+const PATIENCE_NS: u64 = 2_000_000_000;
+/// How long a first one is waited for. A busy host may keep CPUs from running at the same time.
+const MOST_PATIENCE_NS: u64 = 20_000_000_000;
 
 /// What is timed in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +99,13 @@ impl Bench {
         let wanted = u64::from(boot.bench_us) * u64::from(boot.tsc_mhz);
         let loops = VARIANTS.map(|variant| calibrate(wanted, |loops| stretch(variant, loops)));
         let mut samples = SAMPLES.lock();
+        let began = tsc::now_ns();
         self.rounds = 0;
-        for _ in 0..rounds * PATIENCE {
+        while self.rounds < rounds {
+            let spent = tsc::now_ns() - began;
+            if spent > PATIENCE_NS && (self.rounds > 0 || spent > MOST_PATIENCE_NS) {
+                break;
+            }
             let round = VARIANTS.map(|variant| {
                 let loops = loops[variant as usize];
                 Some(stretch(variant, loops)? * 1000 / (loops * UNROLL))
@@ -108,9 +115,6 @@ impl Bench {
                 of_variant[self.rounds as usize] = sample;
             }
             self.rounds += 1;
-            if self.rounds == rounds {
-                break;
-            }
         }
         for (times, of_variant) in self.times.iter_mut().zip(samples.iter_mut()) {
             let counted = &mut of_variant[..self.rounds as usize];
@@ -133,14 +137,17 @@ pub(super) fn is_emulated() -> bool {
 /// Loops that take about `wanted` ticks.
 fn calibrate(wanted: u64, mut stretch: impl FnMut(u64) -> Option<u64>) -> u64 {
     const MOST: u64 = 1 << 24;
+    let began = tsc::now_ns();
     let mut loops = 1;
-    loop {
-        let ticks = stretch(loops).unwrap_or(0);
-        if ticks >= wanted / 4 || loops >= MOST {
-            return (loops * wanted / ticks.max(1)).clamp(1, MOST);
+    while loops < MOST && tsc::now_ns() - began < MOST_PATIENCE_NS {
+        // One that does not count says nothing about how long it takes.
+        let Some(ticks) = stretch(loops) else { continue };
+        if ticks >= wanted / 4 {
+            return (loops * wanted / ticks).clamp(1, MOST);
         }
         loops *= 2;
     }
+    loops
 }
 
 /// Goes through `loops` loops of `UNROLL` operations each and returns the ticks that took.
