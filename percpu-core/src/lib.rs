@@ -73,6 +73,6 @@ pub mod adopting {
     struct Readme;
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 #[doc(hidden)]
 pub use atomic::model;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{builds, cargo, guest, kvm, loom, run, test};
+use crate::{builds, cargo, guest, kvm, loom, run, shuttle, test};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -41,6 +41,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     });
     parts.part("other machines, one CPU", builds::builds);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));
+    parts.part("larger models", || cargo::run(shuttle::models(None)?));
     if !no_vm {
         parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
     }

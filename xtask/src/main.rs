@@ -14,6 +14,7 @@ mod miri;
 mod parts;
 mod run;
 mod rustup;
+mod shuttle;
 mod test;
 
 use std::ffi::OsString;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Subject),
     /// Explore all interleavings of the allocator's locks, in models under loom
     Loom(loom::Args),
+    /// Try interleavings of larger combinations, in models under shuttle
+    Shuttle(shuttle::Args),
     /// Run percpu-core's host tests under Miri
     Miri(miri::Args),
     /// Say what this host can do, and what is missing
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),
         Command::Loom(args) => loom::loom(&args),
+        Command::Shuttle(args) => shuttle::shuttle(&args),
         Command::Miri(args) => miri::miri(&args),
         Command::Doctor => doctor::doctor(),
         Command::Guest(args) => guest::guest(&args),

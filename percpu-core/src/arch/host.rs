@@ -49,7 +49,7 @@ pub(crate) fn offset_of_thread() -> Option<usize> {
 
 #[inline(always)]
 fn raw_offset() -> usize {
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     if let Some(offset) = crate::atomic::model::offset() {
         return offset.unwrap_or(NO_CPU);
     }
@@ -68,7 +68,7 @@ pub unsafe fn set_offset(offset: usize) {
     unsafe {
         set_gs_base(offset)
     };
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     if crate::atomic::model::set_offset(offset) {
         return;
     }

@@ -69,6 +69,18 @@ pub fn is_running() -> bool {
     MODEL.with(|it| it.borrow().running) && !std::thread::panicking()
 }
 
+/// Lets another thread of the model run, which this one waits for.
+pub fn yield_now() {
+    loom::thread::yield_now();
+}
+
+/// A fence among the threads of a model.
+pub fn fence(order: Ordering) {
+    if is_running() {
+        loom::sync::atomic::fence(order);
+    }
+}
+
 /// The offset of the CPU that this thread of a model is, if it is one; the outer `None` while
 /// nothing is explored.
 pub fn offset() -> Option<Option<usize>> {
@@ -129,13 +141,6 @@ fn used(addr: usize) {
     });
     if let Some(cell) = cell {
         cell.with_mut(|_| ());
-    }
-}
-
-/// A fence among the threads of a model.
-pub fn fence(order: Ordering) {
-    if !std::thread::panicking() && MODEL.with(|it| it.borrow().running) {
-        loom::sync::atomic::fence(order);
     }
 }
 

@@ -57,14 +57,18 @@ unsafe impl Platform for Host {
 
     fn relax(spins: u32) {
         // The one we wait for may need our host CPU.
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         if crate::atomic::model::is_running() {
-            return loom::thread::yield_now();
+            return crate::atomic::model::yield_now();
         }
         if spins < 64 { core::hint::spin_loop() } else { std::thread::yield_now() }
     }
 
     fn yield_now() {
+        #[cfg(any(loom, shuttle))]
+        if crate::atomic::model::is_running() {
+            return crate::atomic::model::yield_now();
+        }
         // Whoever yields waits for others; a short sleep, unlike a yield, is not charged with the
         // time slices of all threads that have something to do.
         std::thread::sleep(Duration::from_micros(20));

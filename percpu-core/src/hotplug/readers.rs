@@ -1,8 +1,8 @@
 //! The lock that keeps the online mask still: many readers, or one CPU on its way.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU32, Ordering};
 
+use crate::atomic::{AtomicU32, Ordering};
 use crate::platform::{Global, Platform};
 
 /// Set while a CPU goes up or down, or is about to.

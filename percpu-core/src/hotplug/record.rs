@@ -1,10 +1,10 @@
 //! What the state machine knows about one CPU: where it stands, and the request in its mailbox.
 
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use super::instances::{Head, InstanceRef};
 use super::steps::{Step, StepError, StepId};
+use crate::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use crate::cpu::CpuId;
 use crate::percpu;
 use crate::var::Structured;
