@@ -41,7 +41,10 @@
 //! `core`. The kernel implements [`Platform`](platform::Platform), names it with
 //! [`set_platform!`], links the section `percpu` like data, runs on the boot CPU with a GS base of
 //! 0 (`CR4.FSGSBASE` set), calls [`area::setup_per_cpu_areas`], and installs each CPU's
-//! [offset](area::offset) with [`arch::set_offset`] before that CPU uses anything here.
+//! [offset](area::offset) with [`arch::set_offset`] before that CPU uses anything here. [`adopting`]
+//! says it step by step.
+//!
+#![doc = include_str!("../docs/linux.md")]
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![warn(missing_docs)]
 

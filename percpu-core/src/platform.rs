@@ -219,7 +219,7 @@ impl Table {
     }
 }
 
-/// Names the type whose [`Platform`](crate::platform::Platform) serves the whole program. To be
+/// Names the type whose [`Platform`] serves the whole program. To be
 /// used exactly once; the linker reports both a missing and a second one.
 #[macro_export]
 macro_rules! set_platform {

@@ -38,7 +38,7 @@ mod multi;
 mod newcomer;
 mod readers;
 mod record;
-mod register;
+mod registration;
 mod standing;
 mod steps;
 
@@ -50,7 +50,7 @@ pub use instances::{InstanceStartup, InstanceTeardown};
 pub use multi::{AddError, Instance, MultiStep, register_multi};
 pub use newcomer::{ArriveError, Serve, arrive, dead, die, has_work, serve};
 pub use readers::{CpusReadGuard, cpus_read_lock};
-pub use register::{register, register_nocalls, unregister, unregister_nocalls};
+pub use registration::{register, register_nocalls, unregister, unregister_nocalls};
 pub use standing::{CpuState, state};
 pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, steps};
 
