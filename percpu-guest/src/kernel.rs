@@ -43,7 +43,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn is_pinned() -> bool {
-        irq::masked()
+        irq::masked() || sched::is_bound()
     }
 
     fn preempt_schedule() {

@@ -243,6 +243,13 @@ impl Queues {
     }
 }
 
+/// Whether what runs stays on its CPU by itself: a thread that belongs to it, or none, in its idle
+/// loop or on its way.
+pub fn is_bound() -> bool {
+    let current = CURRENT.read();
+    current == 0 || thread::is_bound(current)
+}
+
 /// The ledger row of the current thread, `u32::MAX` if it has none.
 pub fn current_row() -> u32 {
     match CURRENT.read() {
