@@ -1,6 +1,6 @@
 //! The timer interrupt: heartbeat, preemption at random moments, work in interrupt context.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use percpu_core::{cpu, percpu, preempt};
 
@@ -13,11 +13,29 @@ percpu! {
     static INTERVALS: PerCpu<u64> = 0;
 }
 
+/// What a test has the handler do: address of its function, 0 = nothing.
+static HOOK: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on every timer interrupt, on whatever CPU, calls `hook`.
+pub fn set_hook(hook: fn()) {
+    HOOK.store((hook as *const ()).expose_provenance(), Ordering::Release);
+}
+
+fn call_hook() {
+    let hook = core::ptr::with_exposed_provenance::<()>(HOOK.load(Ordering::Acquire));
+    if !hook.is_null() {
+        // SAFETY: `set_hook` has put the address of such a function there.
+        let hook: fn() = unsafe { core::mem::transmute(hook) };
+        hook();
+    }
+}
+
 /// The handler.
 pub fn on_timer() {
     let control = shared::this_control();
     control.heartbeat.fetch_add(1, Ordering::Relaxed);
     workloads::on_interrupt();
+    call_hook();
     preempt::set_need_resched();
     arm();
 }

@@ -3,7 +3,9 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use percpu_core::counter::PercpuCounter;
+use percpu_core::counter::{
+    HierarchicalCounter, LazyCounter, PercpuCounter, PercpuCounters, batch,
+};
 
 use super::{guest_test, run_on};
 use crate::{control, sched};
@@ -68,3 +70,87 @@ guest_test!(additions_of_many_threads_add_up, cpus = 4, possible = 4, {
     }
     assert_eq!(counter().sum(), 28 * 4950);
 });
+
+guest_test!(
+    /// A local that was made under a larger batch is folded when that shrinks, on a CPU that stays.
+    a_batch_shrinks_under_a_local_that_exceeds_it, cpus = 18, possible = 18, {
+        make(0);
+        assert_eq!(batch(), 36);
+        run_on(1, || counter().add(34));
+        assert_eq!(counter().read(), 0);
+        run_on(0, || {
+            assert_eq!(control::down(17), Ok(()));
+            assert_eq!(control::down(16), Ok(()));
+        });
+        assert_eq!(batch(), 32);
+        assert_eq!(counter().read(), 34);
+        assert_eq!(counter().sum(), 34);
+        assert_eq!(counter().compare(33), core::cmp::Ordering::Greater);
+        assert!(!counter().limited_add(35, 2));
+        run_on(1, || counter().add(1));
+        assert_eq!(counter().sum(), 35);
+        assert_eq!(counter().read(), 34);
+    }
+);
+
+guest_test!(
+    /// Many made at once: a CPU that dies is folded into each.
+    many_counters_are_folded_each, cpus = 2, possible = 2, {
+        let counters = PercpuCounters::new(200, 5).expect("memory");
+        // The test's thread migrates: it adds wherever it is.
+        for (n, counter) in counters.iter().enumerate() {
+            counter.add(n as i64 % 30);
+            sched::yield_now();
+        }
+        run_on(0, || assert_eq!(control::down(1), Ok(())));
+        for (n, counter) in counters.iter().enumerate() {
+            assert_eq!(counter.sum(), 5 + n as i64 % 30);
+        }
+    }
+);
+
+guest_test!(
+    /// Threads on two CPUs, and interrupts that come in between, make a lazy counter per-CPU
+    /// without losing anything.
+    a_lazy_counter_becomes_per_cpu, cpus = 2, possible = 2, {
+        static LAZY: LazyCounter = LazyCounter::new(3);
+        static ENDED: AtomicU32 = AtomicU32::new(0);
+        const EACH: i64 = 20_000;
+        for _ in 0..2 {
+            sched::spawn(
+                |_| {
+                    for _ in 0..EACH {
+                        LAZY.add(2);
+                    }
+                    ENDED.fetch_add(1, Ordering::Release);
+                },
+                0,
+                u32::MAX,
+            );
+        }
+        while ENDED.load(Ordering::Acquire) < 2 {
+            sched::yield_now();
+        }
+        assert_eq!(LAZY.sum(), 3 + 4 * EACH);
+        run_on(0, || assert_eq!(control::down(1), Ok(())));
+        assert_eq!(LAZY.sum(), 3 + 4 * EACH);
+    }
+);
+
+guest_test!(
+    /// A hierarchical counter reads within its bound, also when a CPU that added is down.
+    a_hierarchical_counter_keeps_its_bound, cpus = 2, possible = 2, {
+        let counter = HierarchicalCounter::new(10, 100).expect("memory");
+        for n in 0..1000 {
+            counter.add(3);
+            if n % 64 == 0 {
+                sched::yield_now();
+            }
+            let value = 10 + 3 * (n + 1);
+            assert!(counter.read().abs_diff(value) <= counter.error_bound());
+        }
+        run_on(0, || assert_eq!(control::down(1), Ok(())));
+        assert_eq!(counter.sum(), 3010);
+        assert!(counter.read().abs_diff(3010) <= 100);
+    }
+);

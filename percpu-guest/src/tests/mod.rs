@@ -7,7 +7,9 @@ mod counters;
 pub mod faults;
 mod hotplug;
 mod interrupts;
+mod local;
 mod mounts;
+mod refs;
 mod statics;
 mod threads;
 

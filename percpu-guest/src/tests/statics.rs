@@ -1,6 +1,7 @@
 //! Static per-CPU variables.
 
 use percpu_core::cpu::CpuId;
+use percpu_core::var::{DoubleWord, RawPtr};
 use percpu_core::{area, percpu, preempt};
 
 use super::{guest_test, run_on};
@@ -45,3 +46,35 @@ guest_test!(a_guard_keeps_the_thread_on_its_cpu, cpus = 4, possible = 4, {
         crate::sched::yield_now();
     }
 });
+
+percpu! {
+    #[hot]
+    static HOT: PerCpu<u16> = 7;
+    #[page_aligned]
+    static PAGE: PerCpu<u8> = 1;
+    static POINTER: PerCpu<RawPtr<u32>> = RawPtr::null();
+    static PAIR: PerCpu<DoubleWord> = DoubleWord { low: 1, high: 2 };
+}
+
+guest_test!(
+    /// Each CPU has its own copy of words of every kind and place.
+    words_of_every_kind_have_copies, cpus = 2, possible = 2, {
+        run_on(1, || {
+            HOT.sub(8);
+            let pin = preempt::disable();
+            PAGE.pinned(&pin).or(6);
+            POINTER.write(RawPtr::new(core::ptr::without_provenance_mut(64)));
+            let (old, new) = (PAIR.read(), DoubleWord { low: 3, high: 4 });
+            assert_eq!(PAIR.cmpxchg(old, new), Ok(old));
+            assert_eq!(PAIR.cmpxchg(old, new), Err(new));
+        });
+        run_on(0, || {
+            assert_eq!((HOT.read(), PAGE.read()), (7, 1));
+            assert!(POINTER.read().is_null());
+            assert_eq!(PAIR.read(), DoubleWord { low: 1, high: 2 });
+        });
+        assert_eq!((HOT.read_on(cpu(1)), PAGE.read_on(cpu(1))), (u16::MAX, 7));
+        assert_eq!(POINTER.read_on(cpu(1)).get().addr(), 64);
+        run_on(1, || assert_eq!(PAIR.read(), DoubleWord { low: 3, high: 4 }));
+    }
+);
