@@ -118,6 +118,8 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
         reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
         bench_rounds: 0,
         bench_us: 0,
+        emulated: u32::from(is_emulated(ring, host)),
+        reserved: 0,
     }
 }
 

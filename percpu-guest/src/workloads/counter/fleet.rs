@@ -9,6 +9,8 @@ use crate::workloads::Worker;
 
 /// Counters of all threads together.
 const COUNTERS: u32 = 1024;
+/// The same where each instruction takes a microsecond.
+const EMULATED_COUNTERS: u32 = 64;
 /// Additions of a round.
 const ADDITIONS: u32 = 4;
 /// One round in so many ends the fleet and makes another one.
@@ -25,7 +27,8 @@ pub(super) struct Fleet {
 impl Fleet {
     pub(super) fn new(worker: &Worker) -> Self {
         let threads = shared::boot().threads.max(1);
-        let each = (COUNTERS / threads).max(1);
+        let all = if shared::boot().emulated != 0 { EMULATED_COUNTERS } else { COUNTERS };
+        let each = (all / threads).max(1);
         let first = worker.index * each;
         let len = if (first + each) as usize <= ACCOUNTS { each as usize } else { 0 };
         let mut fleet = Self { counters: None, first, len };

@@ -199,6 +199,8 @@ impl Guest {
             reach_kib: 64,
             bench_rounds: 0,
             bench_us: 0,
+            emulated: 0,
+            reserved: 0,
         };
         let header = |field: usize| SHARED + field as u64;
         self.mem.store_u64(header(offset_of!(SharedHeader, magic)), abi::MAGIC).unwrap();
