@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::mem::offset_of;
 
-use percpu_core::view::{CounterView, ListView};
+use percpu_core::view::{COUNTER_LIVE, CounterView, ListView};
 use percpu_guest::abi::{COUNTER_LIMIT, ControlBlock, CounterRole, CpuState, control_block};
 
 use super::finding::{Findings, Violation, kind};
@@ -100,6 +100,7 @@ pub(crate) fn check(
     for counter in shadow.counters.values() {
         let Some(view) = findings.sound(view(space, counter)) else { continue };
         let Some(locals) = findings.sound(locals(space, layout, counter, &view)) else { continue };
+        check_whole(counter, &view, findings);
         check_sum(counter, &view, &locals, book, findings);
         check_limit(counter, &view, &locals, findings);
         check_locals(counter, &locals, bound_of(&view, max_batch), findings);
@@ -166,6 +167,29 @@ pub(crate) fn locals(
                 .following(|| format!("CPU {cpu}'s local of counter {:#x}", counter.address)),
         })
         .collect()
+}
+
+/// K3: nobody is in the middle of a fold, and nobody wrote over the counter.
+fn check_whole(counter: &Counter, view: &CounterView, findings: &mut Findings) {
+    let mut broken = |detail: String, seen: u32, expected: u32| {
+        let place = format!("counter {:#x}", counter.address);
+        findings.report(Violation::new("K3", place, detail).values(seen, expected));
+    };
+    if view.sequence % 2 != 0 {
+        let detail = format!(
+            "a fold of counter {:#x} was begun and not ended: its sequence is {}",
+            counter.address, view.sequence
+        );
+        broken(detail, view.sequence, view.sequence.wrapping_add(1));
+    }
+    if view.magic != COUNTER_LIVE {
+        let detail = format!(
+            "live counter {:#x} has {:#x} for its magic number, expected {COUNTER_LIVE:#x}",
+            counter.address, view.magic
+        );
+        broken(detail, view.magic, COUNTER_LIVE);
+    }
+    findings.checked("K3", 1);
 }
 
 /// K1: count and locals together are the initial amount and all adds.

@@ -249,6 +249,12 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
         let count = g.counters[1] + offset_of!(CounterView, count) as u64;
         g.change(count, |count: i64| count + 31 + 32);
     }),
+    ("a fold was begun and not ended", "K3", |g| {
+        g.poke(g.counters[1] + offset_of!(CounterView, sequence) as u64, 7u32);
+    }),
+    ("a live counter says that it was destroyed", "K3", |g| {
+        g.poke(g.counters[0] + offset_of!(CounterView, magic) as u64, 0xdead_c047u32);
+    }),
     ("the batch is not that of the online CPUs", "K2", |g| g.poke(g.batch, 33i32)),
     ("a CPU went down and was not folded", "K5", |g| {
         let at = g.copy(g.chunks[0].ptr(280), 3);
