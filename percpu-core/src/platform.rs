@@ -52,7 +52,10 @@ impl core::error::Error for NoMemory {}
 /// 4. a page given to `free_pages` is reused only after that call, not at `unmap`;
 /// 5. no call unwinds whose caller kept its contract: one that cannot go on aborts;
 /// 6. `run_on_cpu` calls its function once and in no other place than it says, after all that the
-///    caller did before, and returns after all that the function did.
+///    caller did before, and returns after all that the function did;
+/// 7. while [`preempt::count`](crate::preempt::count) of a CPU is not 0 the calling thread stays on
+///    it and no other thread runs there: a tick does not switch threads then, and neither does
+///    [`yield_now`](Self::yield_now), which code may reach that forgot about its guard.
 ///
 /// The calls that get memory or give it back, from `alloc_meta` to `free_pages`, may come with the
 /// allocator's growth lock held. So they must not wait for per-CPU memory: an allocation is
@@ -60,6 +63,11 @@ impl core::error::Error for NoMemory {}
 /// scanned.
 pub unsafe trait Platform: Sized + 'static {
     /// Masks interrupts on this CPU and returns the state before.
+    ///
+    /// On machines where per-CPU operations mask interrupts themselves ([`arch`](crate::arch)) they
+    /// end up here: mask first, by the machine's own means, and count by
+    /// [`unguarded`](crate::var::PerCpu::unguarded) operations only. The same goes for
+    /// [`irq_restore`](Self::irq_restore).
     fn irq_save() -> IrqState;
 
     /// Returns to the state that the matching [`irq_save`](Self::irq_save) found.
@@ -83,7 +91,8 @@ pub unsafe trait Platform: Sized + 'static {
     /// may give its host CPU away when `spins` grows.
     fn relax(spins: u32);
 
-    /// Lets other threads of this CPU run; called with preemption on, in loops that sleep.
+    /// Lets other threads of this CPU run; called in loops that sleep, with preemption and interrupts
+    /// on. Where the caller has forgotten a guard it must not switch threads; it had best panic.
     fn yield_now();
 
     /// The number of the CPU that runs this, or near it: which CPU's cache of freed areas an

@@ -12,7 +12,7 @@
 //! | kernel, RISC-V | `tp` | the same |
 //! | feature `up` | nowhere: it is 0 | the same, on x86-64 one instruction |
 //! | feature `host`, x86-64 | the thread's GS base | the kernel's instruction, after a check that the thread is a CPU |
-//! | feature `host` under Miri or on another machine | a thread-local | an atomic operation |
+//! | feature `host` under Miri or on another machine | a thread-local | an atomic operation; on two words, a load and a store |
 //!
 //! # A new operation
 //!

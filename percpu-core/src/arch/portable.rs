@@ -70,18 +70,18 @@ unsafe fn operate<T: Single, R>(
     result
 }
 
-/// As [`operate`], for two words. There is no atomic access to both: interrupts are masked, and
-/// other CPUs do not look.
+/// As [`operate`], for two words. There is no atomic access to both: interrupts are masked in every
+/// case, or a pair could be made of halves that were never together; and other CPUs do not look.
 ///
 /// # Safety
 ///
 /// As [`Word::read`].
 unsafe fn operate_double<R>(
     addr: usize,
-    irq_safe: bool,
+    _irq_safe: bool,
     mut row: impl FnMut(DoubleWord) -> (Option<DoubleWord>, R),
 ) -> R {
-    let _masked = irq_safe.then(crate::irq::disable);
+    let _masked = crate::irq::disable();
     let low = here::<u64>(addr);
     let high = here::<u64>(addr.wrapping_add(size_of::<u64>()));
     // SAFETY: the caller vouches for `addr`, where two words lie one after the other.
@@ -115,7 +115,8 @@ macro_rules! implement {
     ) => {
         // SAFETY: each operation is one atomic access, or done while interrupts are masked, on the
         // copy of the CPU that runs it. A thread that is moved meanwhile, which only one that need
-        // not be safe against interrupts can be, loses no more than the other CPU's change.
+        // not be safe against interrupts can be, loses no more than the other CPU's change: what it
+        // reads and writes is one word.
         unsafe impl $(<$g: 'static>)? Word for $ty {
             $(
                 #[inline]

@@ -19,9 +19,9 @@ macro_rules! declare {
         ///
         /// # Safety
         ///
-        /// Each operation is one step for migration, for interrupts of the same CPU if
-        /// `IRQ_SAFE`, and is a compiler barrier for memory. Every value is initialised memory
-        /// without padding.
+        /// Each operation is one step for migration, and for interrupts of the same CPU if
+        /// `IRQ_SAFE`; one that may write is a compiler barrier for memory. Every value is
+        /// initialised memory without padding.
         pub unsafe trait Word: Copy + PartialEq + 'static {
             $(
                 $(#[$wdoc])*

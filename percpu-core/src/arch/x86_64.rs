@@ -53,8 +53,8 @@ pub(crate) fn check() {
 
 macro_rules! word {
     ({$($g:ident)?} $ty:ty as $reg_ty:ty, $from:expr, $into:expr, $class:ident, $modifier:literal, $size:literal, $acc:tt) => {
-        // SAFETY: each operation is a single instruction that reads or writes the copy; `asm!`
-        // without `nomem` is a compiler barrier. An exchange that others get in between of is done
+        // SAFETY: each operation is a single instruction that reads or writes the copy; `asm!` that
+        // is not `readonly` is a compiler barrier. An exchange that others get in between of is done
         // again.
         unsafe impl $(<$g: 'static>)? Word for $ty {
             #[inline(always)]

@@ -37,7 +37,7 @@
 //! | [`remote`](PerCpu::remote) | `Sync` | other CPUs, too |
 //!
 //! A handler that cannot be masked (an NMI) is kept away by no guard: it uses the operations on
-//! scalars only.
+//! scalars only, and those only where they are [single instructions](crate::arch).
 //!
 //! So these do not compile: a reference that outlives its guard,
 //!
@@ -91,6 +91,16 @@
 //! ```compile_fail,E0133
 //! use percpu_core::var::{PerCpu, Plain};
 //! static STRAY: PerCpu<u64, Plain> = PerCpu::new(0);
+//! ```
+//!
+//! Nor does a variable whose type asks for more alignment than a unit has:
+//!
+//! ```compile_fail,E0080
+//! #[repr(align(8192))]
+//! struct Large(core::sync::atomic::AtomicU32);
+//! percpu_core::percpu! {
+//!     static LARGE: PerCpu<Large> = Large(core::sync::atomic::AtomicU32::new(0));
+//! }
 //! ```
 //!
 //! The value of every variable is `Send`, since any thread may come to run on the CPU. A scalar is
@@ -170,62 +180,66 @@ pub(crate) use section::{SECTIONS, foreign_bytes, sections};
 /// The symbol has to be that of a variable of this type, in one of the `percpu` sections.
 #[macro_export]
 macro_rules! percpu {
-    (@item [$($attr:tt)*] [$kind:ident]) => {};
-    (@item [$($attr:tt)*] [$kind:ident] #[shared_aligned] $($rest:tt)*) => {
-        $crate::percpu! { @item [$($attr)*] [SharedAligned] $($rest)* }
+    // @ [define, or declare and the caller's own `unsafe`] [attributes] [kind] what is left
+    (@ $mode:tt $attrs:tt [$kind:ident]) => {};
+    (@ $mode:tt $attrs:tt [$kind:ident] #[shared_aligned] $($rest:tt)*) => {
+        $crate::percpu! { @place $mode $attrs [$kind SharedAligned] $($rest)* }
     };
-    (@item [$($attr:tt)*] [$kind:ident] #[page_aligned] $($rest:tt)*) => {
-        $crate::percpu! { @item [$($attr)*] [PageAligned] $($rest)* }
+    (@ $mode:tt $attrs:tt [$kind:ident] #[page_aligned] $($rest:tt)*) => {
+        $crate::percpu! { @place $mode $attrs [$kind PageAligned] $($rest)* }
     };
-    (@item [$($attr:tt)*] [$kind:ident] #[hot] $($rest:tt)*) => {
-        $crate::percpu! { @item [$($attr)*] [Hot] $($rest)* }
+    (@ $mode:tt $attrs:tt [$kind:ident] #[hot] $($rest:tt)*) => {
+        $crate::percpu! { @place $mode $attrs [$kind Hot] $($rest)* }
     };
-    (@item [$($attr:tt)*] [$kind:ident] #[read_mostly] $($rest:tt)*) => {
-        $crate::percpu! { @item [$($attr)*] [ReadMostly] $($rest)* }
+    (@ $mode:tt $attrs:tt [$kind:ident] #[read_mostly] $($rest:tt)*) => {
+        $crate::percpu! { @place $mode $attrs [$kind ReadMostly] $($rest)* }
     };
-    (@item [$($attr:tt)*] [$kind:ident] #[$meta:meta] $($rest:tt)*) => {
-        $crate::percpu! { @item [$($attr)* #[$meta]] [$kind] $($rest)* }
+    (@place $mode:tt $attrs:tt [Plain $kind:ident] $($rest:tt)*) => {
+        $crate::percpu! { @ $mode $attrs [$kind] $($rest)* }
     };
-    (@item [$($attr:tt)*] [$kind:ident]
+    (@place $($rest:tt)*) => {
+        ::core::compile_error! { "a per-CPU variable is placed in one way: keep one of `#[hot]`, \
+                                  `#[read_mostly]`, `#[shared_aligned]`, `#[page_aligned]`" }
+    };
+    (@ $mode:tt [$($attr:tt)*] $kind:tt #[$meta:meta] $($rest:tt)*) => {
+        $crate::percpu! { @ $mode [$($attr)* #[$meta]] $kind $($rest)* }
+    };
+    (@ [define] [] [Plain] $unsafe:tt extern "C" { $($declared:tt)* } $($rest:tt)*) => {
+        $crate::percpu! { @ [declare $unsafe] [] [Plain] $($declared)* }
+        $crate::percpu! { @ [define] [] [Plain] $($rest)* }
+    };
+    (@ [define] [$($attr:tt)*] [$kind:ident]
         $vis:vis static $name:ident: PerCpu<$ty:ty> = $init:expr; $($rest:tt)*
     ) => {
         $crate::__percpu_place! { $kind
             $($attr)*
             $vis static $name: $crate::var::PerCpu<$ty, $crate::var::$kind> = {
                 // A constant, not just a value: constants may be had any number of times, and so
-                // may the copies of the template.
+                // may the copies of the template. Outside of the block below, so that what is
+                // unsafe in it has to say so.
+                let value = const { $init };
                 // SAFETY: it lies in the section, and the value is a constant.
-                unsafe { $crate::var::PerCpu::new(const { $init }) }
+                unsafe { $crate::var::PerCpu::new(value) }
             };
         }
-        $crate::percpu! { @item [] [Plain] $($rest)* }
+        $crate::percpu! { @ [define] [] [Plain] $($rest)* }
     };
-    (@item [] [Plain] unsafe extern "C" { $($declared:tt)* } $($rest:tt)*) => {
-        $crate::percpu! { @declare [] [Plain] $($declared)* }
-        $crate::percpu! { @item [] [Plain] $($rest)* }
-    };
-    (@declare [$($attr:tt)*] [$kind:ident]) => {};
-    (@declare [$($attr:tt)*] [$kind:ident] #[shared_aligned] $($rest:tt)*) => {
-        $crate::percpu! { @declare [$($attr)*] [SharedAligned] $($rest)* }
-    };
-    (@declare [$($attr:tt)*] [$kind:ident] #[page_aligned] $($rest:tt)*) => {
-        $crate::percpu! { @declare [$($attr)*] [PageAligned] $($rest)* }
-    };
-    (@declare [$($attr:tt)*] [$kind:ident] #[$meta:meta] $($rest:tt)*) => {
-        $crate::percpu! { @declare [$($attr)* #[$meta]] [$kind] $($rest)* }
-    };
-    (@declare [$($attr:tt)*] [$kind:ident]
+    (@ [declare $unsafe:tt] [$($attr:tt)*] [$kind:ident]
         $vis:vis static $name:ident: PerCpu<$ty:ty>; $($rest:tt)*
     ) => {
-        unsafe extern "C" {
+        $unsafe extern "C" {
             $($attr)*
             #[allow(improper_ctypes)]
             $vis safe static $name: $crate::var::PerCpu<$ty, $crate::var::$kind>;
         }
-        $crate::percpu! { @declare [] [Plain] $($rest)* }
+        $crate::percpu! { @ [declare $unsafe] [] [Plain] $($rest)* }
+    };
+    (@ $($rest:tt)*) => {
+        ::core::compile_error! { "expected `static NAME: PerCpu<Type> = initial value;`, or \
+                                  `unsafe extern \"C\" { static NAME: PerCpu<Type>; }`" }
     };
     ($($body:tt)*) => {
-        $crate::percpu! { @item [] [Plain] $($body)* }
+        $crate::percpu! { @ [define] [] [Plain] $($body)* }
     };
 }
 

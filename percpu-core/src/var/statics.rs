@@ -74,6 +74,7 @@ impl<T, A: Alignment> PerCpu<T, A> {
     /// of bitwise copies may exist: that of a constant.
     #[doc(hidden)]
     pub const unsafe fn new(value: T) -> Self {
+        const { assert!(align_of::<Self>() <= 4096, "a unit is aligned to a page, not to more") };
         Self {
             align: [],
             template: UnsafeCell::new(value),
@@ -85,6 +86,7 @@ impl<T, A: Alignment> PerCpu<T, A> {
     /// Address of the template: the variable's name in the space of per-CPU pointers.
     #[inline]
     pub fn ptr(&self) -> PerCpuPtr<T> {
+        const { assert!(align_of::<Self>() <= 4096, "a unit is aligned to a page, not to more") };
         #[cfg(not(all(miri, not(feature = "up"))))]
         let address = self.template.get().expose_provenance();
         #[cfg(all(miri, not(feature = "up")))]

@@ -173,6 +173,10 @@ pub fn yield_to_others() {
     if current == 0 {
         return;
     }
+    assert!(
+        preempt::count() == 0 && !arch::irq::masked(),
+        "a thread waits for others while a guard keeps them off its CPU"
+    );
     let after = |us: u64| tsc::now() + us * u64::from(shared::boot().tsc_mhz);
     if !thread::is_bound(current) {
         thread::set_not_before(current, after(LET_BE_US));
