@@ -31,6 +31,15 @@ fn local(counter: &PercpuCounter, n: usize) -> i32 {
     unsafe { counter.locals().read_on(cpu(n)) }
 }
 
+/// Ends the loops that wait for it, also when an assertion fails before.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// What a single caller does.
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -259,6 +268,7 @@ proptest! {
                     callers.iter().for_each(|caller| counters.call(caller));
                 }
             })).collect();
+            let ending = Done(&done);
             for &n in &plugs {
                 let down = cpu::online().contains(cpu(n));
                 if down { hotplug::cpu_down(cpu(n)) } else { hotplug::cpu_up(cpu(n)) }.unwrap();
@@ -266,7 +276,7 @@ proptest! {
                 assert!(!down || folded.iter().all(|counter| local(counter, n) == 0), "K5");
             }
             adders.into_iter().for_each(|adder| adder.join().unwrap());
-            done.store(true, Relaxed);
+            drop(ending);
             reader.join().unwrap();
         });
         let mut model = [i128::from(initial); KINDS];

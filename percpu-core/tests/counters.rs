@@ -39,6 +39,15 @@ fn local(counter: &PercpuCounter, n: usize) -> i32 {
     unsafe { counter.locals().read_on(cpu(n)) }
 }
 
+/// Ends the loops that wait for it, also when an assertion fails before.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn worked_example_the_sum_is_the_initial_value_and_all_local_parts() {
     let _system = system();
@@ -205,6 +214,7 @@ fn nothing_is_lost_while_cpus_go_up_and_down() {
                 }
             });
         }
+        let _done = Done(&done);
         for round in 0..rounds {
             let victim = cpu(1 + round % (CPUS - 1));
             hotplug::cpu_down(victim).unwrap();
@@ -214,7 +224,6 @@ fn nothing_is_lost_while_cpus_go_up_and_down() {
             assert!(!cpu::dying().contains(victim), "the dying bit does not stay");
             hotplug::cpu_up(victim).unwrap();
         }
-        done.store(true, Relaxed);
     });
     for (n, (counter, added)) in counters.iter().zip(&added).enumerate() {
         assert_eq!(counter.sum(), n as i64 * 1000 + added.load(Relaxed), "K1");
@@ -243,6 +252,7 @@ fn a_sum_counts_a_cpu_that_is_going_down_exactly_once() {
             }
             sums
         });
+        let ending = Done(&done);
         for round in 0..rounds {
             let victim = 1 + round % (CPUS - 1);
             on(victim, || counter.add(17));
@@ -250,7 +260,7 @@ fn a_sum_counts_a_cpu_that_is_going_down_exactly_once() {
             hotplug::cpu_up(cpu(victim)).unwrap();
             assert_eq!(counter.sum(), 17 * (round as i64 + 1));
         }
-        done.store(true, Relaxed);
+        drop(ending);
         assert!(reader.join().unwrap() > 0);
     });
 }

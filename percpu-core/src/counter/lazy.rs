@@ -19,7 +19,7 @@
 use core::fmt;
 
 use super::count::Count;
-use crate::alloc::{AllocFlags, free_percpu, global};
+use crate::alloc::{AllocError, AllocFlags, free_percpu, global};
 use crate::atomic::AtomicU64;
 use crate::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::cpu;
@@ -118,7 +118,7 @@ impl LazyCounter {
                 State::Single(seen) => value = seen,
             }
             if failures >= CONTENDED && may_upgrade {
-                if self.upgrade(value, amount) {
+                if self.upgrade(value, amount).is_ok() {
                     return;
                 }
                 may_upgrade = false;
@@ -126,17 +126,28 @@ impl LazyCounter {
         }
     }
 
-    /// Adds `amount` to the `value` that was seen in the word, and makes the counter per-CPU. Whether
-    /// `amount` was added: not if there is no memory.
+    /// Makes the counter per-CPU now, for who knows that CPUs will contend for it. Does nothing if it is
+    /// already. Allocates as [`add`](Self::add) does.
+    ///
+    /// # Errors
+    ///
+    /// There is no populated memory, or the per-CPU areas are not set up yet. The counter stays one
+    /// word.
+    pub fn make_per_cpu(&self) -> Result<(), AllocError> {
+        match State::of(self.word.load(Acquire)) {
+            State::Single(value) => self.upgrade(value, 0),
+            State::PerCpu(_) => Ok(()),
+        }
+    }
+
+    /// Adds `amount` to the `value` that was seen in the word, and makes the counter per-CPU. An error
+    /// says that neither was done.
     ///
     /// Keeps no guard: it does not matter whose part has the value, and nobody else knows the area.
     #[cold]
     #[inline(never)]
-    fn upgrade(&self, mut value: i64, amount: i64) -> bool {
-        let Ok(area) = global().alloc(size_of::<i64>(), align_of::<i64>(), AllocFlags::ATOMIC)
-        else {
-            return false;
-        };
+    fn upgrade(&self, mut value: i64, amount: i64) -> Result<(), AllocError> {
+        let area = global().alloc(size_of::<i64>(), align_of::<i64>(), AllocFlags::ATOMIC)?;
         let parts = area.cast::<i64>();
         let holder = cpu::booted_once().iter().next().expect("the boot CPU has a unit");
         let winner = loop {
@@ -145,7 +156,7 @@ impl LazyCounter {
             let (from, to) = (State::single(value), State::per_cpu(parts));
             // Who finds the pointer finds what is behind it.
             let Err(seen) = self.word.compare_exchange(from, to, AcqRel, Acquire) else {
-                return true;
+                return Ok(());
             };
             match State::of(seen) {
                 State::Single(seen) => value = seen,
@@ -157,7 +168,7 @@ impl LazyCounter {
         unsafe { free(parts) };
         // SAFETY: as in `add`.
         unsafe { winner.add(amount) };
-        true
+        Ok(())
     }
 
     /// The exact value: one load, or one for each CPU that has been up. An add at the same time is in
