@@ -537,6 +537,27 @@ fn many_references_that_travel_do_not_fill_a_word_up() {
     assert_eq!(state.releases(), 1);
 }
 
+/// References that are asked for in vain are added to a closed word all the same: it never becomes
+/// what an open one looks like.
+#[test]
+fn what_is_refused_does_not_open_a_word() {
+    let _system = system();
+    let (object, state) = new(RefFlags::NONE);
+    on_cpu(0, || {
+        object.kill().unwrap();
+        // As a billion refusals of as many references as there can be would leave it.
+        let zero = CpuId::new(0).unwrap();
+        let words = PerCpuPtr::<i64>::from_raw(view(&object).words as usize);
+        // SAFETY: the ref is alive, and its words are only accessed like this.
+        unsafe { words.write_on(zero, -3 * i64::from(u32::MAX)) };
+        for _ in 0..8 {
+            assert!(!object.tryget_many(u32::MAX));
+            assert!(object.tryget().is_none() && object.tryget_live().is_none());
+        }
+    });
+    assert_eq!((state.releases(), total(&object)), (1, 0));
+}
+
 #[test]
 fn a_reference_to_what_was_released_is_refused_aloud() {
     let _system = system();

@@ -95,7 +95,7 @@ pub fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
     let mut spins = 0;
     while !call.done.load(Ordering::Acquire) {
         Kernel::relax(spins);
-        spins += 1;
+        spins = spins.saturating_add(1);
     }
 }
 
@@ -128,7 +128,7 @@ pub fn flush_all_tlbs() {
         let mut spins = 0;
         while behind(cpu.index()) {
             Kernel::relax(spins);
-            spins += 1;
+            spins = spins.saturating_add(1);
         }
     }
 }

@@ -16,7 +16,8 @@ macro_rules! methods {
         impl<T: Send $(, $p: $bound)?> $owner<IrqCell<T> $(, $p)?> {
             /// Lends this CPU's value for a change, with preemption off.
             ///
-            /// Costs an instruction to set the flag, a branch, and an instruction to clear it.
+            /// Costs finding the copy, a compare-and-exchange without a bus lock that sets the flag, two
+            /// branches, and a store.
             ///
             /// # Errors
             ///
@@ -151,7 +152,8 @@ macro_rules! methods {
             ///
             /// # Panics
             ///
-            /// As [`update`](Self::update).
+            /// As [`update`](Self::update); and a handler that updates all the same does, if debug
+            /// assertions are on.
             #[inline]
             pub fn update_pinned(&self, pin: &PreemptGuard, amounts: [u64; N]) {
                 let _ = pin;

@@ -128,10 +128,14 @@ impl Count {
     }
 
     /// Opens this CPU's word if the mode allows. If another CPU opens its own, the next operation
-    /// here tries again.
+    /// here tries again. A word that stays closed is kept far from what an open one looks like,
+    /// however much is added to it by operations that find it closed.
     #[inline]
     fn open_if_percpu(&self) {
         if !self.shared.state().is_percpu() {
+            if let Some(Drift::Closed(word)) = self.words.drift() {
+                self.words.tidy(word);
+            }
             return;
         }
         let Some(_opening) = self.opening.try_lock() else { return };
