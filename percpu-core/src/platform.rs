@@ -51,7 +51,7 @@ impl core::error::Error for NoMemory {}
 ///    `unmap`;
 /// 4. a page given to `free_pages` is reused only after that call, not at `unmap`;
 /// 5. no call unwinds whose caller kept its contract: one that cannot go on aborts;
-/// 6. `run_on_cpu` calls its function once and in no other place than it says, after all that the
+/// 6. `run_on_cpu`, and `offer_to_cpu` if it says so, calls its function once and in no other place than it says, after all that the
 ///    caller did before, and returns after all that the function did;
 /// 7. while [`preempt::count`](crate::preempt::count) of a CPU is not 0 the calling thread stays on
 ///    it and no other thread runs there: a tick does not switch threads then, and neither does
@@ -160,10 +160,18 @@ pub unsafe trait Platform: Sized + 'static {
     /// Calls `f(arg)` on `cpu`, with interrupts masked, and returns when it has returned; if that is
     /// the CPU that runs this, calls it here. Linux: `smp_call_function_single`.
     ///
-    /// `cpu` is online, and kept so by a [`CpusReadGuard`](crate::hotplug::CpusReadGuard). Called
-    /// with interrupts and preemption on, by a thread that may wait: two CPUs that call each other
-    /// at once must answer each other. `f` is short, waits for nothing and does not unwind.
+    /// `cpu` is online, and kept so by a [`CpusReadGuard`](crate::hotplug::CpusReadGuard), or because
+    /// the caller is the thread that brings CPUs up and down. Called with interrupts and preemption
+    /// on, by a thread that may wait: two CPUs that call each other at once must answer each other.
+    /// `f` is short, waits for no more than a spin lock and does not unwind.
     fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize);
+
+    /// As [`run_on_cpu`](Self::run_on_cpu), for what need not be done: where that would have to wait
+    /// for more than an interrupt, it may be left out. Whether it was done.
+    fn offer_to_cpu(cpu: u32, f: fn(usize), arg: usize) -> bool {
+        Self::run_on_cpu(cpu, f, arg);
+        true
+    }
 
     /// The physical address behind `addr`, an address in a populated page; `None` if there is no
     /// memory, or if the platform does not tell, which is what it does unless it says otherwise.
@@ -197,6 +205,7 @@ pub struct Table {
     flush_tlb: fn(usize, usize),
     free_pages: unsafe fn(usize, usize),
     run_on_cpu: fn(u32, fn(usize), usize),
+    offer_to_cpu: fn(u32, fn(usize), usize) -> bool,
     phys_of: fn(usize) -> Option<usize>,
     log: fn(fmt::Arguments<'_>),
 }
@@ -222,6 +231,7 @@ impl Table {
             flush_tlb: P::flush_tlb,
             free_pages: P::free_pages,
             run_on_cpu: P::run_on_cpu,
+            offer_to_cpu: P::offer_to_cpu,
             phys_of: P::phys_of,
             log: P::log,
         }
@@ -354,6 +364,10 @@ unsafe impl Platform for Global {
 
     fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
         (table().run_on_cpu)(cpu, f, arg)
+    }
+
+    fn offer_to_cpu(cpu: u32, f: fn(usize), arg: usize) -> bool {
+        (table().offer_to_cpu)(cpu, f, arg)
     }
 
     fn phys_of(addr: usize) -> Option<usize> {

@@ -78,4 +78,14 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     }
     assert_eq!((counter::batch(), counter.sum()), (40, 391 + 31));
     assert_eq!(cpu::online().count(), CPUS);
+
+    // A CPU that is busy holds nobody up: it folds when it next adds.
+    counter.set(0);
+    let held = host::enter_when_free(cpu(0)).unwrap();
+    counter.add(39);
+    std::thread::spawn(|| hotplug::cpu_down(cpu(CPUS - 1)).unwrap()).join().unwrap();
+    assert_eq!((counter::batch(), local(&counter, 0)), (38, 39));
+    counter.add(0);
+    assert_eq!((local(&counter, 0), counter.read()), (0, 39));
+    drop(held);
 }

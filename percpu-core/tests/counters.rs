@@ -312,7 +312,11 @@ fn what_a_failed_bring_up_counted_is_folded() {
     *COUNTER.lock().unwrap() = Some(PercpuCounter::new(0).unwrap());
     let sum = || COUNTER.lock().unwrap().as_ref().unwrap().sum();
     let count = |_| {
-        COUNTER.lock().unwrap().as_ref().unwrap().add(5);
+        let counter = COUNTER.lock().unwrap();
+        let counter = counter.as_ref().unwrap();
+        let before = counter.sum();
+        counter.add(5);
+        assert_eq!(counter.sum(), before + 5, "a CPU that is starting counts");
         Ok(())
     };
     hotplug::cpu_down(cpu(2)).unwrap();

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use percpu_core::area::{self, Config};
+use percpu_core::counter::PercpuCounter;
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::hotplug::{self, ArriveError, CpuOps, HotplugError, Section, Serve, StartError};
 use percpu_core::{arch, irq, percpu, preempt, var, view};
@@ -87,6 +88,9 @@ fn a_kernel_boots_and_plugs_cpus() {
     assert_eq!(view::roots().nr_cpu_ids, 6);
 
     let boot = cpu(BOOT);
+    let early = PercpuCounter::new(1).unwrap();
+    early.add(30);
+    assert_eq!((early.sum(), early.limited_add(10, 1)), (31, false), "the boot CPU counts");
     hotplug::init(&MACHINE, boot);
     assert!(cpu::present().contains(boot) && cpu::online().contains(boot));
     // The boot CPU has no hotplug thread yet: its start-ups run here.

@@ -29,6 +29,7 @@ percpu_core::set_platform!(Kernel);
 // 4. `unmap` leaves the frame in the page's entry; only `free_pages` gives it back.
 // 5. A panic ends the kernel.
 // 6. See `ipi`: a call is taken off its CPU's queue once, by that CPU.
+// 7. A tick looks at the preempt count before it switches threads, and a thread that yields has none.
 unsafe impl Platform for Kernel {
     #[inline]
     fn irq_save() -> IrqState {

@@ -316,6 +316,9 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
             publish(CpuId::new_unchecked(unit.cpu as usize), offset);
         }
     }
+    // It runs, and counts. That it is present and takes threads is for `hotplug::init` to say.
+    let boot = config.boot_cpu.or(possible.iter().next()).expect("there is a possible CPU");
+    cpu::MASKS.online.set_index(boot as usize, true);
     AREAS.template.store(first.template, Ordering::Relaxed);
     AREAS.static_size.store(info.static_size, Ordering::Relaxed);
     AREAS.reserved_size.store(info.reserved_size, Ordering::Relaxed);

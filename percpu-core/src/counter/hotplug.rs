@@ -33,9 +33,10 @@ fn dead(cpu: CpuId) {
     let before = batch::batch();
     cpu_dead(cpu);
     if batch::batch() < before {
-        // They stay online: the one who brings CPUs up and down is busy here.
+        // They stay online: the one who brings CPUs up and down is busy here. On one that does not
+        // take the offer the next add to a counter folds it.
         for cpu in cpu::online().iter() {
-            Global::run_on_cpu(cpu.index() as u32, |_| fold_excess(), 0);
+            Global::offer_to_cpu(cpu.index() as u32, |_| fold_excess(), 0);
         }
     }
 }

@@ -6,10 +6,11 @@
 //! wrong. So whoever folds makes the sequence odd before and even after, under the lock, and a sum
 //! believes what it has read only if the sequence was the same even number before and after: then
 //! nothing was folded meanwhile, local parts were changed by adds alone, and each add is in the sum or
-//! not. That goes for a dying CPU, too:
+//! not. That goes for a CPU that comes and goes, too:
 //!
+//! - It is starting before it executes, and online before it is that no more.
 //! - It enters the dying mask before it leaves the online one, and leaves that after its local part
-//!   was folded. A sum that finds it in neither (the online mask is read first) has seen it leave,
+//!   was folded. A sum that finds it in none (they are read in this order) has seen it leave,
 //!   hence sees the fold: in the sequence it reads afterwards, and so, that being the same as before,
 //!   in the shared part.
 //! - One that finds it in the dying mask although it was folded reads a zero.
@@ -237,10 +238,10 @@ impl Node {
         self.parts()
     }
 
-    /// The shared part and the local parts of all CPUs that are online or dying.
+    /// The shared part and the local parts of all CPUs that are starting, online or dying.
     fn parts(&self) -> i64 {
         let locals = self.locals;
-        cpu::online().union(cpu::dying()).fold(self.count(), |sum, cpu| {
+        cpu::counted().fold(self.count(), |sum, cpu| {
             // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
             sum.wrapping_add(i64::from(unsafe { locals.read_on(cpu) }))
         })
@@ -257,7 +258,7 @@ impl Node {
     /// What the local parts can make up together, at most: to be asked before the shared part is
     /// read, so that a CPU that dies in between is in the one or in the other.
     pub(super) fn slack(&self) -> i64 {
-        let cpus = cpu::online().union(cpu::dying()).count() as i64;
+        let cpus = cpu::counted().count() as i64;
         cpus * i64::from(self.local_bound.load(Acquire).max(largest_batch()))
     }
 }

@@ -1,9 +1,10 @@
 //! CPU masks: which CPUs can exist, are plugged, run, take threads, are on their way out, or have
 //! per-CPU memory.
 //!
-//! possible ⊇ present ⊇ online ⊇ active; a dying CPU has left online or is about to. The possible
+//! possible ⊇ present ⊇ online ⊇ active; a dying CPU has left online or is about to, a starting one is
+//! about to enter it. The possible
 //! mask is frozen when per-CPU areas are set up, the others change under hotplug. A CPU that was
-//! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ online ∪ dying.
+//! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ starting ∪ online ∪ dying.
 
 use super::id::{CpuId, NR_CPUS};
 use crate::atomic::{AtomicU64, Ordering};
@@ -94,7 +95,7 @@ fn bits(words: impl Iterator<Item = u64>) -> impl Iterator<Item = CpuId> {
     })
 }
 
-/// The six masks, in one place so that a view from outside finds them by one address.
+/// The masks, in one place so that a view from outside finds them by one address.
 #[repr(C)]
 pub(crate) struct Masks {
     pub(crate) possible: CpuMask,
@@ -103,6 +104,7 @@ pub(crate) struct Masks {
     pub(crate) active: CpuMask,
     pub(crate) dying: CpuMask,
     pub(crate) booted_once: CpuMask,
+    pub(crate) starting: CpuMask,
 }
 
 pub(crate) static MASKS: Masks = Masks {
@@ -112,6 +114,7 @@ pub(crate) static MASKS: Masks = Masks {
     active: CpuMask::new(),
     dying: CpuMask::new(),
     booted_once: CpuMask::new(),
+    starting: CpuMask::new(),
 };
 
 /// CPUs that can ever be brought up; frozen at set-up. Linux: `cpu_possible_mask`.
@@ -151,4 +154,26 @@ pub fn dying() -> &'static CpuMask {
 #[inline]
 pub fn booted_once() -> &'static CpuMask {
     &MASKS.booted_once
+}
+
+/// CPUs that run their [STARTING](crate::hotplug::Section::Starting) steps: from before they are
+/// started until they are online, or until what they left is folded.
+#[inline]
+pub fn starting() -> &'static CpuMask {
+    &MASKS.starting
+}
+
+/// The CPUs that may hold per-CPU counts which are folded when a CPU dies: those that are starting,
+/// online or dying, in ascending order.
+///
+/// A CPU is found at whatever moment of its life: the masks are read in the order in which it goes
+/// through them, and it enters the next before it leaves one.
+#[inline]
+pub fn counted() -> impl Iterator<Item = CpuId> {
+    let words = MASKS.starting.live_words().zip(MASKS.online.live_words());
+    bits(
+        words
+            .zip(MASKS.dying.live_words())
+            .map(|((starting, online), dying)| starting | online | dying),
+    )
 }

@@ -4,7 +4,7 @@ mod id;
 mod mask;
 
 pub use id::{CpuId, NR_CPUS, nr_cpu_ids};
-pub use mask::{CpuMask, active, booted_once, dying, online, possible, present};
+pub use mask::{CpuMask, active, booted_once, counted, dying, online, possible, present, starting};
 
 pub(crate) use id::set_nr_cpu_ids;
 pub(crate) use mask::MASKS;

@@ -96,17 +96,35 @@ pub(super) fn run_on(cpu: u32, f: fn(usize), arg: usize) {
         let _irq = irq::disable();
         return f(arg);
     }
+    assert!(seat(cpu).take_for_kernel(), "the caller keeps {cpu:?} online");
+    run_in_seat(cpu, f, arg);
+}
+
+/// As [`run_on`], unless another thread is that CPU. Whether it called `f`.
+pub(super) fn offer_to(cpu: u32, f: fn(usize), arg: usize) -> bool {
+    let cpu = CpuId::new(cpu as usize).expect("a possible CPU");
+    let here = arch::host::offset_of_thread() == Some(area::offset(cpu));
+    if here {
+        run_on(cpu.index() as u32, f, arg);
+    } else if seat(cpu).try_take_for_kernel() {
+        run_in_seat(cpu, f, arg);
+    } else {
+        return false;
+    }
+    true
+}
+
+/// Calls `f(arg)` on a CPU whose seat has been taken for that, and leaves the seat.
+fn run_in_seat(cpu: CpuId, f: fn(usize), arg: usize) {
     thread::scope(|scope| {
         scope.spawn(|| {
-            let seat = seat(cpu);
-            assert!(seat.take_for_kernel(), "the caller keeps {cpu:?} online");
-            // SAFETY: the seat was taken above.
+            // SAFETY: the seat was taken for this thread.
             unsafe { sit_down(cpu) };
             let irq = irq::disable();
             f(arg);
             drop(irq);
             stand_up();
-            seat.set_holder(Holder::Free);
+            seat(cpu).set_holder(Holder::Free);
         });
     });
 }

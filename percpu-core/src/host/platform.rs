@@ -38,6 +38,7 @@ pub enum Host {}
 // 3. and 4. The kernel makes them about `mmap`, `mprotect` and `madvise`.
 // 5. Nothing here panics, unless a caller has passed what is none of ours.
 // 6. See `ops::run_on`; threads are started and joined.
+// 7. A thread is its CPU until it leaves, which it does not while it holds a guard.
 unsafe impl Platform for Host {
     fn irq_save() -> IrqState {
         MASKED.set(MASKED.get() + 1);
@@ -135,6 +136,11 @@ unsafe impl Platform for Host {
     /// CPU for a moment.
     fn run_on_cpu(cpu: u32, f: fn(usize), arg: usize) {
         ops::run_on(cpu, f, arg);
+    }
+
+    /// Whoever is the CPU cannot be interrupted.
+    fn offer_to_cpu(cpu: u32, f: fn(usize), arg: usize) -> bool {
+        ops::offer_to(cpu, f, arg)
     }
 
     fn log(args: fmt::Arguments<'_>) {

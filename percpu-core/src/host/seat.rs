@@ -65,6 +65,16 @@ impl Seat {
         self.changed.notify_all();
     }
 
+    /// Takes the seat for a kernel thread if it is free.
+    pub(super) fn try_take_for_kernel(&self) -> bool {
+        let mut state = self.lock();
+        let free = state.holder == Holder::Free;
+        if free {
+            state.holder = Holder::Kernel;
+        }
+        free
+    }
+
     /// Takes the seat for the CPU's hotplug thread, as soon as it is free. Whether the CPU is up.
     pub(super) fn take_for_kernel(&self) -> bool {
         let mut state = self.lock();

@@ -74,8 +74,11 @@ pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
         undo_prepare(cpu, prepare.start..position);
         return Err(failed(position, error));
     }
+    // Its STARTING steps may have per-CPU values to be summed, and if one fails, to be folded.
+    MASKS.starting.set(cpu, true);
     if let Err(error) = kick(cpu) {
         undo_prepare(cpu, prepare);
+        MASKS.starting.set(cpu, false);
         return Err(error);
     }
     let online = steps::positions(Section::Online);

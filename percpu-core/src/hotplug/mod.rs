@@ -27,9 +27,9 @@
 //! # Masks
 //!
 //! A CPU is online from the end of its last STARTING step until [`die`], and active while no step
-//! is pending. It is dying from before it leaves the online mask until its last PREPARE tear-down:
-//! a reader who goes over [`online`](crate::cpu::online) ∪ [`dying`](crate::cpu::dying) misses no
-//! CPU whose per-CPU values were not folded yet.
+//! is pending. It is starting from before it is started until it is online, and dying from before it
+//! leaves the online mask until its last PREPARE tear-down: a reader who goes over
+//! [`counted`](crate::cpu::counted) misses no CPU whose per-CPU values were not folded yet.
 
 mod control;
 mod failure;

@@ -73,7 +73,9 @@ pub unsafe fn arrive(cpu: CpuId) -> Result<(), ArriveError> {
             return Err(ArriveError::StepFailed);
         }
     }
+    // In this order a reader of starting ∪ online ∪ dying finds the CPU at every moment.
     MASKS.online.set(cpu, true);
+    MASKS.starting.set(cpu, false);
     record.set_phase(Phase::Online);
     Ok(())
 }
