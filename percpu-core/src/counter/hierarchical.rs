@@ -156,9 +156,9 @@ impl core::error::Error for HierarchicalError {}
 /// A counter whose [`read`](Self::read) costs one load and is off by no more than its maker allows.
 /// Linux: `struct percpu_counter_tree`.
 ///
-/// Any number of threads and interrupt handlers may use it at the same time, NMI handlers too. Making
-/// and dropping it is for contexts that may sleep. A CPU that comes up for the first time later is
-/// counted as any other.
+/// Any number of threads and interrupt handlers may use it at the same time; NMI handlers, too,
+/// where operations are [single instructions](crate::arch). Making and dropping it is for contexts
+/// that may sleep. A CPU that comes up for the first time later is counted as any other.
 ///
 /// ```
 /// use percpu_core::{counter::HierarchicalCounter, host};
