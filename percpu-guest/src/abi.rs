@@ -67,6 +67,9 @@ pub const ALL_ROWS: u64 = u64::MAX;
 pub const IN_ACCOUNT: u64 = u64::MAX - 1;
 /// In words that change as one the second is always so many times the first, wrapping.
 pub const PAIR_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Numbers of a set of statistics ([`SumKind::Stats`]): many, so that it takes a while to write them.
+/// All but the first are [`PAIR_FACTOR`] times the first.
+pub const STATS: usize = 16;
 /// No counter of [`CounterRole::Limited`] passes this, on either side of zero.
 pub const COUNTER_LIMIT: i64 = 1000;
 

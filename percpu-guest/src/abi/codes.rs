@@ -193,7 +193,8 @@ codes! {
         /// A `LazyCounter`: what is named is no per-CPU pointer but the address of its word
         /// ([`LazyView`](percpu_core::view::LazyView)).
         Lazy = 4,
-        /// The first number of a `SeqStats<2>` on each CPU; the second changes with it (S2).
+        /// The first number of a `SeqStats` of [`STATS`](super::STATS) on each CPU, with which the
+        /// others change (S2).
         Stats = 5,
     }
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use percpu_core::view::{LAZY_PER_CPU, LazyView};
 use percpu_guest::abi::{
-    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, PAIR_FACTOR, SHARED, Shared,
-    SumKind, control_block,
+    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, PAIR_FACTOR, SHARED, STATS,
+    Shared, SumKind, control_block,
 };
 
 use super::finding::{Findings, Violation};
@@ -168,31 +168,35 @@ pub(crate) fn check_stats(
             let what = || format!("CPU {cpu}'s statistics {:#x}", sum.ptr);
             let Some(seen) = findings.sound(read_stats(mem, at).following(what)) else { continue };
             // Just being written.
-            let Some([first, second]) = seen else { continue };
+            let Some(numbers) = seen else { continue };
             findings.checked("S2", 1);
+            let (first, others) = (numbers[0], &numbers[1..]);
             let expected = first.wrapping_mul(PAIR_FACTOR);
-            if second != expected {
+            if let Some(other) = others.iter().find(|other| **other != expected) {
                 let detail = format!(
-                    "{} are {first:#x} and {second:#x} at one moment, expected {expected:#x} beside the \
+                    "{} are {first:#x} and {other:#x} at one moment, expected {expected:#x} beside the \
                      first",
                     what()
                 );
                 findings.report(
                     Violation::new("S2", format!("statistics {:#x}", sum.ptr), detail)
                         .on(cpu)
-                        .values(format_args!("{second:#x}"), format_args!("{expected:#x}")),
+                        .values(format_args!("{other:#x}"), format_args!("{expected:#x}")),
                 );
             }
         }
     }
 }
 
-/// Two numbers of one moment, if they stand still for that long.
-fn read_stats(mem: &GuestMem, at: u64) -> Result<Option<[u64; 2]>, Wild> {
+/// The numbers of one moment, if they stand still for that long.
+fn read_stats(mem: &GuestMem, at: u64) -> Result<Option<[u64; STATS]>, Wild> {
     let load = |offset: u64| mem.load_u64(mem.translate(at.wrapping_add(offset))?);
     let sequence = load(0)?;
     fence(Ordering::Acquire);
-    let numbers = [load(FIRST_NUMBER)?, load(FIRST_NUMBER + 8)?];
+    let mut numbers = [0; STATS];
+    for (offset, number) in (FIRST_NUMBER..).step_by(8).zip(&mut numbers) {
+        *number = load(offset)?;
+    }
     fence(Ordering::Acquire);
     let still = sequence.is_multiple_of(2) && load(0)? == sequence;
     Ok(still.then_some(numbers))
