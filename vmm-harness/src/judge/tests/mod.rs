@@ -5,7 +5,9 @@ mod chunk;
 mod corruption;
 mod guest;
 mod hostile;
+mod lives;
 mod order;
+mod plugs;
 mod trials;
 mod units;
 
