@@ -70,7 +70,7 @@ struct RunArgs {
     /// End after so many passes of the workload trace instead.
     #[arg(long, value_name = "P", conflicts_with_all = ["seconds", "plugs"])]
     passes: Option<u64>,
-    /// What the guest does: one workload, or all at once.
+    /// What the guest does: all at once, or one of statics, counter, alloc, mount, trace, refs.
     #[arg(long, default_value = "all", value_name = "NAME", value_parser = workloads)]
     workload: Workloads,
     /// How CPUs are started: by the guest with INIT-SIPI, or directly by the host.

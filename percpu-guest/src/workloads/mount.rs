@@ -18,11 +18,11 @@ use crate::events;
 /// Mounts all threads use.
 const MOUNTS: usize = 4;
 /// References a thread holds at most on each.
-const HELD: usize = 6;
+const HELD: usize = 3;
 /// Operations of a round between two boundaries.
 const ROUND: u32 = 32;
 /// One operation in so many takes a mount out of the tree.
-const UMOUNTS: u64 = 512;
+const UMOUNTS: u64 = 128;
 
 percpu! {
     /// Held by whoever looks at `longterm` and acts on what he saw; each CPU has its own, and who
