@@ -205,6 +205,14 @@ fn unknown_workload_is_refused_with_the_names_there_are() {
 }
 
 #[test]
+fn help_names_the_workloads_there_are() {
+    let end = ended(harness().args(["run", "--help"])).with_status(0);
+    for workload in percpu_guest::abi::Workload::ALL {
+        assert!(end.stdout.contains(workload.name()), "{workload:?}: {}", end.stdout);
+    }
+}
+
+#[test]
 fn seconds_that_are_no_time_are_refused() {
     for seconds in ["0", "-1", "NaN", "soon"] {
         ended(run().arg(format!("--seconds={seconds}"))).refused("--seconds");
