@@ -28,9 +28,8 @@ use crate::var::PerCpuPtr;
 /// Set in the word of a counter that has a part on each CPU.
 const PER_CPU: u64 = 1;
 
-/// How often the compare-exchange of one add fails before the counter becomes per-CPU. A model need
-/// not explore how it comes to the second time.
-const CONTENDED: u32 = if cfg!(loom) { 1 } else { 2 };
+/// How often the compare-exchange of one add fails before the counter becomes per-CPU.
+const CONTENDED: u32 = 2;
 
 /// A counter that begins as one word and becomes per-CPU when CPUs contend for it. Linux has no such
 /// counter; proposals for it go by "lazy percpu counters".
