@@ -38,7 +38,7 @@ pub struct BenchRow {
     pub cpus: u32,
     /// Rounds that counted.
     pub rounds: u32,
-    /// [`BenchTarget`].
+    /// [`BenchTarget`](super::BenchTarget).
     pub target: u32,
     /// Its bound, in hundredths.
     pub bound: u32,

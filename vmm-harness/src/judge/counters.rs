@@ -175,7 +175,7 @@ fn check_whole(counter: &Counter, view: &CounterView, findings: &mut Findings) {
         let place = format!("counter {:#x}", counter.address);
         findings.report(Violation::new("K3", place, detail).values(seen, expected));
     };
-    if view.sequence % 2 != 0 {
+    if !view.sequence.is_multiple_of(2) {
         let detail = format!(
             "a fold of counter {:#x} was begun and not ended: its sequence is {}",
             counter.address, view.sequence
