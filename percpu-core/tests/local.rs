@@ -2,7 +2,9 @@
 //! by hand where it matters, and as signals wherever they happen to strike.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+#[cfg(not(miri))]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu_core::alloc::PerCpuBox;
@@ -14,6 +16,7 @@ percpu! {
     static CELL: PerCpu<IrqCell<[u64; 2]>> = IrqCell::new([0; 2]);
     static LOCK: PerCpu<LocalLock<Vec<u32>>> = LocalLock::new(Vec::new());
     static STATS: PerCpu<SeqStats<3>> = SeqStats::new();
+    #[cfg(not(miri))]
     static PAIR: PerCpu<SeqStats<2>> = SeqStats::new();
 }
 
@@ -177,7 +180,9 @@ fn statistics_wrap() {
 }
 
 /// What an interrupt handler did, and did not, get.
+#[cfg(not(miri))]
 static HANDLED: AtomicU64 = AtomicU64::new(0);
+#[cfg(not(miri))]
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(not(miri))]

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use percpu_core::alloc::{self, AllocError};
 use percpu_core::cpu::{self, CpuId};
@@ -33,6 +33,15 @@ fn cpu(n: usize) -> CpuId {
 fn on_cpu<R>(n: usize, f: impl FnOnce() -> R) -> R {
     let _cpu = host::enter_when_free(cpu(n)).unwrap();
     f()
+}
+
+/// Waits for what is bound to come soon.
+fn wait_until(it_has_come: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !it_has_come() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it does not come");
+        std::thread::yield_now();
+    }
 }
 
 /// What a test sees of an object from outside.
@@ -481,13 +490,9 @@ fn refs_are_killed_and_revived_while_cpus_come_and_go() {
         let mut lives = 1;
         while !done.load(SeqCst) {
             object.kill().unwrap();
-            while !object.is_zero() {
-                std::thread::yield_now();
-            }
+            wait_until(|| object.is_zero());
             // Zero is before the release, which this object must see before it lives again.
-            while state.releases() < lives {
-                std::thread::yield_now();
-            }
+            wait_until(|| state.releases() == lives);
             object.reinit().unwrap();
             lives += 1;
         }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 use percpu_core::alloc::PerCpuBox;
 use percpu_core::area::Config;
@@ -94,7 +95,9 @@ fn first_arrivals_while_refs_are_killed() {
             begin.wait();
             for life in 1..20 {
                 object.kill().unwrap();
+                let begin = Instant::now();
                 while releases.load(SeqCst) < life {
+                    assert!(begin.elapsed() < Duration::from_secs(60), "it is not released");
                     std::thread::yield_now();
                 }
                 object.reinit().unwrap();
