@@ -216,18 +216,32 @@ impl Node {
     }
 
     /// The exact value.
+    #[inline]
     pub(super) fn sum(&self) -> i64 {
         self.check();
-        for _ in 0..TRIES {
-            let before = self.sequence.load(Acquire);
-            if before & 1 == 0 {
-                let sum = self.parts();
-                fence(Acquire);
-                if self.sequence.load(Relaxed) == before {
-                    return sum;
-                }
-            }
+        self.try_sum().unwrap_or_else(|| self.insist_on_sum())
+    }
+
+    /// The exact value, if nobody folds meanwhile.
+    #[inline]
+    fn try_sum(&self) -> Option<i64> {
+        let before = self.sequence.load(Acquire);
+        if before & 1 != 0 {
+            return None;
+        }
+        let sum = self.parts();
+        fence(Acquire);
+        (self.sequence.load(Relaxed) == before).then_some(sum)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn insist_on_sum(&self) -> i64 {
+        for _ in 1..TRIES {
             core::hint::spin_loop();
+            if let Some(sum) = self.try_sum() {
+                return sum;
+            }
         }
         let lock = self.lock();
         self.sum_locked(&lock)

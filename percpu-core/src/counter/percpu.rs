@@ -181,9 +181,9 @@ impl PercpuCounter {
         self.read().max(0)
     }
 
-    /// The exact value: reads the part of every CPU that is starting, online or dying, and none of them twice
-    /// unless somebody folds meanwhile. Takes no lock, but after a few such tries. An add at the same
-    /// time is in the sum or not. Linux: `percpu_counter_sum`.
+    /// The exact value: reads the part of every CPU that is starting, online or dying, and none of
+    /// them twice unless somebody folds meanwhile. Takes no lock, but after a few such tries. An add at
+    /// the same time is in the sum or not. Linux: `percpu_counter_sum`.
     pub fn sum(&self) -> i64 {
         self.node().sum()
     }

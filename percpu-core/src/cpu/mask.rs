@@ -53,7 +53,7 @@ impl CpuMask {
 
     /// The CPUs that are in this set or in `other`, in ascending order. Linux: `for_each_cpu_or`.
     pub fn union<'a>(&'a self, other: &'a CpuMask) -> impl Iterator<Item = CpuId> + 'a {
-        bits(self.live_words().zip(&other.words).map(|(a, b)| a | b.load(Ordering::Acquire)))
+        bits((0..live_words()).map(|i| self.word(i) | other.word(i)))
     }
 
     /// Adds or removes a CPU.
@@ -72,9 +72,19 @@ impl CpuMask {
     }
 
     fn live_words(&self) -> impl Iterator<Item = u64> + '_ {
-        let n = super::nr_cpu_ids().div_ceil(64).min(WORDS);
-        self.words[..n].iter().map(|w| w.load(Ordering::Acquire))
+        (0..live_words()).map(|i| self.word(i))
     }
+
+    #[inline]
+    fn word(&self, i: usize) -> u64 {
+        self.words[i].load(Ordering::Acquire)
+    }
+}
+
+/// How many words of a mask are in use.
+#[inline]
+fn live_words() -> usize {
+    super::nr_cpu_ids().div_ceil(64).min(WORDS)
 }
 
 impl Default for CpuMask {
@@ -86,11 +96,13 @@ impl Default for CpuMask {
 fn bits(words: impl Iterator<Item = u64>) -> impl Iterator<Item = CpuId> {
     words.enumerate().flat_map(|(i, mut w)| {
         core::iter::from_fn(move || {
-            let bit = w.trailing_zeros() as usize;
-            // A zero word ends here; otherwise the lowest bit goes.
-            (w != 0).then(|| w &= w - 1)?;
+            if w == 0 {
+                return None;
+            }
+            let bit = w.trailing_zeros();
+            w &= w - 1;
             // SAFETY: masks hold possible CPUs only, by construction of `set`.
-            Some(unsafe { CpuId::new_unchecked(i * 64 + bit) })
+            Some(unsafe { CpuId::new_unchecked((i as u32 * 64 + bit) as usize) })
         })
     })
 }
@@ -170,10 +182,8 @@ pub fn starting() -> &'static CpuMask {
 /// through them, and it enters the next before it leaves one.
 #[inline]
 pub fn counted() -> impl Iterator<Item = CpuId> {
-    let words = MASKS.starting.live_words().zip(MASKS.online.live_words());
     bits(
-        words
-            .zip(MASKS.dying.live_words())
-            .map(|((starting, online), dying)| starting | online | dying),
+        (0..live_words())
+            .map(|i| MASKS.starting.word(i) | MASKS.online.word(i) | MASKS.dying.word(i)),
     )
 }
