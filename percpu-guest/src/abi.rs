@@ -249,7 +249,7 @@ pub struct ControlBlock {
     pub switches: AtomicU64,
     /// Operations of each workload that ended on this CPU.
     pub ops: [AtomicU64; 8],
-    /// What this CPU's timer interrupt and its hotplug thread added: a ledger row of its own, by
+    /// What this CPU added in its timer interrupt and when it came up: a ledger row of its own, by
     /// slot, of which each has one writer.
     pub irq_ledger: [AtomicI64; LEDGER_SLOTS],
     /// Times that the guest itself held something against an invariant on this CPU, in the order of

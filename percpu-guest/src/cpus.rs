@@ -11,7 +11,7 @@ use percpu_guest::abi::{BootMode, CpuState, Doorbell, EventKind, MAX_CPUS, TRAMP
 use crate::arch::irq::{IRQ_MASKED, IRQ_PENDING};
 use crate::arch::{self, doorbell, lapic, tables};
 use crate::sched::{self, Thread};
-use crate::{events, ipi, shared, tick};
+use crate::{events, ipi, shared, tick, workloads};
 
 /// How long a CPU may take to arrive. Long, because on a crowded host it waits for its turn.
 const ARRIVAL_TIMEOUT_NS: u64 = 5_000_000_000;
@@ -128,6 +128,8 @@ pub extern "C" fn ap_main(cpu: u32) -> ! {
     ipi::answer();
     // SAFETY: this is that CPU, and it goes on as its idle thread.
     unsafe { sched::adopt_idle(cpu, idle) };
+    // Earlier than the hotplug thread, for which who brought the CPU up waits.
+    workloads::on_cpu_up();
     hotplug.make_runnable();
     set_state(cpu, CpuState::Online);
     shared::control(cpu).onlines.fetch_add(1, Ordering::Relaxed);

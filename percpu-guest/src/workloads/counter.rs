@@ -166,6 +166,10 @@ fn destroy(counter: PercpuCounter) {
     drop(counter);
 }
 
+pub(super) fn on_cpu_up() {
+    still::on_cpu_up();
+}
+
 pub(super) fn run(mut worker: Worker) {
     let mut own = Owned::new();
     let mut limited = Limited::new(&worker);

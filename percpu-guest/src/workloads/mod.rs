@@ -117,6 +117,11 @@ fn rest() {
     }
 }
 
+/// What a CPU does when it has come up, interrupts masked, before it takes threads.
+pub fn on_cpu_up() {
+    counter::on_cpu_up();
+}
+
 /// Work in interrupt context, each time the timer fires.
 pub fn on_interrupt() {
     let header = shared::header();

@@ -105,10 +105,7 @@ impl Still {
                 (Change::Up, Err(_), Some(_)) => {
                     expected.count = expected.count.wrapping_add(added);
                 }
-                // A CPU that is to stay after all does again what it did when it came up.
-                (Change::Up, Ok(()), Some(local)) | (Change::Down, Err(_), Some(local)) => {
-                    *local = local.wrapping_add(added as i32);
-                }
+                (Change::Up, Ok(()), Some(local)) => *local = local.wrapping_add(added as i32),
                 _ => {}
             }
             if (after.count, &after.locals) != (expected.count, &expected.locals) {

@@ -65,7 +65,7 @@ impl LedgerBook {
     }
 }
 
-/// What all CPUs' interrupts, and their hotplug threads, have entered in a slot.
+/// What all CPUs have entered in a slot in interrupts, and when they came up.
 pub(crate) fn by_interrupts(mem: &GuestMem, possible: u32, slot: u32) -> Result<i64, Wild> {
     (0..possible).try_fold(0i64, |sum, cpu| {
         let row = control_block(cpu) + offset_of!(ControlBlock, irq_ledger) as u64;

@@ -5,20 +5,23 @@
 //! and locals before and after: a fold that loses or doubles something shows there (K3), and so does
 //! a moment at which a dying CPU is not counted (K6).
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use percpu_core::counter::PercpuCounter;
-use percpu_core::cpu::CpuId;
+use percpu_core::cpu::{self, CpuId};
 use percpu_core::hotplug::{self, Section};
 use percpu_guest::abi::{ALL_ROWS, CounterRole, Invariant, MAX_CPUS};
 
 use super::{Slot, announce};
 use crate::workloads::{book_interrupt, checked, slots};
-use crate::{events, shared};
+use crate::{events, ipi, shared};
 
 const COUNTERS: usize = 4;
 
 static STILL: [Slot; COUNTERS] = [const { Slot::new() }; COUNTERS];
+
+/// Set once the counters are made and all CPUs that are up have added.
+static READY: AtomicBool = AtomicBool::new(false);
 
 fn initial(i: usize) -> i64 {
     500 - 300 * i as i64
@@ -45,19 +48,26 @@ pub(super) fn init() {
     // are not folded yet.
     hotplug::register(Section::Prepare, "workload:dying", None, Some(check_dying))
         .expect("a place for the workload's hotplug steps");
-    let add = |cpu| {
-        add_share(cpu);
-        Ok(())
-    };
-    hotplug::register(Section::Online, "workload:still", Some(add), None)
-        .expect("a place for the workload's hotplug steps");
+    // This is the thread that brings CPUs up and down: those that are up stay.
+    for cpu in cpu::online().iter() {
+        ipi::run_on_cpu(cpu.index() as u32, |_| add_share(), 0);
+    }
+    READY.store(true, Ordering::Release);
     for (i, place) in STILL.iter().enumerate() {
         announce(place.get(), initial(i), slot(i), ALL_ROWS, CounterRole::Still);
     }
 }
 
-/// On the CPU that comes up, by its hotplug thread.
-fn add_share(cpu: CpuId) {
+/// A CPU has come up: that one, interrupts masked, and the plug is not done before this.
+pub(super) fn on_cpu_up() {
+    if READY.load(Ordering::Acquire) {
+        add_share();
+    }
+}
+
+/// Adds this CPU's share. Interrupts are masked.
+fn add_share() {
+    let cpu = cpu::current();
     for (i, place) in STILL.iter().enumerate() {
         place.get().add(share(i, cpu));
         book_interrupt(slot(i), share(i, cpu));
