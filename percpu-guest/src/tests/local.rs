@@ -83,7 +83,6 @@ guest_test!(
     /// One CPU reads another's numbers while they are written, by a thread and by its interrupts.
     statistics_are_read_as_of_one_moment, cpus = 2, possible = 2, {
         static OVER: AtomicBool = AtomicBool::new(false);
-        static READS: AtomicU32 = AtomicU32::new(0);
         tick::set_hook(|| {
             let masked = irq::disable();
             STATS.update(&masked, [2, 20]);
@@ -99,15 +98,16 @@ guest_test!(
         );
         run_on(0, || {
             let one = CpuId::new(1).expect("possible");
+            while STATS.snapshot(one) == [0, 0] {
+                sched::yield_now();
+            }
             for _ in 0..50_000 {
                 let [packets, bytes] = STATS.snapshot(one);
                 assert_eq!(bytes, 10 * packets);
-                READS.fetch_add(u32::from(packets > 0), Ordering::Relaxed);
             }
         });
         OVER.store(true, Ordering::Relaxed);
         let [packets, bytes] = STATS.sum();
-        assert!(packets > 0 && READS.load(Ordering::Relaxed) > 0);
         assert_eq!(bytes, 10 * packets, "over {} CPUs", cpu::booted_once().count());
     }
 );
