@@ -1,12 +1,17 @@
-//! `percpu_ref`.
+//! `percpu_ref`, and the calls to other CPUs by which it closes their words.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use percpu_core::cpu::this_cpu_raw;
+use percpu_core::hotplug;
+use percpu_core::platform::Platform;
 use percpu_core::refcount::{PercpuRef, RefFlags, Release};
 
 use super::{guest_test, run_on};
-use crate::control;
+use crate::arch::{irq, tsc};
+use crate::kernel::Kernel;
+use crate::{control, sched};
 
 /// How often the ref was released.
 static RELEASES: AtomicU32 = AtomicU32::new(0);
@@ -95,5 +100,88 @@ guest_test!(
         assert_eq!(releases(), 0);
         run_on(1, give_back);
         assert_eq!(releases(), 1);
+    }
+);
+
+/// Starts a thread on each of CPU 1 and 2 that does `job` and counts in [`ENDED`].
+fn start_on_both(job: fn(usize)) {
+    static JOB: AtomicUsize = AtomicUsize::new(0);
+    JOB.store((job as *const ()).expose_provenance(), Ordering::Release);
+    for cpu in [1, 2] {
+        sched::spawn_bound(
+            |cpu| {
+                let job = core::ptr::with_exposed_provenance::<()>(JOB.load(Ordering::Acquire));
+                // SAFETY: stored before as a function of this type.
+                let job: fn(usize) = unsafe { core::mem::transmute(job) };
+                job(cpu);
+                ENDED.fetch_add(1, Ordering::Release);
+            },
+            cpu,
+        );
+        crate::ipi::send(cpu);
+    }
+}
+
+/// Threads of [`start_on_both`] that are done.
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+fn wait_for_both() {
+    while ENDED.load(Ordering::Acquire) < 2 {
+        sched::yield_now();
+    }
+}
+
+guest_test!(
+    /// A word is closed by the CPU whose it is: of what that counts in the meantime, without a bus
+    /// lock, nothing is lost.
+    words_are_closed_under_operations, cpus = 3, possible = 3, {
+        static OVER: AtomicBool = AtomicBool::new(false);
+        make(RefFlags::NONE);
+        start_on_both(|_| {
+            while !OVER.load(Ordering::Relaxed) {
+                for _ in 0..100 {
+                    take();
+                    give_back();
+                }
+            }
+        });
+        let until = tsc::now_ns() + 1_000_000_000;
+        let mut switches = 0;
+        while tsc::now_ns() < until || switches < 100 {
+            object().switch_to_atomic();
+            object().switch_to_percpu();
+            switches += 1;
+            sched::yield_now();
+        }
+        OVER.store(true, Ordering::Relaxed);
+        wait_for_both();
+        assert_eq!(releases(), 0);
+        assert_eq!(object().kill(), Ok(()));
+        assert_eq!(releases(), 1, "counts were lost in {switches} switches");
+    }
+);
+
+guest_test!(
+    /// Two CPUs that have each other call a function, at once and for ever again.
+    cpus_that_call_each_other_answer_each_other, cpus = 3, possible = 3, {
+        const CALLS_EACH: u32 = 100;
+        static CALLS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+        start_on_both(|cpu| {
+            let other = 3 - cpu as u32;
+            for calls in 1..=CALLS_EACH {
+                let guard = hotplug::cpus_read_lock();
+                Kernel::run_on_cpu(
+                    other,
+                    |called| {
+                        assert!(irq::masked() && this_cpu_raw() as usize == called);
+                        CALLS[called].fetch_add(1, Ordering::Relaxed);
+                    },
+                    other as usize,
+                );
+                drop(guard);
+                assert_eq!(CALLS[other as usize].load(Ordering::Relaxed), calls);
+            }
+        });
+        wait_for_both();
     }
 );
