@@ -62,6 +62,8 @@ pub mod local;
 pub mod platform;
 pub mod preempt;
 pub mod refcount;
+#[cfg(percpu_steps)]
+mod steps;
 pub mod sync;
 pub mod var;
 pub mod view;

@@ -30,7 +30,7 @@ pub use image::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -97,6 +97,8 @@ pub struct BootParams {
     pub memory_end: u64,
     /// Test to run: address of its function, 0 = run workloads.
     pub test: u64,
+    /// Operations after which workload threads end, all together; 0 = never.
+    pub operations: u64,
     /// TSC ticks a microsecond.
     pub tsc_mhz: u32,
     /// CPUs that can exist.
@@ -195,6 +197,24 @@ pub struct SharedHeader {
     pub trace: TraceCounts,
     /// What the allocator holds of the kernel's memory.
     pub resources: Resources,
+    /// Operations that workload threads have begun to end.
+    pub operations_done: AtomicU64,
+    /// The clock of a machine that runs CPUs one at a time.
+    pub steps: Steps,
+}
+
+/// Steps of a machine that runs its CPUs one at a time: every load, store and branch of an
+/// instrumented guest is one.
+#[repr(C)]
+pub struct Steps {
+    /// Steps of all CPUs so far, counted by the guest.
+    pub done: AtomicU64,
+    /// When `done` reaches this the CPU rings [`Doorbell::Switch`]. Written by the host while the
+    /// guest stands still.
+    pub next: AtomicU64,
+    /// Steps by which the clock is ahead of `done`, because all CPUs waited. Written by the host
+    /// likewise.
+    pub skipped: AtomicU64,
 }
 
 /// Counts about the balance work, since boot.
@@ -249,6 +269,10 @@ pub struct ControlBlock {
     pub switches: AtomicU64,
     /// Operations of each workload that ended on this CPU.
     pub ops: [AtomicU64; 8],
+    /// Where CPUs run one at a time: the moment of the next timer interrupt, 0 if none is due.
+    pub timer: AtomicU64,
+    /// There likewise: virtual address of the CPU's word of pending interrupts, bit 0 = vector 0x40.
+    pub pending: AtomicU64,
     /// What this CPU added in its timer interrupt and when it came up: a ledger row of its own, by
     /// slot, of which each has one writer.
     pub irq_ledger: [AtomicI64; LEDGER_SLOTS],

@@ -5,8 +5,12 @@ use core::sync::atomic::Ordering;
 use percpu_core::cpu::CpuId;
 use percpu_core::hotplug::{self, HotplugError};
 use percpu_core::preempt;
+#[cfg(percpu_steps)]
+use percpu_guest::abi::Doorbell;
 use percpu_guest::abi::{COMMAND_RING_LEN, CommandKind, EventKind, PlugError};
 
+#[cfg(percpu_steps)]
+use crate::arch::doorbell;
 use crate::trials::Trials;
 use crate::{balance, bench, events, sched, shared, tests, workloads};
 
@@ -36,6 +40,8 @@ fn boot() {
     let busy = &shared::header().busy;
     busy.fetch_add(1, Ordering::SeqCst);
     events::emit_and_ring(EventKind::Booted, [0; 5]);
+    #[cfg(percpu_steps)]
+    doorbell::ring(Doorbell::Ready, 0);
     balance::start();
     match (shared::boot().test, shared::boot().bench_rounds) {
         (0, 0) => workloads::start(),

@@ -13,7 +13,9 @@ use crate::mem::{heap, paging, shortage};
 use crate::{ipi, log, sched, shared};
 
 /// After so many turns of a spin loop the lock's holder has probably lost its host CPU.
-const SPINS_BEFORE_YIELD: u32 = 200;
+///
+/// Where CPUs run one at a time the holder certainly does not run now.
+const SPINS_BEFORE_YIELD: u32 = if cfg!(percpu_steps) { 1 } else { 200 };
 
 /// This kernel.
 pub struct Kernel;

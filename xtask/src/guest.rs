@@ -38,22 +38,41 @@ const HOSTED_FLAGS: &[&str] = &[
     "-Clink-arg=-Wl,--defsym=rust_eh_personality=0",
 ];
 
+/// For a machine that runs CPUs one at a time: a call on every edge and before every load and store,
+/// and a flag an edge that says whether it was ever reached.
+const STEPS_FLAGS: &[&str] = &[
+    "--cfg=percpu_steps",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=3",
+    "-Cllvm-args=-sanitizer-coverage-trace-pc-guard",
+    "-Cllvm-args=-sanitizer-coverage-trace-loads",
+    "-Cllvm-args=-sanitizer-coverage-trace-stores",
+    "-Cllvm-args=-sanitizer-coverage-inline-bool-flag",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+];
+
 /// The profile of the guest that is run and tested.
 const PROFILE: &str = "guest";
 /// The profile of the guest that is measured.
 const SPEED: &str = "guest-bench";
+/// The profile of the guest whose CPUs run one at a time.
+const STEPS: &str = "guest-steps";
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Build for the host's own target, as is done where x86_64-unknown-none cannot be had
     #[arg(long)]
     freestanding_host: bool,
+    /// Build it for the deterministic machine, which runs CPUs one at a time
+    #[arg(long)]
+    steps: bool,
 }
 
 /// Builds the guest and prints where it is.
 pub fn guest(args: &Args) -> Result<ExitCode> {
     let build = if args.freestanding_host { Build::HOSTED } else { Build::choose()? };
-    println!("{}", build.image()?.display());
+    let image = if args.steps { build.image_of(STEPS)? } else { build.image()? };
+    println!("{}", image.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,6 +84,11 @@ pub fn image() -> Result<PathBuf> {
 /// The same without debug assertions, to be measured.
 pub fn image_for_speed() -> Result<PathBuf> {
     Build::choose()?.image_of(SPEED)
+}
+
+/// The same, instrumented for the machine that runs CPUs one at a time.
+pub fn image_for_steps() -> Result<PathBuf> {
+    Build::choose()?.image_of(STEPS)
 }
 
 /// A way of building the guest.
@@ -113,7 +137,8 @@ impl Build {
     fn cargo_as(self, subcommand: &str, profile: &str) -> Result<Command> {
         let sh = cargo::shell()?;
         let (cargo, target, target_dir) = (cargo::cargo(), self.target, target_dir()?);
-        let flags: Vec<_> = FLAGS.iter().chain(self.flags).copied().collect();
+        let steps = if profile == STEPS { STEPS_FLAGS } else { &[] };
+        let flags: Vec<_> = FLAGS.iter().chain(self.flags).chain(steps).copied().collect();
         let command = cmd!(
             sh,
             "{cargo} {subcommand} --package percpu-guest --bin percpu-guest --features kernel

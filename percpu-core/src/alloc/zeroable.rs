@@ -33,7 +33,7 @@ unsafe impl<T> Zeroable for *const T {}
 unsafe impl<T> Zeroable for *mut T {}
 // SAFETY: as above.
 unsafe impl<T> Zeroable for AtomicPtr<T> {}
-#[cfg(any(loom, shuttle))]
+#[cfg(any(loom, shuttle, percpu_steps))]
 // SAFETY: the same bytes as core's.
 unsafe impl<T> Zeroable for crate::atomic::AtomicPtr<T> {}
 // SAFETY: each element is zeroable, and there is nothing else.

@@ -45,10 +45,13 @@ pub unsafe fn set_offset(offset: usize) {
 }
 
 /// A kernel's CPU always has an offset; a thread of a process has one only while it is a CPU.
+/// Where CPUs run one at a time, another may come before the operation.
 #[inline(always)]
 pub(crate) fn check() {
     #[cfg(feature = "host")]
     super::host::check();
+    #[cfg(percpu_steps)]
+    crate::steps::point();
 }
 
 macro_rules! word {

@@ -38,6 +38,12 @@ codes! {
         Panic = 7,
         /// The guest has nothing more to do.
         Exit = 8,
+        /// A switch point has come: another CPU may run, interrupts may be pending afterwards.
+        Switch = 9,
+        /// This CPU has nothing to do until an interrupt is pending.
+        Idle = 10,
+        /// The guest has booted and every run from here on begins alike.
+        Ready = 11,
     }
 
     /// What a CPU is doing, as it says itself.

@@ -11,7 +11,7 @@ use percpu_guest::abi::{VECTOR_COMMAND, VECTOR_IPI, VECTOR_TIMER};
 use crate::sched;
 
 /// First vector of an interrupt; vectors 0x40..0x80 have a bit in [`IRQ_PENDING`].
-const FIRST_VECTOR: u32 = 0x40;
+pub(super) const FIRST_VECTOR: u32 = 0x40;
 
 percpu! {
     /// How often interrupts are masked on this CPU; no handler runs while it is not 0. A count, so

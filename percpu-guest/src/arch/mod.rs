@@ -6,12 +6,21 @@
 //! - nothing outside `stubs` and `entry` executes a privileged instruction; `int3` asks ring 0 for
 //!   the few services that need one (`service`);
 //! - the host is called by a store to a page without memory (`doorbell`).
+//!
+//! A build with `--cfg percpu_steps` is for a host that runs CPUs one at a time and decides at which
+//! step another goes on (`steps`): it has no timer, no clock and no interrupts but the host's.
 
 pub mod doorbell;
 pub mod entry;
 pub mod irq;
+#[cfg(not(percpu_steps))]
+pub mod lapic;
+#[cfg(percpu_steps)]
+#[path = "serial.rs"]
 pub mod lapic;
 pub mod service;
+#[cfg(percpu_steps)]
+mod steps;
 mod stubs;
 pub mod tables;
 pub mod tsc;

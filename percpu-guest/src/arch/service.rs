@@ -5,9 +5,14 @@
 
 use core::arch::asm;
 
+#[cfg(percpu_steps)]
+use super::doorbell;
 use crate::shared;
+#[cfg(percpu_steps)]
+use percpu_guest::abi::Doorbell;
 
 /// Numbers that the stub knows.
+#[cfg(not(percpu_steps))]
 const IDLE: u32 = 0;
 const FLUSH_TLB: u32 = 1;
 const TRIPLE_FAULT: u32 = 2;
@@ -26,7 +31,11 @@ fn call(number: u32) {
 /// Waits for an interrupt. To be called with interrupts masked: what arrives is noted as pending,
 /// and if something already is, the call returns at once.
 pub fn idle() {
+    #[cfg(not(percpu_steps))]
     call(IDLE);
+    // The host looks at what is pending before it stops running this CPU.
+    #[cfg(percpu_steps)]
+    doorbell::ring(Doorbell::Idle, 0);
 }
 
 /// Makes this CPU forget all translations.

@@ -181,6 +181,10 @@ pub fn yield_to_others() {
     if !thread::is_bound(current) {
         thread::set_not_before(current, after(LET_BE_US));
         yield_now();
+    } else if cfg!(percpu_steps) {
+        // Looking again shows nothing new before another CPU has run.
+        Kernel::relax(0);
+        yield_now();
     } else if tsc::now() < thread::look_until(current) {
         core::hint::spin_loop();
     } else {

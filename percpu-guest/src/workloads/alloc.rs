@@ -19,7 +19,7 @@ const HELD: usize = 24;
 /// Bytes over all CPUs that most operations keep below.
 const USUAL_REACH: u64 = 16 << 10;
 /// Operations of a round between two boundaries.
-const ROUND: u32 = 4;
+const ROUND: u32 = super::round(4);
 
 percpu! {
     /// State of this CPU's choices in interrupts; 0 = not seeded.

@@ -37,7 +37,7 @@ const SHARED_COUNTERS: usize = 8;
 /// The first of them are given small amounts, the others large ones.
 const SMALL_AMOUNTS: usize = 4;
 /// Additions of a round between two boundaries.
-const ROUND: u32 = 32;
+const ROUND: u32 = super::round(32);
 
 static COUNTERS: [Slot; SHARED_COUNTERS] = [const { Slot::new() }; SHARED_COUNTERS];
 

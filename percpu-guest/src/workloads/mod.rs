@@ -54,6 +54,12 @@ struct Worker {
     since: u64,
 }
 
+/// Operations of a round between two boundaries, of which `usual` make sense where boundaries cost
+/// something: one where each operation is to be a thing of its own.
+const fn round(usual: u32) -> u32 {
+    if cfg!(percpu_steps) { 1 } else { usual }
+}
+
 /// How long a thread works before it gives its CPU away by itself: short, since that is when
 /// threads migrate and waiting ones get their turn, and long against the switch.
 const TURN_US: u64 = 50;
@@ -85,7 +91,7 @@ impl Worker {
     fn boundary(&mut self) -> bool {
         let header = shared::header();
         shared::this_control().ops[self.workload as usize].fetch_add(1, Ordering::Relaxed);
-        if header.stopping.load(Ordering::Relaxed) != 0 {
+        if header.stopping.load(Ordering::Relaxed) != 0 || !may_go_on() {
             return false;
         }
         let turn = TURN_US * u64::from(shared::boot().tsc_mhz);
@@ -99,6 +105,14 @@ impl Worker {
         self.since = tsc::now();
         true
     }
+}
+
+/// Counts an operation against those that the host asked for, of all threads together; false if
+/// there is none left.
+fn may_go_on() -> bool {
+    let wanted = shared::boot().operations;
+    wanted == 0
+        || shared::header().operations_done.fetch_add(1, Ordering::Relaxed) + 1 < wanted
 }
 
 /// Waits at a boundary until the quiet is over.

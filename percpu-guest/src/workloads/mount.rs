@@ -20,7 +20,7 @@ const MOUNTS: usize = 4;
 /// References a thread holds at most on each.
 const HELD: usize = 3;
 /// Operations of a round between two boundaries.
-const ROUND: u32 = 32;
+const ROUND: u32 = super::round(32);
 /// One operation in so many takes a mount out of the tree.
 const UMOUNTS: u64 = 128;
 

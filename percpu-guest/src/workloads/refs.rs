@@ -35,7 +35,7 @@ const REFS: usize = 4;
 /// References a thread holds at most on each.
 const HELD: u32 = 6;
 /// Operations of a round between two boundaries.
-const ROUND: u32 = 32;
+const ROUND: u32 = super::round(32);
 /// What is taken and given back at the price of one.
 const MANY: u32 = 3;
 

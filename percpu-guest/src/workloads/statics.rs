@@ -22,7 +22,7 @@ mod words;
 use mixed::Amount;
 
 /// Operations of a round between two boundaries.
-const ROUND: u32 = 32;
+const ROUND: u32 = super::round(32);
 
 percpu! {
     /// Changed by single instructions from threads and interrupts.

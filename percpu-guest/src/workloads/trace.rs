@@ -21,7 +21,7 @@ static TRACE: &[u8] = include_bytes!("../../../percpu-core/traces/linux-containe
 /// Objects of the trace are numbered below this.
 const OBJECTS: usize = 1 << 15;
 /// Operations of a round between two boundaries.
-const ROUND: u32 = 8;
+const ROUND: u32 = super::round(8);
 
 /// An operation of the trace.
 #[derive(Clone, Copy)]

@@ -106,6 +106,7 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
         memory_start: 0,
         memory_end: 0,
         test: 0,
+        operations: 0,
         tsc_mhz: 0,
         possible: 1,
         boot_cpus: 1,

@@ -1,0 +1,84 @@
+//! The guest's side of a machine that runs its CPUs one at a time.
+//!
+//! In a build with `--cfg percpu_steps` the compiler calls one of the functions below before every
+//! load and store and on every edge between basic blocks; percpu-core does so before an atomic
+//! read-modify-write and before an operation on a per-CPU copy. Each call is one *step*: it counts,
+//! and compares with the step at which the host wants to be asked. Four instructions, no exit.
+//!
+//! When that step has come the CPU rings [`Doorbell::Switch`] and stands still until the host runs it
+//! again; then it takes the interrupts that are pending, as if they had come at this instruction.
+//! Nothing else interrupts such a guest: its timer, its IPIs and the host's doorbell are bits in
+//! [`IRQ_PENDING`](super::irq::IRQ_PENDING), set while it stands still or by another CPU.
+//!
+//! They are functions of the C calling convention, so no register needs to be saved for the caller.
+//! They are assembly, or they would be instrumented themselves.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use percpu_guest::abi::{DOORBELL, Doorbell, SHARED, SharedHeader, Steps};
+
+use super::irq::{IRQ_MASKED, IRQ_PENDING, irq_replay_all};
+
+const STEPS: usize = SHARED as usize + offset_of!(SharedHeader, steps);
+
+global_asm!(
+    ".pushsection .text.steps, \"ax\", @progbits",
+    ".macro step name",
+    ".globl \\name",
+    "\\name:",
+    ".endm",
+    ".balign 16",
+    "step percpu_step",
+    "step __sanitizer_cov_trace_pc_guard",
+    "step __sanitizer_cov_load1",
+    "step __sanitizer_cov_load2",
+    "step __sanitizer_cov_load4",
+    "step __sanitizer_cov_load8",
+    "step __sanitizer_cov_load16",
+    "step __sanitizer_cov_store1",
+    "step __sanitizer_cov_store2",
+    "step __sanitizer_cov_store4",
+    "step __sanitizer_cov_store8",
+    "step __sanitizer_cov_store16",
+    "  mov rax, qword ptr [{done}]",
+    "  inc rax",
+    "  mov qword ptr [{done}], rax",
+    "  cmp rax, qword ptr [{next}]",
+    "  jae 2f",
+    "  ret",
+    "2:",
+    "  push rbp",
+    "  mov rbp, rsp",
+    "  mov eax, {doorbell}",
+    "  mov qword ptr [rax], {switch}",
+    "3:",
+    "  cmp dword ptr gs:[rip + {masked}], 0",
+    "  jne 4f",
+    "  cmp qword ptr gs:[rip + {pending}], 0",
+    "  je 4f",
+    "  mov dword ptr gs:[rip + {masked}], 1",
+    "  call {replay}",
+    // Perhaps on another CPU by now, which is as much masked as the one before was.
+    "  mov dword ptr gs:[rip + {masked}], 0",
+    "  jmp 3b",
+    "4:",
+    "  pop rbp",
+    "  ret",
+    // The constructors that the compiler makes for its tables; nobody calls them.
+    ".globl __sanitizer_cov_trace_pc_guard_init",
+    "__sanitizer_cov_trace_pc_guard_init:",
+    ".globl __sanitizer_cov_bool_flag_init",
+    "__sanitizer_cov_bool_flag_init:",
+    ".globl __sanitizer_cov_pcs_init",
+    "__sanitizer_cov_pcs_init:",
+    "  ret",
+    ".popsection",
+    done = const STEPS + offset_of!(Steps, done),
+    next = const STEPS + offset_of!(Steps, next),
+    doorbell = const DOORBELL,
+    switch = const Doorbell::Switch as u8,
+    masked = sym IRQ_MASKED,
+    pending = sym IRQ_PENDING,
+    replay = sym irq_replay_all,
+);
