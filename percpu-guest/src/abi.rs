@@ -201,6 +201,8 @@ pub struct SharedHeader {
     pub operations_done: AtomicU64,
     /// The clock of a machine that runs CPUs one at a time.
     pub steps: Steps,
+    /// Page frames from here to the end of memory were never handed out.
+    pub frames_end: AtomicU64,
 }
 
 /// Steps of a machine that runs its CPUs one at a time: every load, store and branch of an

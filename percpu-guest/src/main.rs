@@ -50,6 +50,7 @@ struct ImageHeaderPointers {
     boot_stack: *const u8,
     idt: *const u8,
     ring3_only: u64,
+    restore: Option<unsafe extern "C" fn() -> !>,
 }
 // SAFETY: never written; the pointers are for the host to read.
 unsafe impl Sync for Header {}
@@ -68,6 +69,10 @@ static PERCPU_GUEST_IMAGE: Header = Header(ImageHeaderPointers {
     boot_stack: entry::boot_stack_top(),
     idt: tables::idt(),
     ring3_only: cfg!(not(target_os = "none")) as u64,
+    #[cfg(percpu_steps)]
+    restore: Some(arch::steps::restore_pages),
+    #[cfg(not(percpu_steps))]
+    restore: None,
 });
 
 /// The first Rust function of the boot CPU: interrupts masked, its own stack, GS base 0, which

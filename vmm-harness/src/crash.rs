@@ -15,7 +15,7 @@ use crate::image::Image;
 use crate::judge::Judge;
 use crate::memory::GuestMem;
 use crate::report;
-use crate::vm::{self, Crash, Vm};
+use crate::vm::{self, Crash, Machine};
 
 /// Names of the exceptions, by vector.
 const EXCEPTIONS: [&str; 20] = [
@@ -46,7 +46,7 @@ const EVENTS_SHOWN: usize = 8;
 
 /// Where it happened.
 pub(crate) struct Scene<'a> {
-    pub vm: &'a Vm,
+    pub vm: &'a dyn Machine,
     pub mem: &'a GuestMem,
     pub image: &'a Image,
     pub judge: Option<&'a Judge>,
@@ -55,7 +55,7 @@ pub(crate) struct Scene<'a> {
 
 /// The report of a vCPU's crash.
 pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<report::Crash, Error> {
-    scene.vm.park_all();
+    scene.vm.stop();
     let mut context = None;
     let text = match crash {
         Crash::Panic(record) => match scene.mem.read::<PanicRecord>(*record) {
@@ -104,7 +104,7 @@ pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<repor
 
 /// The report of a guest that does not go on.
 pub(crate) fn hang(scene: &Scene<'_>, text: &str, cpus: &[u32]) -> report::Crash {
-    scene.vm.park_all();
+    scene.vm.stop();
     let cpus_report = all_cpus(scene, cpus, "stands still", None);
     let masked: Vec<_> = cpus_report
         .iter()

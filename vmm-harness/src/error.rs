@@ -36,6 +36,18 @@ impl From<Status> for ExitCode {
 /// Why a run could not be started or finished.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An image whose steps nobody counts.
+    #[error(
+        "{path} was not built for a machine that runs CPUs one at a time: build it with \
+         `cargo xtask guest --steps`"
+    )]
+    NotInstrumented {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The guest stopped before any run began.
+    #[error("the guest does not boot: {0}")]
+    GuestBoot(String),
     /// There is no `/dev/kvm`.
     #[error(
         "/dev/kvm does not exist: load the kvm_intel or kvm_amd module, enable virtualisation in \
@@ -189,7 +201,9 @@ impl Error {
             | Self::ScratchVm(_)
             | Self::HostMemory { .. }
             | Self::Os { .. } => Status::Host,
-            Self::TooManyCpus { .. }
+            Self::GuestBoot(_) => Status::Crashed,
+            Self::NotInstrumented { .. }
+            | Self::TooManyCpus { .. }
             | Self::ImageUnreadable { .. }
             | Self::ImageNotElf { .. }
             | Self::ImageForeign { .. }
@@ -245,6 +259,11 @@ impl Error {
     /// The image file is an ELF file, but cannot be loaded.
     pub fn image_load(path: &Path, error: impl fmt::Display) -> Self {
         Self::ImageNotElf { path: path.into(), why: error.to_string() }
+    }
+
+    /// The image is not for a machine that runs CPUs one at a time.
+    pub fn not_instrumented(path: &Path) -> Self {
+        Self::NotInstrumented { path: path.into() }
     }
 
     /// The image file is no percpu guest.

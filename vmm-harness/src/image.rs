@@ -82,6 +82,24 @@ impl Image {
         &self.tests
     }
 
+    /// The parts of memory that the image's code may write: all but what its code counts for the host
+    /// from run to run, which branches were reached.
+    pub fn writable(&self) -> Vec<std::ops::Range<u64>> {
+        let Ok(elf) = object::File::parse(&*self.bytes) else { return Vec::new() };
+        let mut parts: Vec<_> = elf
+            .sections()
+            .filter(|section| {
+                let object::SectionFlags::Elf { sh_flags } = section.flags() else { return false };
+                sh_flags & u64::from(object::elf::SHF_WRITE) != 0
+                    && !section.name().is_ok_and(|name| name.starts_with("__sancov"))
+            })
+            .map(|section| section.address()..section.address() + section.size())
+            .filter(|part| part.start >= abi::IMAGE && !part.is_empty())
+            .collect();
+        parts.sort_by_key(|part| part.start);
+        parts
+    }
+
     /// Copies the image to its place and returns the address after it.
     pub fn load(&self, mem: &GuestMemoryMmap) -> Result<u64, Error> {
         Elf::load(mem, None, &mut Cursor::new(&self.bytes), None)

@@ -11,8 +11,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use percpu_guest::abi::{BootMode, Fault, Workload};
 use vmm_harness::bench::{self, BenchConfig, Effort};
 use vmm_harness::error::{Error, Status};
+use vmm_harness::fuzz::{self, FuzzConfig};
 use vmm_harness::host::{Doctor, Host, HostInfo, RingChoice};
 use vmm_harness::image::Image;
+use vmm_harness::machine::{Scenario, Topology};
 use vmm_harness::report;
 use vmm_harness::run::{self, Length, RunConfig};
 
@@ -38,6 +40,10 @@ enum Command {
     /// instructions written by hand, and a `lock xadd` on a word that all CPUs share.
     #[command(override_usage = "cargo xtask bench core [OPTIONS]")]
     Bench(BenchArgs),
+    /// Run scenarios made out of seeds on the deterministic machine, one CPU at a time, and judge them.
+    Fuzz(FuzzArgs),
+    /// Run one seed's scenario again, which goes as it went before.
+    Replay(ReplayArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests that an image declares.
@@ -109,6 +115,62 @@ struct BenchArgs {
     ring: RingChoice,
 }
 
+#[derive(clap::Args)]
+struct FuzzArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// Seeds to run: from A up to, not including, B [default: from a new one on, for ever].
+    #[arg(long, value_name = "A..B", value_parser = seeds)]
+    seeds: Option<Seeds>,
+    /// Begin no run after so many seconds [default: 10 if no seeds are given].
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    time: Option<f64>,
+    /// The machine; only the deterministic one can replay.
+    #[arg(long, default_value = "deterministic")]
+    machine: MachineKind,
+    /// Run each seed twice, on two machines, and compare all that happened.
+    #[arg(long)]
+    verify: bool,
+    /// Stop after so many failures.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    failures: u64,
+    /// Write the report to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+}
+
+#[derive(clap::Args)]
+struct ReplayArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// The seed.
+    #[arg(value_name = "SEED", value_parser = seed)]
+    seed: u64,
+    /// Print everything that happened.
+    #[arg(long)]
+    trace: bool,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MachineKind {
+    Deterministic,
+}
+
+#[derive(Clone, Debug)]
+struct Seeds(std::ops::Range<u64>);
+
+fn seeds(text: &str) -> Result<Seeds, String> {
+    let (from, to) = text.split_once("..").ok_or("give two numbers, as 0..1000")?;
+    let (from, to) = (seed(from)?, seed(to)?);
+    if from < to { Ok(Seeds(from..to)) } else { Err("the second number must be larger".into()) }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Boot {
     Sipi,
@@ -158,6 +220,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args, process_start),
         Command::Bench(args) => bench(&args),
+        Command::Fuzz(args) => fuzz(args),
+        Command::Replay(args) => replay(&args),
         Command::Doctor => {
             let doctor = Doctor::examine();
             // As below: a closed pipe is the reader's choice.
@@ -253,6 +317,39 @@ fn bench(args: &BenchArgs) -> Result<Status, Error> {
         report.write_json(path)?;
     }
     Ok(report.status())
+}
+
+fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
+    let MachineKind::Deterministic = args.machine;
+    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
+    let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
+    let seeds = args.seeds.map_or_else(|| new_seed()..u64::MAX, |seeds| seeds.0);
+    let config = FuzzConfig {
+        seeds,
+        time: seconds.map(Duration::from_secs_f64),
+        verify: args.verify,
+        most_failures: args.failures.max(1),
+        ring,
+    };
+    let report = fuzz::run(&image, &config, &*interrupted()?)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_report(&mut std::io::stdout().lock(), &report);
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(report.status())
+}
+
+fn replay(args: &ReplayArgs) -> Result<Status, Error> {
+    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    let scenario = Scenario::from_seed(args.seed);
+    let outcome = fuzz::Machines::new(&image, ring).run(&scenario)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_replay(&mut std::io::stdout().lock(), &scenario, &outcome, args.trace);
+    Ok(outcome.ending.status())
 }
 
 /// Raised by the first Ctrl-C; the second ends the process at once.

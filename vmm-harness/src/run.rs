@@ -25,7 +25,7 @@ use crate::vm::{Vm, VmConfig, VmEventKind};
 
 use config::threads;
 pub use config::{Length, RunConfig, boot_mode_name, check_cpus, check_length, check_ring};
-pub(crate) use config::{boot_params, patience};
+pub(crate) use config::{boot_defaults, boot_params, patience};
 
 /// How long to wait for the guest between two looks at its event rings.
 const POLL: Duration = Duration::from_millis(1);
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
             threads: threads(config, host),
             ..boot_params(config.ring, host)
         };
-        let vm = Vm::new(image, VmConfig { boot, memory: VmConfig::memory_for(config.max_cpus) })?;
+        let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(config.max_cpus)))?;
         let mem = GuestMem::new(vm.memory().clone());
         let run = Self {
             judge: Judge::new(mem.clone(), config.max_cpus)?,
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
             vm,
             mem,
         };
-        run.vm.start(image)?;
+        run.vm.start()?;
         Ok(run)
     }
 

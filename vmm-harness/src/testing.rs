@@ -38,10 +38,10 @@ pub fn run(
         boot_mode: boot as u32,
         ..boot_params(ring, host)
     };
-    let vm = Vm::new(image, VmConfig { boot, memory: VmConfig::memory_for(test.possible) })?;
+    let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(test.possible)))?;
     let mem = GuestMem::new(vm.memory().clone());
     let mut judge = Judge::new(mem.clone(), test.possible)?;
-    vm.start(image)?;
+    vm.start()?;
 
     let deadline = Instant::now() + LIMIT * patience(ring, host);
     loop {
@@ -81,9 +81,5 @@ pub fn run(
 }
 
 fn text(crash: &report::Crash) -> String {
-    let mut text = format!("{}\n", crash.text);
-    for cpu in &crash.cpus {
-        let _ = write!(text, "\n{cpu}");
-    }
-    text
+    crash.to_string()
 }

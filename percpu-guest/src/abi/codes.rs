@@ -44,6 +44,8 @@ codes! {
         Idle = 10,
         /// The guest has booted and every run from here on begins alike.
         Ready = 11,
+        /// The pages that the host listed are as it wants them.
+        Restored = 12,
     }
 
     /// What a CPU is doing, as it says itself.

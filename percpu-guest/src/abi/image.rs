@@ -28,6 +28,10 @@ pub struct ImageHeader {
     pub idt: u64,
     /// Not 0: built for a target with a red zone, can run in ring 3 only.
     pub ring3_only: u64,
+    /// 64-bit code that copies pages for the host: rbx = address of pairs of addresses (to, from), r12 =
+    /// their number; then it rings [`Doorbell::Restored`](super::Doorbell::Restored). 0 = not built
+    /// for a host that runs CPUs one at a time.
+    pub restore: u64,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for ImageHeader {}

@@ -20,7 +20,7 @@ pub mod lapic;
 pub mod lapic;
 pub mod service;
 #[cfg(percpu_steps)]
-mod steps;
+pub mod steps;
 mod stubs;
 pub mod tables;
 pub mod tsc;

@@ -22,6 +22,12 @@ use super::irq::{IRQ_MASKED, IRQ_PENDING, irq_replay_all};
 
 const STEPS: usize = SHARED as usize + offset_of!(SharedHeader, steps);
 
+unsafe extern "C" {
+    /// Copies pages for the host, by the guest's own stores: those to page tables must be seen by a
+    /// KVM that shadows them. See [`ImageHeader::restore`](percpu_guest::abi::ImageHeader::restore).
+    pub fn restore_pages() -> !;
+}
+
 global_asm!(
     ".pushsection .text.steps, \"ax\", @progbits",
     ".macro step name",
@@ -65,6 +71,21 @@ global_asm!(
     "4:",
     "  pop rbp",
     "  ret",
+    ".globl restore_pages",
+    "restore_pages:",
+    "  test r12, r12",
+    "  jz 5f",
+    "  mov rdi, [rbx]",
+    "  mov rsi, [rbx + 8]",
+    "  mov ecx, 512",
+    "  rep movsq",
+    "  add rbx, 16",
+    "  dec r12",
+    "  jmp restore_pages",
+    "5:",
+    "  mov eax, {doorbell}",
+    "  mov qword ptr [rax], {restored}",
+    "  jmp 5b",
     // The constructors that the compiler makes for its tables; nobody calls them.
     ".globl __sanitizer_cov_trace_pc_guard_init",
     "__sanitizer_cov_trace_pc_guard_init:",
@@ -78,6 +99,7 @@ global_asm!(
     next = const STEPS + offset_of!(Steps, next),
     doorbell = const DOORBELL,
     switch = const Doorbell::Switch as u8,
+    restored = const Doorbell::Restored as u8,
     masked = sym IRQ_MASKED,
     pending = sym IRQ_PENDING,
     replay = sym irq_replay_all,

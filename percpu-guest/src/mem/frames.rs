@@ -2,6 +2,8 @@
 //!
 //! Frames above the mark were never touched and are zero, since the host gave zeroed memory.
 
+use core::sync::atomic::Ordering;
+
 use percpu_core::sync::SpinLock;
 
 use super::PAGE;
@@ -75,6 +77,7 @@ impl Frames {
             return None;
         }
         self.next = next;
+        shared::header().frames_end.store(next as u64, Ordering::Relaxed);
         Some(frame)
     }
 }

@@ -83,10 +83,10 @@ pub fn run(
         ..boot_params(config.ring, host)
     };
     let memory = VmConfig::memory_for(config.possible());
-    let vm = Vm::new(image, VmConfig { boot, memory })?;
+    let vm = Vm::new(image, VmConfig::new(boot, memory))?;
     let mem = GuestMem::new(vm.memory().clone());
     let mut judge = Judge::new(mem.clone(), config.possible())?;
-    vm.start(image)?;
+    vm.start()?;
 
     let mut table = Table::new(&mem);
     let mut report = BenchReport::new(config, mhz(&mem)?);

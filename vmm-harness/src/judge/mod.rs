@@ -129,6 +129,8 @@ pub struct Judge {
     /// The counters before the plug that is under way.
     still: Still,
     signals: VecDeque<Signal>,
+    /// Events as they were followed, for whoever wants them all.
+    recorded: Option<Vec<Event>>,
     tally: Tally,
 }
 
@@ -147,6 +149,7 @@ impl Judge {
             before: None,
             still: Still::default(),
             signals: VecDeque::new(),
+            recorded: None,
             tally: Tally::default(),
             mem,
             possible,
@@ -158,6 +161,16 @@ impl Judge {
     pub fn drain(&mut self) -> Vec<Signal> {
         self.follow_events();
         self.signals.drain(..).collect()
+    }
+
+    /// Keeps every event from now on, for [`take_recorded`](Self::take_recorded).
+    pub fn record(&mut self) {
+        self.recorded = Some(Vec::new());
+    }
+
+    /// The events that were followed since this was called last.
+    pub fn take_recorded(&mut self) -> Vec<Event> {
+        self.recorded.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// What must exist, by the guest's account.
@@ -188,6 +201,9 @@ impl Judge {
     fn follow_events(&mut self) {
         let mut findings = Findings::default();
         for event in self.rings.collect(&mut findings) {
+            if let Some(recorded) = &mut self.recorded {
+                recorded.push(event);
+            }
             let signal = self.shadow.apply(&event, self.layout.as_ref(), &mut findings);
             if signal == Some(Signal::Booted) {
                 self.boot(&mut findings);

@@ -56,14 +56,34 @@ impl Injector {
         self.pending.as_ref()
     }
 
-    /// Gives an order. One at a time: the one before must have been answered.
+    /// Gives an order and interrupts the guest. One at a time: the one before must have been
+    /// answered.
     pub fn send(&mut self, vm: &Vm, order: Order) -> Result<(), Error> {
+        self.post(order)?;
+        vm.interrupt(CONTROL_CPU, VECTOR_COMMAND)
+    }
+
+    /// As [`send`](Self::send), without the interrupt: that is the caller's.
+    pub fn post(&mut self, order: Order) -> Result<(), Error> {
         debug_assert!(self.pending.is_none());
         let (kind, arg0, arg1) = match order {
             Order::Plug(cpu) => (CommandKind::Plug, cpu, 0),
             Order::Unplug(cpu) => (CommandKind::Unplug, cpu, 0),
             Order::Trial(trial, argument) => (CommandKind::Trial, trial as u32, argument),
         };
+        let number = self.sent;
+        self.write(kind, arg0, arg1)?;
+        self.pending = Some(Pending { order, number, since: Instant::now() });
+        Ok(())
+    }
+
+    /// Makes the hotplug step numbered `step` fail, once, for `cpu`. Nobody answers that, and the
+    /// interrupt is the next order's.
+    pub fn fail_step(&mut self, cpu: u32, step: u64) -> Result<(), Error> {
+        self.write(CommandKind::FailStep, cpu, step)
+    }
+
+    fn write(&mut self, kind: CommandKind, arg0: u32, arg1: u64) -> Result<(), Error> {
         let ring = SHARED + offset_of!(SharedHeader, commands) as u64;
         let index = self.sent % COMMAND_RING_LEN as u64;
         let slot =
@@ -71,10 +91,8 @@ impl Injector {
         self.mem.store_u32(slot + offset_of!(CommandSlot, kind) as u64, kind as u32)?;
         self.mem.store_u32(slot + offset_of!(CommandSlot, arg0) as u64, arg0)?;
         self.mem.store_u64(slot + offset_of!(CommandSlot, arg1) as u64, arg1)?;
-        self.pending = Some(Pending { order, number: self.sent, since: Instant::now() });
         self.sent += 1;
-        self.mem.store_u64(ring + offset_of!(CommandRing, head) as u64, self.sent)?;
-        vm.interrupt(CONTROL_CPU, VECTOR_COMMAND)
+        Ok(self.mem.store_u64(ring + offset_of!(CommandRing, head) as u64, self.sent)?)
     }
 
     /// Takes the guest's answer to order `number`; `None` if it is not the one that is awaited.

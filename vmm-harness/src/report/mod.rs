@@ -114,6 +114,13 @@ pub struct Crash {
     pub cpus: Vec<CpuReport>,
 }
 
+impl std::fmt::Display for Crash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}", self.text)?;
+        self.cpus.iter().try_for_each(|cpu| write!(f, "\n{cpu}"))
+    }
+}
+
 /// All that a run has shown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunReport {

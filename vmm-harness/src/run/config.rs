@@ -102,6 +102,15 @@ pub fn check_ring(image: &Image, ring: u8) -> Result<(), Error> {
 /// What the guest is told at boot.
 pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
     BootParams {
+        tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
+        reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
+        ..boot_defaults(ring)
+    }
+}
+
+/// The same on a host of which nothing is known.
+pub(crate) fn boot_defaults(ring: u8) -> BootParams {
+    BootParams {
         seed: 0,
         memory_start: 0,
         memory_end: 0,
@@ -114,9 +123,9 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
         ring: u32::from(ring),
         workloads: 0,
         fault: Fault::None as u32,
-        tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
+        tick_us: TICK_US,
         threads: 0,
-        reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
+        reach_kib: REACH_KIB,
         bench_rounds: 0,
         bench_us: 0,
         emulated: u32::from(is_emulated(ring, host)),

@@ -1,11 +1,12 @@
 //! A vCPU's whole architectural state, to give a reused vCPU the state of a new one.
 
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 
+use super::boot::Entry;
 use crate::error::Error;
 
 /// Model-specific registers a guest of ours could have changed.
@@ -72,8 +73,18 @@ impl CpuState {
         Ok(())
     }
 
-    /// The special registers as they were.
-    pub(super) fn sregs(&self) -> kvm_sregs {
-        self.sregs
+    /// Writes the state back, then that of an entry over it: the vCPU runs from there.
+    pub(super) fn enter(&self, fd: &VcpuFd, entry: &Entry) -> Result<(), Error> {
+        self.restore(fd)?;
+        let mut sregs = self.sregs;
+        entry.apply(&mut sregs);
+        fd.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
+        fd.set_regs(&entry.regs()).map_err(Error::kvm("KVM_SET_REGS"))?;
+        set_mp_state(fd, KVM_MP_STATE_RUNNABLE)
     }
+}
+
+/// Says whether the vCPU runs or waits for what.
+pub(super) fn set_mp_state(fd: &VcpuFd, mp_state: u32) -> Result<(), Error> {
+    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(Error::kvm("KVM_SET_MP_STATE"))
 }

@@ -13,13 +13,13 @@ use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state};
+use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use percpu_guest::abi::{self, Doorbell};
 
 use super::boot::Entry;
 use super::machine::Shared;
-use super::state::CpuState;
+use super::state::{CpuState, set_mp_state};
 use crate::error::Error;
 
 /// How long each turn on a host CPU may be before another vCPU gets one. Short turns keep the wait
@@ -265,7 +265,7 @@ impl Vcpu {
         ask_for_short_turns();
         while let Some(order) = self.next.take().or_else(|| self.inbox.recv().ok()) {
             let prepared = match order {
-                Order::Start(entry) => self.enter(&entry),
+                Order::Start(entry) => self.pristine.enter(&self.fd, &entry),
                 Order::AwaitSipi(ready) => {
                     let waiting = self.enter_wait();
                     // Whoever asked may have given up.
@@ -293,23 +293,9 @@ impl Vcpu {
         self.fd
     }
 
-    /// The state of a new vCPU, then that of the entry.
-    fn enter(&self, entry: &Entry) -> Result<(), Error> {
-        self.pristine.restore(&self.fd)?;
-        let mut sregs = self.pristine.sregs();
-        entry.apply(&mut sregs);
-        self.fd.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&entry.regs()).map_err(Error::kvm("KVM_SET_REGS"))?;
-        self.set_mp_state(KVM_MP_STATE_RUNNABLE)
-    }
-
     fn enter_wait(&self) -> Result<(), Error> {
         self.pristine.restore(&self.fd)?;
-        self.set_mp_state(KVM_MP_STATE_UNINITIALIZED)
-    }
-
-    fn set_mp_state(&self, mp_state: u32) -> Result<(), Error> {
-        self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(Error::kvm("KVM_SET_MP_STATE"))
+        set_mp_state(&self.fd, KVM_MP_STATE_UNINITIALIZED)
     }
 
     fn run(&mut self) -> Stop {
@@ -324,35 +310,17 @@ impl Vcpu {
                     order @ (Order::Start(_) | Order::AwaitSipi(_)) => self.next = Some(order),
                 }
             }
-            let crash = match self.fd.run() {
-                Ok(VcpuExit::MmioWrite(addr, data)) if addr == abi::DOORBELL => {
-                    let mut value = [0; 8];
-                    let n = data.len().min(8);
-                    value[..n].copy_from_slice(&data[..n]);
-                    match self.doorbell(u64::from_le_bytes(value)) {
-                        Ok(true) => continue,
-                        Ok(false) => {
-                            self.complete_exit();
-                            return Stop::Parked;
-                        }
-                        Err(crash) => crash,
+            let crash = match run_once(&mut self.fd) {
+                Exit::Doorbell(value) => match self.doorbell(value) {
+                    Ok(true) => continue,
+                    Ok(false) => {
+                        self.complete_exit();
+                        return Stop::Parked;
                     }
-                }
-                Ok(VcpuExit::MmioWrite(addr, _)) => Crash::StrayAccess { addr, write: true },
-                Ok(VcpuExit::MmioRead(addr, _)) => Crash::StrayAccess { addr, write: false },
-                Ok(VcpuExit::Shutdown) => Crash::TripleFault,
-                Ok(VcpuExit::InternalError) => {
-                    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so this member is the
-                    // one KVM filled.
-                    let suberror =
-                        unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-                    Crash::KvmInternal(suberror)
-                }
-                Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => continue,
-                Ok(exit) => Crash::UnexpectedExit(format!("{exit:?}")),
-                // A kick, or the first KVM_RUN of an AP that waits for SIPI.
-                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => continue,
-                Err(e) => Crash::Host(format!("KVM_RUN: {e}")),
+                    Err(crash) => crash,
+                },
+                Exit::Nothing => continue,
+                Exit::Crash(crash) => crash,
             };
             self.crash(crash);
             return Stop::Parked;
@@ -383,7 +351,8 @@ impl Vcpu {
             }
             Some(Doorbell::Exception) => return Err(Crash::Exception(argument)),
             Some(Doorbell::Panic) => return Err(Crash::Panic(argument)),
-            None => return Err(Crash::BadDoorbell(value)),
+            // The others are of a guest whose CPUs run one at a time.
+            _ => return Err(Crash::BadDoorbell(value)),
         }
         Ok(true)
     }
@@ -405,13 +374,51 @@ impl Vcpu {
     }
 
     fn reply(&self, reply: &SyncSender<Registers>) {
-        if let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) {
-            let _ = reply.try_send(Registers {
-                regs,
-                cr2: sregs.cr2,
-                gs_base: sregs.gs.base,
-                cpl: sregs.cs.dpl,
-            });
+        if let Some(registers) = registers(&self.fd) {
+            let _ = reply.try_send(registers);
         }
     }
+}
+
+/// Why a vCPU has left the guest.
+pub(super) enum Exit {
+    /// A store to the doorbell page.
+    Doorbell(u64),
+    /// No reason of its own: it may go on.
+    Nothing,
+    /// It cannot go on.
+    Crash(Crash),
+}
+
+/// Runs the vCPU until it leaves the guest.
+pub(super) fn run_once(fd: &mut VcpuFd) -> Exit {
+    let crash = match fd.run() {
+        Ok(VcpuExit::MmioWrite(addr, data)) if addr == abi::DOORBELL => {
+            let mut value = [0; 8];
+            let n = data.len().min(8);
+            value[..n].copy_from_slice(&data[..n]);
+            return Exit::Doorbell(u64::from_le_bytes(value));
+        }
+        Ok(VcpuExit::MmioWrite(addr, _)) => Crash::StrayAccess { addr, write: true },
+        Ok(VcpuExit::MmioRead(addr, _)) => Crash::StrayAccess { addr, write: false },
+        Ok(VcpuExit::Shutdown) => Crash::TripleFault,
+        Ok(VcpuExit::InternalError) => {
+            // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so this member is the one KVM
+            // filled.
+            let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+            Crash::KvmInternal(suberror)
+        }
+        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Exit::Nothing,
+        Ok(exit) => Crash::UnexpectedExit(format!("{exit:?}")),
+        // A kick, or the first KVM_RUN of an AP that waits for SIPI.
+        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Exit::Nothing,
+        Err(e) => Crash::Host(format!("KVM_RUN: {e}")),
+    };
+    Exit::Crash(crash)
+}
+
+/// The registers of a vCPU that does not run.
+pub(super) fn registers(fd: &VcpuFd) -> Option<Registers> {
+    let (regs, sregs) = (fd.get_regs().ok()?, fd.get_sregs().ok()?);
+    Some(Registers { regs, cr2: sregs.cr2, gs_base: sregs.gs.base, cpl: sregs.cs.dpl })
 }

@@ -1,0 +1,58 @@
+//! What one sees while seeds run: a line that is rewritten in place on a terminal, else one now and
+//! then, on standard error.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::FuzzReport;
+
+/// Time between two plain lines where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+const TERMINAL_EVERY: Duration = Duration::from_millis(100);
+
+pub(super) struct Live {
+    bar: Option<ProgressBar>,
+    shown: Instant,
+}
+
+impl Live {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}");
+            ProgressBar::new_spinner().with_style(style.expect("the template is a constant"))
+        });
+        Self { bar, shown: Instant::now() }
+    }
+
+    pub(super) fn show(&mut self, report: &FuzzReport) {
+        let every = if self.bar.is_some() { TERMINAL_EVERY } else { PLAIN_EVERY };
+        if self.shown.elapsed() < every {
+            return;
+        }
+        self.shown = Instant::now();
+        let line = report.line();
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(line);
+                bar.tick();
+            }
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Says something that stays.
+    pub(super) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Fuzzing: scenarios out of seeds, one run after the other, on machines that are kept and reset.
+
+mod live;
+mod report;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub use report::{Failure, FuzzReport, write_replay, write_report};
+
+use crate::error::Error;
+use crate::image::Image;
+use crate::machine::{Ending, Machine, Outcome, Scenario, Topology};
+use live::Live;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct FuzzConfig {
+    /// Seeds, in order.
+    pub seeds: Range<u64>,
+    /// No run begins after this time.
+    pub time: Option<Duration>,
+    /// Each seed runs on two machines, and the traces are compared.
+    pub verify: bool,
+    /// Failures after which it ends.
+    pub most_failures: u64,
+    /// The guest's privilege level.
+    pub ring: u8,
+}
+
+/// Machines, one for each topology that was asked for.
+pub struct Machines<'a> {
+    image: &'a Image,
+    ring: u8,
+    made: HashMap<Topology, Machine<'a>>,
+}
+
+impl<'a> Machines<'a> {
+    /// None yet.
+    pub fn new(image: &'a Image, ring: u8) -> Self {
+        Self { image, ring, made: HashMap::new() }
+    }
+
+    /// Runs a scenario on the machine that fits.
+    pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+        let topology = scenario.topology;
+        if !self.made.contains_key(&topology) {
+            self.made.insert(topology, Machine::boot(self.image, topology, self.ring)?);
+        }
+        self.made.get_mut(&topology).expect("just made").run(scenario)
+    }
+}
+
+/// Runs the seeds and reports.
+pub fn run(
+    image: &Image,
+    config: &FuzzConfig,
+    interrupted: &AtomicBool,
+) -> Result<FuzzReport, Error> {
+    let began = Instant::now();
+    let mut machines = Machines::new(image, config.ring);
+    let mut others = Machines::new(image, config.ring);
+    let mut report = FuzzReport::new(config);
+    let mut live = Live::new();
+    for seed in config.seeds.clone() {
+        let late = config.time.is_some_and(|time| began.elapsed() >= time);
+        report.interrupted = interrupted.load(Ordering::Relaxed);
+        if late || report.interrupted || report.failures.len() as u64 >= config.most_failures {
+            break;
+        }
+        let scenario = Scenario::from_seed(seed);
+        let outcome = machines.run(&scenario)?;
+        if config.verify {
+            let again = others.run(&scenario)?;
+            report.compare(seed, &outcome.trace, &again.trace);
+        }
+        report.add(&scenario, &outcome);
+        if !matches!(outcome.ending, Ending::Held) {
+            live.say(&report.failures.last().expect("just added").to_string());
+        }
+        report.seconds = began.elapsed().as_secs_f64();
+        live.show(&report);
+    }
+    live.finish();
+    Ok(report)
+}

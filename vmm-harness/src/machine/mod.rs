@@ -1,0 +1,27 @@
+//! The deterministic machine: a guest whose CPUs run one at a time, on one thread of the host, and
+//! a seed that says which of them runs, from which step to which.
+//!
+//! Everything that happens to the guest is an event of the schedule: a switch to another CPU, a timer
+//! interrupt, a plug, an injected failure. It comes at a step, which the guest counts itself, so one
+//! seed gives one [run](Machine::run), to the last step and on any host. What happened is summed up
+//! in a hash, and two runs of a seed can be compared entry by entry.
+//!
+//! - [`Scenario`]: what a seed stands for;
+//! - [`Scheduler`](schedule::Scheduler): who runs next, and for how many steps;
+//! - [`Trace`]: what happened;
+//! - [`Machine`]: a VM that goes through one scenario after the other, put back between them to the
+//!   moment at which its guest had booted.
+
+mod cpus;
+mod random;
+mod restore;
+mod run;
+mod scenario;
+mod schedule;
+mod serial;
+mod trace;
+
+pub use run::{Ending, Outcome};
+pub use scenario::{Plug, Scenario, Strategy, Topology};
+pub use serial::Machine;
+pub use trace::{Entry, Trace};

@@ -1,0 +1,155 @@
+//! What a seed stands for: CPUs, workloads, plugs, failures, and how the CPUs take turns.
+
+use std::fmt;
+
+use percpu_guest::abi::Workload;
+
+use super::random::Random;
+
+/// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
+/// a run.
+const STEPS_AN_OPERATION: u64 = 1500;
+const OPERATIONS: u64 = 200;
+const PLUGS: u64 = 4;
+/// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
+const STEPS_TO_FAIL: u64 = 12;
+/// What can be mixed.
+const WORKLOADS: [Workload; 4] =
+    [Workload::Statics, Workload::Counter, Workload::Alloc, Workload::Mount];
+
+/// How many CPUs there are: all that is fixed before the guest boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Topology {
+    /// CPUs that can be.
+    pub possible: u32,
+    /// CPUs that come up at boot.
+    pub boot_cpus: u32,
+}
+
+/// A plug or an unplug, whichever the CPU's state allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plug {
+    /// Steps after the one before was answered.
+    pub after: u64,
+    /// The CPU.
+    pub cpu: u32,
+    /// Number of the hotplug step that fails.
+    pub fail: Option<u64>,
+}
+
+/// How the CPUs take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi, Nagarakatte, 2010): the
+    /// CPU of the highest priority runs, and at so many steps the one that runs gets the lowest.
+    Pct {
+        /// Steps at which priorities change.
+        changes: u32,
+    },
+    /// Any CPU, for a random number of steps.
+    Walk {
+        /// Steps of a turn, on average.
+        turn: u64,
+    },
+}
+
+/// All that happens in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// Where it comes from; seeds the guest's and the scheduler's choices, too.
+    pub seed: u64,
+    /// CPUs.
+    pub topology: Topology,
+    /// What the guest does.
+    pub workloads: Vec<Workload>,
+    /// Threads of each workload.
+    pub threads: u32,
+    /// Operations of all threads together.
+    pub operations: u64,
+    /// Microseconds of the guest's clock between timer interrupts.
+    pub tick_us: u32,
+    /// Plugs, one after the other.
+    pub plugs: Vec<Plug>,
+    /// Turns.
+    pub strategy: Strategy,
+}
+
+impl Topology {
+    /// CPUs that can be, at most.
+    pub const MOST_CPUS: u32 = 4;
+}
+
+impl Scenario {
+    /// The scenario of `seed`.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut random = Random::new(seed, 0);
+        let possible = random.between(2, Topology::MOST_CPUS.into()) as u32;
+        let boot_cpus = random.between(1, u64::from(possible)) as u32;
+        let expected = OPERATIONS * STEPS_AN_OPERATION;
+        let plugs = (0..random.between(PLUGS - 1, PLUGS + 1))
+            .map(|_| Plug {
+                after: random.below(expected / PLUGS),
+                cpu: random.between(1, u64::from(possible) - 1) as u32,
+                fail: random.one_in(6).then(|| random.below(STEPS_TO_FAIL)),
+            })
+            .collect();
+        Self {
+            seed,
+            topology: Topology { possible, boot_cpus },
+            workloads: random.some_of(&WORKLOADS),
+            threads: random.between(1, 3) as u32,
+            operations: random.between(OPERATIONS * 3 / 4, OPERATIONS * 5 / 4),
+            tick_us: random.between(100, 600) as u32,
+            plugs,
+            strategy: if random.one_in(2) {
+                Strategy::Pct { changes: random.between(1, 4) as u32 }
+            } else {
+                Strategy::Walk { turn: random.magnitude(500, 6) }
+            },
+        }
+    }
+
+    /// Steps that the run will take, roughly.
+    pub(super) fn expected_steps(&self) -> u64 {
+        self.operations * STEPS_AN_OPERATION
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Topology { possible, boot_cpus } = self.topology;
+        let workloads: Vec<_> = self.workloads.iter().map(|w| w.name()).collect();
+        let failures = self.plugs.iter().filter(|plug| plug.fail.is_some()).count();
+        write!(
+            f,
+            "{boot_cpus} of {possible} CPUs, {} of {} thread{} each, {} operations, {} plugs ({failures} with a failing step), ",
+            workloads.join(" and "),
+            self.threads,
+            if self.threads == 1 { "" } else { "s" },
+            self.operations,
+            self.plugs.len(),
+        )?;
+        match self.strategy {
+            Strategy::Pct { changes } => write!(f, "PCT with {changes} changes"),
+            Strategy::Walk { turn } => write!(f, "random walk with turns of {turn} steps"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_scenario_within_bounds() {
+        for seed in 0..500 {
+            let scenario = Scenario::from_seed(seed);
+            assert_eq!(scenario, Scenario::from_seed(seed));
+            let Topology { possible, boot_cpus } = scenario.topology;
+            assert!((2..=4).contains(&possible) && (1..=possible).contains(&boot_cpus));
+            assert!(!scenario.workloads.is_empty());
+            assert!(scenario.plugs.iter().all(|plug| (1..possible).contains(&plug.cpu)));
+        }
+        assert_ne!(Scenario::from_seed(1).operations, Scenario::from_seed(2).operations);
+    }
+}

@@ -1,0 +1,164 @@
+//! Who runs next, and up to which step.
+
+use super::random::Random;
+use super::scenario::{Scenario, Strategy};
+
+/// Steps for which a CPU that waits in a loop is let be, from this number on.
+const SHORTEST_WAIT: u64 = 256;
+/// Orders of magnitude (doublings) of those steps.
+const WAITS: u64 = 7;
+/// No switch point.
+pub(super) const NEVER: u64 = u64::MAX;
+
+/// Chooses CPUs and switch points, out of the seed and of what the guest has done so far.
+#[derive(Clone, Debug)]
+pub(super) struct Scheduler {
+    random: Random,
+    turns: Turns,
+}
+
+#[derive(Clone, Debug)]
+enum Turns {
+    /// While the guest boots: the lowest CPU that can run, until it gives way.
+    Boot,
+    Pct {
+        /// By CPU; the highest runs.
+        priorities: Vec<i64>,
+        /// The next priority below all others.
+        lowest: i64,
+        /// Steps at which the CPU that runs gets the lowest priority, last first.
+        changes: Vec<u64>,
+    },
+    Walk {
+        turn: u64,
+        /// Step at which the turn ends.
+        end: u64,
+        /// Whose turn it is.
+        cpu: Option<u32>,
+    },
+}
+
+impl Scheduler {
+    /// The scheduler of a guest that boots.
+    pub(super) fn boot() -> Self {
+        Self { random: Random::new(0, 1), turns: Turns::Boot }
+    }
+
+    /// The scheduler of a scenario, which begins at step `now`.
+    pub(super) fn new(scenario: &Scenario, now: u64) -> Self {
+        let mut random = Random::new(scenario.seed, 1);
+        let cpus = scenario.topology.possible;
+        let turns = match scenario.strategy {
+            Strategy::Pct { changes } => {
+                let mut priorities: Vec<_> = (0..i64::from(cpus)).collect();
+                for i in (1..priorities.len()).rev() {
+                    priorities.swap(i, random.below(i as u64 + 1) as usize);
+                }
+                let length = scenario.expected_steps();
+                let mut changes: Vec<_> =
+                    (0..changes).map(|_| now + 1 + random.below(length)).collect();
+                changes.sort_unstable_by(|a, b| b.cmp(a));
+                Turns::Pct { priorities, lowest: -1, changes }
+            }
+            Strategy::Walk { turn } => Turns::Walk { turn, end: now, cpu: None },
+        };
+        Self { random, turns }
+    }
+
+    /// Which of the CPUs in `able` (not empty, ascending) runs from step `now`.
+    pub(super) fn pick(&mut self, able: &[u32], now: u64) -> u32 {
+        match &mut self.turns {
+            Turns::Boot => able[0],
+            Turns::Pct { priorities, lowest, changes } => {
+                let highest = |priorities: &[i64]| {
+                    able.iter().copied().max_by_key(|&cpu| priorities[cpu as usize])
+                };
+                let mut cpu = highest(priorities).expect("some CPU is able to run");
+                while changes.pop_if(|change| *change <= now).is_some() {
+                    priorities[cpu as usize] = *lowest;
+                    *lowest -= 1;
+                    cpu = highest(priorities).expect("some CPU is able to run");
+                }
+                cpu
+            }
+            Turns::Walk { turn, end, cpu } => {
+                if let Some(cpu) = cpu.filter(|cpu| now < *end && able.contains(cpu)) {
+                    return cpu;
+                }
+                // From none to twice the average.
+                *end = now + 1 + self.random.below(2 * *turn);
+                let next = able[self.random.below(able.len() as u64) as usize];
+                *cpu = Some(next);
+                next
+            }
+        }
+    }
+
+    /// The step at which [`pick`](Self::pick) is to be asked again, if nothing else happens.
+    pub(super) fn next_switch(&self) -> u64 {
+        match &self.turns {
+            Turns::Boot => NEVER,
+            Turns::Pct { changes, .. } => changes.last().copied().unwrap_or(NEVER),
+            Turns::Walk { end, .. } => *end,
+        }
+    }
+
+    /// Whether `other` is to run before `cpu` as soon as it is able to.
+    pub(super) fn precedes(&self, other: u32, cpu: u32) -> bool {
+        match &self.turns {
+            Turns::Pct { priorities, .. } => priorities[other as usize] > priorities[cpu as usize],
+            Turns::Boot | Turns::Walk { .. } => false,
+        }
+    }
+
+    /// For how many steps a CPU that waits for another one in a loop is let be. It is asked for by
+    /// every turn of such a loop.
+    pub(super) fn wait(&mut self) -> u64 {
+        match self.turns {
+            Turns::Boot => SHORTEST_WAIT << WAITS,
+            _ => self.random.magnitude(SHORTEST_WAIT, WAITS),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scenario(strategy: Strategy) -> Scenario {
+        Scenario { strategy, ..Scenario::from_seed(1) }
+    }
+
+    #[test]
+    fn pct_runs_one_cpu_until_a_change_and_no_longer() {
+        let mut scenario = scenario(Strategy::Pct { changes: 2 });
+        scenario.topology.possible = 4;
+        let mut scheduler = Scheduler::new(&scenario, 100);
+        let all = [0, 1, 2, 3];
+        let first = scheduler.pick(&all, 100);
+        let change = scheduler.next_switch();
+        assert!(change > 100 && change != NEVER);
+        assert_eq!(scheduler.pick(&all, change - 1), first);
+        let second = scheduler.pick(&all, change);
+        assert_ne!(second, first);
+        let later = scheduler.next_switch();
+        assert!(later >= change && later != NEVER);
+        assert_ne!(scheduler.pick(&all, later), second);
+        assert_eq!(scheduler.next_switch(), NEVER);
+        // The one that was on top first is below the others, but runs if they cannot.
+        assert_eq!(scheduler.pick(&[first], later + 1), first);
+    }
+
+    #[test]
+    fn a_walk_gives_every_cpu_turns_that_end() {
+        let mut scheduler = Scheduler::new(&scenario(Strategy::Walk { turn: 50 }), 0);
+        let (mut now, mut turns) = (0, [0; 3]);
+        for _ in 0..300 {
+            turns[scheduler.pick(&[0, 1, 2], now) as usize] += 1;
+            let end = scheduler.next_switch();
+            assert!(end > now && end <= now + 100);
+            now = end;
+        }
+        assert!(turns.iter().all(|&turns| turns > 50), "{turns:?}");
+    }
+}
