@@ -7,6 +7,7 @@ mod builds;
 mod cargo;
 mod ci;
 mod doctor;
+mod fuzz;
 mod guest;
 mod kvm;
 mod loom;
@@ -39,6 +40,20 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Run scenarios made out of seeds, one CPU at a time: `cargo xtask fuzz --help`
+    #[command(disable_help_flag = true)]
+    Fuzz {
+        /// Arguments of `vmm-harness fuzz`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run one seed's scenario again: `cargo xtask replay --help`
+    #[command(disable_help_flag = true)]
+    Replay {
+        /// Arguments of `vmm-harness replay`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Run all tests: of the host's crates, of the documentation, and in the guest
     Test(test::Args),
     /// Measure how fast it is
@@ -61,6 +76,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { args } => run::run(&args),
+        Command::Fuzz { args } => fuzz::become_harness("fuzz", &args),
+        Command::Replay { args } => fuzz::become_harness("replay", &args),
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),
         Command::Loom(args) => loom::loom(&args),

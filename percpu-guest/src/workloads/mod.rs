@@ -16,10 +16,14 @@ mod trace;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+#[cfg(percpu_steps)]
+use percpu_guest::abi::Doorbell;
 use percpu_guest::abi::{
     EventKind, Fault, Invariant, LEDGER_SLOTS, LEDGER_THREADS, SumKind, Workload,
 };
 
+#[cfg(percpu_steps)]
+use crate::arch::doorbell;
 use crate::arch::tsc;
 use crate::rng::Rng;
 use crate::{events, sched, shared, tests};
@@ -111,8 +115,7 @@ impl Worker {
 /// there is none left.
 fn may_go_on() -> bool {
     let wanted = shared::boot().operations;
-    wanted == 0
-        || shared::header().operations_done.fetch_add(1, Ordering::Relaxed) + 1 < wanted
+    wanted == 0 || shared::header().operations_done.fetch_add(1, Ordering::Relaxed) + 1 < wanted
 }
 
 /// Waits at a boundary until the quiet is over.
@@ -219,6 +222,9 @@ pub fn start() {
             row += 1;
         }
     }
+    // Idle CPUs are not to wait for their next tick.
+    #[cfg(percpu_steps)]
+    doorbell::ring(Doorbell::Event, 0);
     if let Some(fault) = Fault::from_code(boot.fault).filter(|&fault| fault != Fault::None) {
         sched::spawn(|fault| tests::faults::misbehave(fault as u32), fault as usize, u32::MAX);
     }

@@ -185,7 +185,8 @@ impl FuzzReport {
     /// Completes the figures and writes them as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(self).expect("strings and numbers");
-        std::fs::write(path, text + "\n").map_err(|source| Error::ReportUnwritable { path: path.into(), source })
+        std::fs::write(path, text + "\n")
+            .map_err(|source| Error::ReportUnwritable { path: path.into(), source })
     }
 }
 

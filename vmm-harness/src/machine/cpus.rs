@@ -21,8 +21,8 @@ pub(super) enum Standing {
     Ready,
     /// It waits for another CPU in a loop and is let be until this moment.
     Waiting(u64),
-    /// It waits for an interrupt.
-    Idle,
+    /// It waits for an interrupt. From this moment on it gets one early if there is work for it.
+    Idle(u64),
 }
 
 /// All CPUs.
@@ -53,14 +53,22 @@ impl Cpus {
     }
 
     /// Those that can run at moment `now`, ascending, into `able`.
-    pub(super) fn able(&mut self, now: u64, able: &mut Vec<u32>) -> Result<(), Wild> {
+    ///
+    /// The guest's idle CPUs look for threads when their timer interrupts them. So that they take turns
+    /// like the others, an idle CPU can run, too, when there are more threads than CPUs at work.
+    pub(super) fn able(&self, now: u64, able: &mut Vec<u32>) -> Result<(), Wild> {
         able.clear();
+        let at_work =
+            |standing: &&Standing| matches!(standing, Standing::Ready | Standing::Waiting(_));
+        let at_work = self.standings.iter().filter(at_work).count();
+        let threads = self.mem.load_u32(SHARED + offset_of!(SharedHeader, threads) as u64)?;
+        let threads_wait = threads as usize > at_work;
         for cpu in self.all() {
             let ready = match self.standing(cpu) {
                 Standing::Off => false,
                 Standing::Ready => true,
                 Standing::Waiting(until) => until <= now,
-                Standing::Idle => self.pending(cpu)? != 0,
+                Standing::Idle(until) => (threads_wait && until <= now) || self.pending(cpu)? != 0,
             };
             if ready {
                 able.push(cpu);
@@ -77,7 +85,7 @@ impl Cpus {
             let moment = match self.standing(cpu) {
                 Standing::Waiting(until) if timer != 0 => Some(until.min(timer)),
                 Standing::Waiting(until) => Some(until),
-                Standing::Idle if timer != 0 => Some(timer),
+                Standing::Idle(_) if timer != 0 => Some(timer),
                 _ => None,
             };
             next = next.into_iter().chain(moment).min();
@@ -91,7 +99,11 @@ impl Cpus {
     }
 
     /// Raises the timer interrupts that are due at moment `now`; tells `raised` of each.
-    pub(super) fn raise_timers(&self, now: u64, mut raised: impl FnMut(u32, u8)) -> Result<(), Wild> {
+    pub(super) fn raise_timers(
+        &self,
+        now: u64,
+        mut raised: impl FnMut(u32, u8),
+    ) -> Result<(), Wild> {
         for cpu in self.all() {
             let timer = self.timer(cpu)?;
             if timer != 0 && timer <= now && self.standing(cpu) != Standing::Off {
@@ -102,6 +114,16 @@ impl Cpus {
             }
         }
         Ok(())
+    }
+
+    /// Raises the timer interrupt of a CPU before its time if it is idle and has no other reason to
+    /// run.
+    pub(super) fn wake(&self, cpu: u32) -> Result<Option<u8>, Wild> {
+        if !matches!(self.standing(cpu), Standing::Idle(_)) || self.pending(cpu)? != 0 {
+            return Ok(None);
+        }
+        self.raise(cpu, VECTOR_TIMER)?;
+        Ok(Some(VECTOR_TIMER))
     }
 
     /// Raises the interrupt that says "look at the command ring".

@@ -14,8 +14,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
-    self, BootParams, CHUNK_SPACE, ControlBlock, Doorbell, EventRing, LedgerRow,
-    LogRing, PAGE_TABLES, SHARED, Shared, SharedHeader,
+    self, BootParams, CHUNK_SPACE, ControlBlock, Doorbell, EventRing, LedgerRow, LogRing,
+    PAGE_TABLES, SHARED, Shared, SharedHeader,
 };
 
 use super::cpus::Cpus;
@@ -77,7 +77,8 @@ impl Snapshot {
         for cpu in 0..possible {
             // The head, and as much as was written by now; what is written later nobody reads after
             // the head was put back.
-            let ring = SHARED + offset_of!(Shared, events) as u64 + cpu * size_of::<EventRing>() as u64;
+            let ring =
+                SHARED + offset_of!(Shared, events) as u64 + cpu * size_of::<EventRing>() as u64;
             let used = mem.load_u64(ring)? * size_of::<abi::Event>() as u64;
             keep(ring..ring + offset_of!(EventRing, slots) as u64 + used)?;
             let log = SHARED + offset_of!(Shared, logs) as u64 + cpu * size_of::<LogRing>() as u64;
@@ -106,7 +107,11 @@ impl Snapshot {
     }
 
     /// Puts everything back; how long that took.
-    pub(super) fn restore(&mut self, vm: &mut SerialVm, cpus: &mut Cpus) -> Result<Duration, Error> {
+    pub(super) fn restore(
+        &mut self,
+        vm: &mut SerialVm,
+        cpus: &mut Cpus,
+    ) -> Result<Duration, Error> {
         let began = Instant::now();
         let now_used = frames_end(&self.mem)?;
         let now_tables = tables(&self.mem)?;
@@ -149,7 +154,10 @@ impl Snapshot {
             if before.is_some_and(|(_, before)| before == contents) {
                 continue;
             }
-            assert!(n * 16 < PAGE && page < self.kept.end, "room for more tables than there can be");
+            assert!(
+                n * 16 < PAGE && page < self.kept.end,
+                "room for more tables than there can be"
+            );
             match before {
                 Some((_, before)) => self.mem.write(page, before)?,
                 None => self.zero(page..page + PAGE)?,
@@ -193,7 +201,8 @@ fn tables(mem: &GuestMem) -> Result<Vec<(u64, Vec<u8>)>, Wild> {
         for table in level {
             let mut bytes = vec![0; PAGE as usize];
             mem.read_into(table, &mut bytes)?;
-            let entries = bytes.chunks_exact(8).map(|e| u64::from_le_bytes(e.try_into().expect("8")));
+            let entries =
+                bytes.chunks_exact(8).map(|e| u64::from_le_bytes(e.try_into().expect("8")));
             let entries = entries.enumerate().filter(|(_, entry)| entry & PRESENT != 0);
             let entries =
                 entries.filter(|(i, _)| depth > 0 || *i as u64 == CHUNK_SPACE >> 39 & 511);

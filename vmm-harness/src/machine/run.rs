@@ -91,7 +91,10 @@ pub struct Outcome {
 /// Why the guest stands still for good.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    Crash { cpu: u32, crash: Crash },
+    Crash {
+        cpu: u32,
+        crash: Crash,
+    },
     /// Every CPU waits for an interrupt that nobody will raise.
     Deadlock,
     /// It goes on for ever.
@@ -109,10 +112,8 @@ impl From<Wild> for Stopped {
 impl Stopped {
     /// As a report.
     pub(super) fn describe(self, machine: &Machine<'_>) -> report::Crash {
-        self.report(machine, None).unwrap_or_else(|error| report::Crash {
-            text: error.to_string(),
-            cpus: Vec::new(),
-        })
+        self.report(machine, None)
+            .unwrap_or_else(|error| report::Crash { text: error.to_string(), cpus: Vec::new() })
     }
 
     fn report(self, machine: &Machine<'_>, judge: Option<&Judge>) -> Result<report::Crash, Error> {
@@ -151,6 +152,10 @@ impl<'m, 'a> Run<'m, 'a> {
     pub(super) fn advance(&mut self) -> Result<(Doorbell, u32), Stopped> {
         let cpu = self.choose()?;
         let machine = &mut *self.machine;
+        if let Some(vector) = machine.cpus.wake(cpu)? {
+            let steps = machine.clock.steps()?;
+            self.trace.push(Entry::Raised { cpu, steps, vector });
+        }
         machine.cpus.set(cpu, Standing::Ready);
         let mut moment = self.scheduler.next_switch().min(self.wake_at);
         for other in machine.cpus.all() {
@@ -171,7 +176,7 @@ impl<'m, 'a> Run<'m, 'a> {
         self.trace.push(Entry::Ran { cpu, steps, bell, argument });
         let standing = match bell {
             Doorbell::Yield => Standing::Waiting(machine.clock.now()? + self.scheduler.wait()),
-            Doorbell::Idle => Standing::Idle,
+            Doorbell::Idle => Standing::Idle(machine.clock.now()? + self.scheduler.wait()),
             Doorbell::Dead => Standing::Off,
             Doorbell::StartCpu => {
                 let started = u32::try_from(argument).unwrap_or(u32::MAX);
@@ -201,9 +206,9 @@ impl<'m, 'a> Run<'m, 'a> {
             let machine = &mut *self.machine;
             let (now, steps) = (machine.clock.now()?, machine.clock.steps()?);
             let trace = &mut self.trace;
-            machine
-                .cpus
-                .raise_timers(now, |cpu, vector| trace.push(Entry::Raised { cpu, steps, vector }))?;
+            machine.cpus.raise_timers(now, |cpu, vector| {
+                trace.push(Entry::Raised { cpu, steps, vector })
+            })?;
             machine.cpus.able(now, &mut self.able)?;
             if !self.able.is_empty() {
                 return Ok(self.scheduler.pick(&self.able, now));
@@ -219,7 +224,8 @@ impl<'m, 'a> Run<'m, 'a> {
         let machine = &*self.machine;
         let mut judge = Judge::new(machine.mem.clone(), machine.topology.possible)?;
         judge.record();
-        let mut plugs = Plugs::new(Injector::new(machine.mem.clone()), scenario, machine.clock.now()?);
+        let mut plugs =
+            Plugs::new(Injector::new(machine.mem.clone()), scenario, machine.clock.now()?);
         judge.drain();
         let stopped = self.drive(scenario, &mut judge, &mut plugs)?;
         judge.drain();

@@ -86,6 +86,9 @@ impl Scenario {
         let possible = random.between(2, Topology::MOST_CPUS.into()) as u32;
         let boot_cpus = random.between(1, u64::from(possible)) as u32;
         let expected = OPERATIONS * STEPS_AN_OPERATION;
+        let workloads = random.some_of(&WORKLOADS);
+        // Enough for every CPU to have one.
+        let threads = u64::from(possible).div_ceil(workloads.len() as u64) + random.below(2);
         let plugs = (0..random.between(PLUGS - 1, PLUGS + 1))
             .map(|_| Plug {
                 after: random.below(expected / PLUGS),
@@ -96,8 +99,8 @@ impl Scenario {
         Self {
             seed,
             topology: Topology { possible, boot_cpus },
-            workloads: random.some_of(&WORKLOADS),
-            threads: random.between(1, 3) as u32,
+            workloads,
+            threads: threads as u32,
             operations: random.between(OPERATIONS * 3 / 4, OPERATIONS * 5 / 4),
             tick_us: random.between(100, 600) as u32,
             plugs,

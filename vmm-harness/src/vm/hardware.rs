@@ -93,7 +93,10 @@ impl Hardware {
         mem.write_obj(version, header.unchecked_add(8)).map_err(Error::guest_memory)?;
         crate::memory::write_view(&mem, header.0 + 16, &boot)?;
 
-        Ok((Self { kvm, fd, mem, cpuid, image: *image.header(), boot, memory: config.memory }, boot_vcpu))
+        Ok((
+            Self { kvm, fd, mem, cpuid, image: *image.header(), boot, memory: config.memory },
+            boot_vcpu,
+        ))
     }
 
     /// A new vCPU. KVM cannot destroy it while the VM lives.

@@ -5,10 +5,10 @@ use kvm_ioctls::VcpuFd;
 use percpu_guest::abi::Doorbell;
 use vm_memory::GuestMemoryMmap;
 
+use super::Machine;
 use super::hardware::{Hardware, VmConfig};
 use super::state::CpuState;
 use super::vcpu::{Crash, Exit, Registers, registers, run_once};
-use super::Machine;
 use crate::error::Error;
 use crate::image::Image;
 
@@ -151,7 +151,6 @@ fn complete_exit(fd: &mut VcpuFd) {
     // Ends at once with EINTR.
     let _ = fd.run();
     fd.set_kvm_immediate_exit(0);
-
 }
 
 impl Machine for SerialVm {

@@ -1,0 +1,18 @@
+//! `cargo xtask fuzz` and `cargo xtask replay`: build everything and become `vmm-harness`.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::{cargo, guest};
+
+/// Becomes `vmm-harness SUBCOMMAND` with the guest for the deterministic machine. Returns only if that
+/// fails.
+pub fn become_harness(subcommand: &str, args: &[OsString]) -> Result<ExitCode> {
+    let image = guest::image_for_steps()?;
+    let mut command = Command::new(cargo::build_harness()?);
+    command.arg(subcommand).args(args).env(cargo::IMAGE, image);
+    Err(command.exec()).context("vmm-harness does not start")
+}
