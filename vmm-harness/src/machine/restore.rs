@@ -11,6 +11,7 @@
 
 use std::mem::offset_of;
 use std::ops::Range;
+use std::sync::atomic::AtomicI64;
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
@@ -74,6 +75,7 @@ impl Snapshot {
         };
         keep(part(offset_of!(Shared, control), size_of::<ControlBlock>(), possible))?;
         keep(part(offset_of!(Shared, ledger), size_of::<LedgerRow>(), MOST_THREADS))?;
+        keep(part(offset_of!(Shared, accounts), size_of::<[AtomicI64; abi::ACCOUNTS]>(), 1))?;
         for cpu in 0..possible {
             // The head, and as much as was written by now; what is written later nobody reads after
             // the head was put back.

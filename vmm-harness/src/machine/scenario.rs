@@ -14,8 +14,8 @@ const PLUGS: u64 = 4;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
 const STEPS_TO_FAIL: u64 = 12;
 /// What can be mixed.
-const WORKLOADS: [Workload; 4] =
-    [Workload::Statics, Workload::Counter, Workload::Alloc, Workload::Mount];
+const WORKLOADS: [Workload; 5] =
+    [Workload::Statics, Workload::Counter, Workload::Alloc, Workload::Mount, Workload::Refs];
 
 /// How many CPUs there are: all that is fixed before the guest boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -104,6 +104,7 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
     BootParams {
         tick_us: if is_emulated(ring, host) { EMULATED_TICK_US } else { TICK_US },
         reach_kib: if is_emulated(ring, host) { EMULATED_REACH_KIB } else { REACH_KIB },
+        emulated: u32::from(is_emulated(ring, host)),
         ..boot_defaults(ring)
     }
 }
@@ -128,7 +129,7 @@ pub(crate) fn boot_defaults(ring: u8) -> BootParams {
         reach_kib: REACH_KIB,
         bench_rounds: 0,
         bench_us: 0,
-        emulated: u32::from(is_emulated(ring, host)),
+        emulated: 0,
         reserved: 0,
     }
 }
