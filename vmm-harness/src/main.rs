@@ -44,6 +44,8 @@ enum Command {
     Fuzz(FuzzArgs),
     /// Run one seed's scenario again, which goes as it went before.
     Replay(ReplayArgs),
+    /// Look for the smallest scenario that fails as a seed's does, and show it step by step.
+    Minimise(MinimiseArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests that an image declares.
@@ -157,6 +159,21 @@ struct ReplayArgs {
     ring: RingChoice,
 }
 
+#[derive(clap::Args)]
+struct MinimiseArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// The seed.
+    #[arg(value_name = "SEED", value_parser = seed)]
+    seed: u64,
+    /// Look no longer than so many seconds.
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    time: f64,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum MachineKind {
     Deterministic,
@@ -215,13 +232,26 @@ fn seed(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| "give a number from 0 to 2^64 - 1, decimal or 0x...".into())
 }
 
+/// Lets freed memory stay with the process: many short runs would else have it zeroed by the host
+/// again and again.
+fn keep_memory() {
+    const KEEP: i32 = 256 << 20;
+    // SAFETY: no other thread exists yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP);
+    }
+}
+
 fn main() -> ExitCode {
+    keep_memory();
     let process_start = Instant::now();
     let result = match Cli::parse().command {
         Command::Run(args) => run(args, process_start),
         Command::Bench(args) => bench(&args),
         Command::Fuzz(args) => fuzz(args),
         Command::Replay(args) => replay(&args),
+        Command::Minimise(args) => minimise(&args),
         Command::Doctor => {
             let doctor = Doctor::examine();
             // As below: a closed pipe is the reader's choice.
@@ -350,6 +380,29 @@ fn replay(args: &ReplayArgs) -> Result<Status, Error> {
     // As in `run`: a closed pipe is the reader's choice.
     let _ = fuzz::write_replay(&mut std::io::stdout().lock(), &scenario, &outcome, args.trace);
     Ok(outcome.ending.status())
+}
+
+fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
+    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    let scenario = Scenario::from_seed(args.seed);
+    let mut machines = fuzz::Machines::new(&image, ring);
+    let limit = Duration::from_secs_f64(args.time);
+    let mut stdout = std::io::stdout().lock();
+    match fuzz::minimise(&mut machines, &scenario, limit, &*interrupted()?)? {
+        Some(minimal) => {
+            // As in `run`: a closed pipe is the reader's choice.
+            let _ = fuzz::write_minimal(&mut stdout, &minimal);
+            Ok(minimal.outcome.ending.status())
+        }
+        None => {
+            let _ = writeln!(
+                stdout,
+                "seed {}: {scenario}\nHELD: there is nothing to minimise",
+                args.seed
+            );
+            Ok(Status::Held)
+        }
+    }
 }
 
 /// Raised by the first Ctrl-C; the second ends the process at once.

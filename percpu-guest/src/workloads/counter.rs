@@ -187,12 +187,23 @@ pub(super) fn run(mut worker: Worker) {
             check_local(counter);
             worker.book(slots::COUNTERS + which as u32, added);
         }
-        own.work(&mut worker);
-        if let Some(limited) = &mut limited {
+        // All of them, or, where an operation is to be a thing of its own, one.
+        let turn = if cfg!(percpu_steps) { worker.rng.below(8) } else { 0 };
+        let is_turn = |of: core::ops::Range<u64>| !cfg!(percpu_steps) || of.contains(&turn);
+        if is_turn(0..4) {
+            own.work(&mut worker);
+        }
+        if is_turn(4..5)
+            && let Some(limited) = &mut limited
+        {
             limited.work(&mut worker);
         }
-        fleet.work(&mut worker);
-        tree.work(&mut worker);
+        if is_turn(5..6) {
+            fleet.work(&mut worker);
+        }
+        if is_turn(6..8) {
+            tree.work(&mut worker);
+        }
         if !worker.boundary() {
             break;
         }

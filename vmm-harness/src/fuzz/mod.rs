@@ -1,6 +1,7 @@
 //! Fuzzing: scenarios out of seeds, one run after the other, on machines that are kept and reset.
 
 mod live;
+mod minimise;
 mod report;
 
 use std::collections::HashMap;
@@ -8,8 +9,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use report::{Failure, FuzzReport, write_replay, write_report};
+pub use minimise::{Minimal, minimise};
+pub use report::{Failure, FuzzReport, write_minimal, write_replay, write_report};
 
+use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
 use crate::machine::{Ending, Machine, Outcome, Scenario, Topology};
@@ -45,11 +48,21 @@ impl<'a> Machines<'a> {
 
     /// Runs a scenario on the machine that fits.
     pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+        self.machine(scenario)?.run(scenario, None)
+    }
+
+    /// The same, saying where CPUs stood.
+    pub fn explain(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+        let symbols = Symbols::load(self.image.bytes());
+        self.machine(scenario)?.run(scenario, Some(&symbols))
+    }
+
+    fn machine(&mut self, scenario: &Scenario) -> Result<&mut Machine<'a>, Error> {
         let topology = scenario.topology;
         if !self.made.contains_key(&topology) {
             self.made.insert(topology, Machine::boot(self.image, topology, self.ring)?);
         }
-        self.made.get_mut(&topology).expect("just made").run(scenario)
+        Ok(self.made.get_mut(&topology).expect("just made"))
     }
 }
 

@@ -23,5 +23,6 @@ mod trace;
 
 pub use run::{Ending, Outcome};
 pub use scenario::{Plug, Scenario, Strategy, Topology};
+pub use schedule::Turn;
 pub use serial::Machine;
 pub use trace::{Entry, Trace};

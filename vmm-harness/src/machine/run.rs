@@ -10,16 +10,17 @@ use percpu_guest::abi::{
 
 use super::cpus::Standing;
 use super::scenario::{Plug, Scenario};
-use super::schedule::{NEVER, Scheduler};
+use super::schedule::{NEVER, Scheduler, Turn};
 use super::serial::Machine;
 use super::trace::{Entry, Trace};
 use crate::crash;
+use crate::diag::{Symbols, backtrace};
 use crate::error::{Error, Status};
 use crate::judge::{Judge, Quiescent, Signal, Violation};
 use crate::memory::{Wild, write_view};
-use crate::plug::{Injector, Order};
+use crate::plug::{Injector, Order, Pending};
 use crate::report;
-use crate::vm::Crash;
+use crate::vm::{Crash, Machine as _};
 
 /// The CPU that takes commands.
 const CONTROL_CPU: u32 = 0;
@@ -74,6 +75,10 @@ pub struct Outcome {
     pub ending: Ending,
     /// What happened.
     pub trace: Trace,
+    /// The CPUs' turns, of which [`Strategy::Fixed`](super::Strategy::Fixed) makes the same run.
+    pub turns: Vec<Turn>,
+    /// Where each CPU stood when it rang, one for each [`Entry::Ran`], if that was asked for.
+    pub places: Vec<String>,
     /// Steps of all CPUs.
     pub steps: u64,
     /// Exits to the host.
@@ -140,12 +145,35 @@ pub(super) struct Run<'m, 'a> {
     able: Vec<u32>,
     /// The moment at which the host wants to be asked, whoever runs.
     wake_at: u64,
+    /// To name places with, if they are asked for.
+    symbols: Option<&'m Symbols>,
+    places: Vec<String>,
 }
 
 impl<'m, 'a> Run<'m, 'a> {
     pub(super) fn new(machine: &'m mut Machine<'a>, scheduler: Scheduler) -> Self {
         let (trace, able) = (Trace::default(), Vec::new());
-        Self { machine, scheduler, trace, bells: 0, able, wake_at: NEVER }
+        let (symbols, places) = (None, Vec::new());
+        Self { machine, scheduler, trace, bells: 0, able, wake_at: NEVER, symbols, places }
+    }
+
+    /// Notes where each CPU stands when it rings.
+    pub(super) fn name_places(mut self, symbols: Option<&'m Symbols>) -> Self {
+        self.symbols = symbols;
+        self
+    }
+
+    fn note_place(&mut self, cpu: u32) {
+        let Some(symbols) = self.symbols else { return };
+        let registers = self.machine.vm.registers();
+        let place = registers.into_iter().find(|(n, _)| *n == cpu).and_then(|(_, registers)| {
+            let regs = registers?.regs;
+            // The caller of the step, or of the doorbell.
+            let frames = backtrace(&self.machine.mem, regs.rip, regs.rbp, regs.rsp);
+            let names = frames.iter().skip(1).take(2).map(|f| symbols.describe(f.lookup(false)));
+            Some(names.collect::<Vec<_>>().join(" < "))
+        });
+        self.places.push(place.unwrap_or_default());
     }
 
     /// Lets one CPU run until it rings, and does what it asks for.
@@ -174,6 +202,8 @@ impl<'m, 'a> Run<'m, 'a> {
         self.bells += 1;
         let steps = machine.clock.steps()?;
         self.trace.push(Entry::Ran { cpu, steps, bell, argument });
+        self.note_place(cpu);
+        let machine = &mut *self.machine;
         let standing = match bell {
             Doorbell::Yield => Standing::Waiting(machine.clock.now()? + self.scheduler.wait()),
             Doorbell::Idle => Standing::Idle(machine.clock.now()? + self.scheduler.wait()),
@@ -247,6 +277,8 @@ impl<'m, 'a> Run<'m, 'a> {
             checks: judge.checks().values().sum(),
             reset: Duration::ZERO,
             trace: self.trace,
+            turns: self.scheduler.into_turns(),
+            places: self.places,
         })
     }
 
@@ -275,7 +307,7 @@ impl<'m, 'a> Run<'m, 'a> {
         let most_steps = self.machine.clock.now()? + scenario.expected_steps() * HANG;
         loop {
             let now = self.machine.clock.now()?;
-            if let Some(vector) = plugs.give(self.machine, now)? {
+            if let Some(vector) = plugs.give(self.machine, judge, now)? {
                 let steps = self.machine.clock.steps()?;
                 self.trace.push(Entry::Raised { cpu: CONTROL_CPU, steps, vector });
             }
@@ -288,9 +320,11 @@ impl<'m, 'a> Run<'m, 'a> {
                 let signals = judge.drain();
                 self.note_events(judge);
                 let now = self.machine.clock.now()?;
-                if signals.into_iter().any(|signal| plugs.take(signal, now)) {
-                    judge.check_instant();
+                for signal in signals {
+                    plugs.take(signal, judge, now);
                 }
+            } else if plugs.unplug_is_under_way() {
+                judge.during_unplug();
             }
             if !judge.violations().is_empty() {
                 return Ok(None);
@@ -358,8 +392,14 @@ impl Plugs {
     }
 
     /// Gives the next order if it is due; the interrupt that announces it.
-    fn give(&mut self, machine: &Machine<'_>, now: u64) -> Result<Option<u8>, Error> {
+    fn give(
+        &mut self,
+        machine: &Machine<'_>,
+        judge: &mut Judge,
+        now: u64,
+    ) -> Result<Option<u8>, Error> {
         let Some((plug, _)) = self.next.filter(|_| now >= self.due()) else { return Ok(None) };
+        judge.before_plug();
         if let Some(step) = plug.fail {
             self.injector.fail_step(plug.cpu, step)?;
         }
@@ -370,19 +410,28 @@ impl Plugs {
         Ok(Some(machine.cpus.raise_command(CONTROL_CPU)?))
     }
 
-    /// Follows what the guest announces; whether it answered an order.
-    fn take(&mut self, signal: Signal, now: u64) -> bool {
-        let (Signal::PlugDone { result, command, .. } | Signal::UnplugDone { result, command, .. }) =
-            signal
-        else {
-            return false;
+    fn unplug_is_under_way(&self) -> bool {
+        matches!(self.injector.pending(), Some(Pending { order: Order::Unplug(_), .. }))
+    }
+
+    /// Follows what the guest announces, and has the answer to an order judged.
+    fn take(&mut self, signal: Signal, judge: &mut Judge, now: u64) {
+        let (result, command) = match signal {
+            Signal::PlugDone { cpu, result, command } => {
+                judge.after_plug(cpu, result);
+                (result, command)
+            }
+            Signal::UnplugDone { cpu, result, command } => {
+                judge.after_unplug(cpu, result);
+                (result, command)
+            }
+            _ => return,
         };
-        if self.injector.answered(command).is_none() {
-            return false;
+        if self.injector.answered(command).is_some() {
+            judge.check_instant();
+            self.done += u64::from(result.is_ok());
+            self.failed += u64::from(result.is_err());
+            self.prepare(now);
         }
-        self.done += u64::from(result.is_ok());
-        self.failed += u64::from(result.is_err());
-        self.prepare(now);
-        true
     }
 }

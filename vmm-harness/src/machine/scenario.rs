@@ -5,6 +5,7 @@ use std::fmt;
 use percpu_guest::abi::Workload;
 
 use super::random::Random;
+use super::schedule::Turn;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
@@ -38,7 +39,7 @@ pub struct Plug {
 }
 
 /// How the CPUs take turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi, Nagarakatte, 2010): the
     /// CPU of the highest priority runs, and at so many steps the one that runs gets the lowest.
@@ -46,6 +47,8 @@ pub enum Strategy {
         /// Steps at which priorities change.
         changes: u32,
     },
+    /// As written here; a CPU that cannot run is stood in for by the lowest that can.
+    Fixed(Vec<Turn>),
     /// Any CPU, for a random number of steps.
     Walk {
         /// Steps of a turn, on average.
@@ -132,7 +135,8 @@ impl fmt::Display for Scenario {
             self.operations,
             self.plugs.len(),
         )?;
-        match self.strategy {
+        match &self.strategy {
+            Strategy::Fixed(turns) => write!(f, "{} given turns", turns.len()),
             Strategy::Pct { changes } => write!(f, "PCT with {changes} changes"),
             Strategy::Walk { turn } => write!(f, "random walk with turns of {turn} steps"),
         }

@@ -1,5 +1,7 @@
 //! Who runs next, and up to which step.
 
+use serde::Serialize;
+
 use super::random::Random;
 use super::scenario::{Scenario, Strategy};
 
@@ -10,11 +12,24 @@ const WAITS: u64 = 7;
 /// No switch point.
 pub(super) const NEVER: u64 = u64::MAX;
 
+/// A CPU's turn, which lasts until the next one or until it cannot run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Turn {
+    /// The moment from which the CPU runs.
+    pub at: u64,
+    /// The CPU.
+    pub cpu: u32,
+}
+
 /// Chooses CPUs and switch points, out of the seed and of what the guest has done so far.
 #[derive(Clone, Debug)]
 pub(super) struct Scheduler {
     random: Random,
+    /// Of its own, so that waits are the same where turns are given.
+    waits: Random,
     turns: Turns,
+    /// What was chosen.
+    chosen: Vec<Turn>,
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +44,8 @@ enum Turns {
         /// Steps at which the CPU that runs gets the lowest priority, last first.
         changes: Vec<u64>,
     },
+    /// As they are given; the lowest CPU where the one whose turn it is cannot run.
+    Fixed { turns: Vec<Turn>, next: usize },
     Walk {
         turn: u64,
         /// Step at which the turn ends.
@@ -41,15 +58,25 @@ enum Turns {
 impl Scheduler {
     /// The scheduler of a guest that boots.
     pub(super) fn boot() -> Self {
-        Self { random: Random::new(0, 1), turns: Turns::Boot }
+        Self::with(0, Turns::Boot)
+    }
+
+    fn with(seed: u64, turns: Turns) -> Self {
+        Self {
+            random: Random::new(seed, 1),
+            waits: Random::new(seed, 2),
+            turns,
+            chosen: Vec::new(),
+        }
     }
 
     /// The scheduler of a scenario, which begins at step `now`.
     pub(super) fn new(scenario: &Scenario, now: u64) -> Self {
         let mut random = Random::new(scenario.seed, 1);
         let cpus = scenario.topology.possible;
-        let turns = match scenario.strategy {
-            Strategy::Pct { changes } => {
+        let turns = match &scenario.strategy {
+            Strategy::Fixed(turns) => Turns::Fixed { turns: turns.clone(), next: 0 },
+            &Strategy::Pct { changes } => {
                 let mut priorities: Vec<_> = (0..i64::from(cpus)).collect();
                 for i in (1..priorities.len()).rev() {
                     priorities.swap(i, random.below(i as u64 + 1) as usize);
@@ -60,13 +87,26 @@ impl Scheduler {
                 changes.sort_unstable_by(|a, b| b.cmp(a));
                 Turns::Pct { priorities, lowest: -1, changes }
             }
-            Strategy::Walk { turn } => Turns::Walk { turn, end: now, cpu: None },
+            &Strategy::Walk { turn } => Turns::Walk { turn, end: now, cpu: None },
         };
-        Self { random, turns }
+        Self { random, ..Self::with(scenario.seed, turns) }
     }
 
     /// Which of the CPUs in `able` (not empty, ascending) runs from step `now`.
     pub(super) fn pick(&mut self, able: &[u32], now: u64) -> u32 {
+        let cpu = self.choose(able, now);
+        if self.chosen.last().is_none_or(|last| last.cpu != cpu) {
+            self.chosen.push(Turn { at: now, cpu });
+        }
+        cpu
+    }
+
+    /// The turns so far.
+    pub(super) fn into_turns(self) -> Vec<Turn> {
+        self.chosen
+    }
+
+    fn choose(&mut self, able: &[u32], now: u64) -> u32 {
         match &mut self.turns {
             Turns::Boot => able[0],
             Turns::Pct { priorities, lowest, changes } => {
@@ -80,6 +120,13 @@ impl Scheduler {
                     cpu = highest(priorities).expect("some CPU is able to run");
                 }
                 cpu
+            }
+            Turns::Fixed { turns, next } => {
+                while turns.get(*next).is_some_and(|turn| turn.at <= now) {
+                    *next += 1;
+                }
+                let turn = next.checked_sub(1).map(|last| turns[last].cpu);
+                turn.filter(|cpu| able.contains(cpu)).unwrap_or(able[0])
             }
             Turns::Walk { turn, end, cpu } => {
                 if let Some(cpu) = cpu.filter(|cpu| now < *end && able.contains(cpu)) {
@@ -99,6 +146,7 @@ impl Scheduler {
         match &self.turns {
             Turns::Boot => NEVER,
             Turns::Pct { changes, .. } => changes.last().copied().unwrap_or(NEVER),
+            Turns::Fixed { turns, next } => turns.get(*next).map_or(NEVER, |turn| turn.at),
             Turns::Walk { end, .. } => *end,
         }
     }
@@ -107,7 +155,7 @@ impl Scheduler {
     pub(super) fn precedes(&self, other: u32, cpu: u32) -> bool {
         match &self.turns {
             Turns::Pct { priorities, .. } => priorities[other as usize] > priorities[cpu as usize],
-            Turns::Boot | Turns::Walk { .. } => false,
+            _ => false,
         }
     }
 
@@ -116,7 +164,7 @@ impl Scheduler {
     pub(super) fn wait(&mut self) -> u64 {
         match self.turns {
             Turns::Boot => SHORTEST_WAIT << WAITS,
-            _ => self.random.magnitude(SHORTEST_WAIT, WAITS),
+            _ => self.waits.magnitude(SHORTEST_WAIT, WAITS),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::run::{Outcome, Run};
 use super::scenario::{Scenario, Topology};
 use super::schedule::Scheduler;
 use crate::crash;
+use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
 use crate::memory::GuestMem;
@@ -79,15 +80,21 @@ impl<'a> Machine<'a> {
         Err(Error::GuestBoot(format!("it is not done after {BOOT_BELLS} exits")))
     }
 
-    /// Puts the guest back to where it had booted, and lets it go through a scenario.
-    pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+    /// Puts the guest back to where it had booted, and lets it go through a scenario; with symbols,
+    /// the outcome says where CPUs stood.
+    pub fn run(
+        &mut self,
+        scenario: &Scenario,
+        symbols: Option<&Symbols>,
+    ) -> Result<Outcome, Error> {
         assert_eq!(self.topology, scenario.topology, "the machine was booted for the scenario");
         let mut snapshot = self.snapshot.take().expect("every machine has booted");
         let restored = snapshot.restore(&mut self.vm, &mut self.cpus);
         self.snapshot = Some(snapshot);
         let reset = restored?;
         let now = self.clock.now()?;
-        let outcome = Run::new(self, Scheduler::new(scenario, now)).complete(scenario)?;
+        let run = Run::new(self, Scheduler::new(scenario, now)).name_places(symbols);
+        let outcome = run.complete(scenario)?;
         Ok(Outcome { reset, ..outcome })
     }
 

@@ -110,7 +110,6 @@ impl SerialVm {
         let (Some(Some(vcpu)), Some(Some(saved))) = (self.vcpus.first_mut(), saved.first()) else {
             return Err(Crash::Host("the boot CPU was never started".into()));
         };
-        complete_exit(&mut vcpu.fd);
         let regs = kvm_regs { rip: code, rbx, r12, ..saved.regs };
         let set = vcpu.fd.set_sregs(&saved.sregs).and_then(|()| vcpu.fd.set_regs(&regs));
         set.map_err(|e| Crash::Host(format!("its registers cannot be set: {e}")))?;
@@ -127,7 +126,7 @@ impl SerialVm {
     pub fn restore(&mut self, saved: &[Option<Saved>]) -> Result<(), Error> {
         for (vcpu, saved) in self.vcpus.iter_mut().zip(saved) {
             let (Some(vcpu), Some(saved)) = (vcpu, saved) else { continue };
-            complete_exit(&mut vcpu.fd);
+            // What a store to the doorbell still owes is nothing that registers show.
             // Another CR3 first: what the vCPU remembers of page tables is forgotten by that.
             let other = kvm_sregs { cr3: saved.sregs.cr3 + 4096, ..saved.sregs };
             vcpu.fd.set_sregs(&other).map_err(Error::kvm("KVM_SET_SREGS"))?;
