@@ -126,7 +126,7 @@ impl Search<'_, '_> {
         // In ever smaller steps.
         let mut step = self.best.operations / 2;
         while step > 0 {
-            let operations = self.best.operations - step;
+            let operations = self.best.operations.saturating_sub(step);
             if operations > 0 && self.attempt(Scenario { operations, ..self.best.clone() })? {
                 dropped = true;
             } else {

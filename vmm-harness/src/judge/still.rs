@@ -91,6 +91,8 @@ impl Still {
         result: Result<(), PlugError>,
         findings: &mut Findings,
     ) {
+        let Some(masks) = findings.sound(layout.masks(space)) else { return };
+        let batch = counters::batch_for(masks.online.count_ones());
         for (counter, before) in std::mem::take(&mut self.before).into_values() {
             let Some(after) = Parts::read(space, layout, &counter, findings) else { continue };
             findings.checked("K3", 1);
@@ -105,7 +107,14 @@ impl Still {
                 (Change::Up, Err(_), Some(_)) => {
                     expected.count = expected.count.wrapping_add(added);
                 }
-                (Change::Up, Ok(()), Some(local)) => *local = local.wrapping_add(added as i32),
+                (Change::Up, Ok(()), Some(local)) => {
+                    *local = local.wrapping_add(added as i32);
+                    // By which it may have reached the batch.
+                    if i64::from(*local).abs() >= batch {
+                        let local = i64::from(std::mem::take(local));
+                        expected.count = expected.count.wrapping_add(local);
+                    }
+                }
                 _ => {}
             }
             if (after.count, &after.locals) != (expected.count, &expected.locals) {
