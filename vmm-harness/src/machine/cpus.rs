@@ -116,10 +116,12 @@ impl Cpus {
         Ok(())
     }
 
-    /// Raises the timer interrupt of a CPU before its time if it is idle and has no other reason to
-    /// run.
-    pub(super) fn wake(&self, cpu: u32) -> Result<Option<u8>, Wild> {
-        if !matches!(self.standing(cpu), Standing::Idle(_)) || self.pending(cpu)? != 0 {
+    /// Raises the timer interrupt of a CPU before its time if that is `wanted`, or if it is idle and
+    /// has no other reason to run.
+    pub(super) fn wake(&self, cpu: u32, wanted: bool) -> Result<Option<u8>, Wild> {
+        let idle = matches!(self.standing(cpu), Standing::Idle(_));
+        let wanted = wanted && self.timer(cpu)? != 0;
+        if !wanted && (!idle || self.pending(cpu)? != 0) {
             return Ok(None);
         }
         self.raise(cpu, VECTOR_TIMER)?;

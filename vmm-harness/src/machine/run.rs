@@ -178,9 +178,9 @@ impl<'m, 'a> Run<'m, 'a> {
 
     /// Lets one CPU run until it rings, and does what it asks for.
     pub(super) fn advance(&mut self) -> Result<(Doorbell, u32), Stopped> {
-        let cpu = self.choose()?;
+        let Turn { cpu, interrupted, .. } = self.choose()?;
         let machine = &mut *self.machine;
-        if let Some(vector) = machine.cpus.wake(cpu)? {
+        if let Some(vector) = machine.cpus.wake(cpu, interrupted)? {
             let steps = machine.clock.steps()?;
             self.trace.push(Entry::Raised { cpu, steps, vector });
         }
@@ -231,7 +231,7 @@ impl<'m, 'a> Run<'m, 'a> {
     }
 
     /// The CPU that runs next. If none can, time passes until one can.
-    fn choose(&mut self) -> Result<u32, Stopped> {
+    fn choose(&mut self) -> Result<Turn, Stopped> {
         loop {
             let machine = &mut *self.machine;
             let (now, steps) = (machine.clock.now()?, machine.clock.steps()?);

@@ -9,7 +9,7 @@ use super::schedule::Turn;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
-const STEPS_AN_OPERATION: u64 = 1500;
+const STEPS_AN_OPERATION: u64 = 750;
 const OPERATIONS: u64 = 200;
 const PLUGS: u64 = 4;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
@@ -108,7 +108,7 @@ impl Scenario {
             tick_us: random.between(100, 600) as u32,
             plugs,
             strategy: if random.one_in(2) {
-                Strategy::Pct { changes: random.between(1, 4) as u32 }
+                Strategy::Pct { changes: random.between(1, 6) as u32 }
             } else {
                 Strategy::Walk { turn: random.magnitude(500, 6) }
             },

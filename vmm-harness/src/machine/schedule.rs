@@ -19,6 +19,8 @@ pub struct Turn {
     pub at: u64,
     /// The CPU.
     pub cpu: u32,
+    /// It is interrupted by its timer first: where it stands, and before its time.
+    pub interrupted: bool,
 }
 
 /// Chooses CPUs and switch points, out of the seed and of what the guest has done so far.
@@ -41,8 +43,8 @@ enum Turns {
         priorities: Vec<i64>,
         /// The next priority below all others.
         lowest: i64,
-        /// Steps at which the CPU that runs gets the lowest priority, last first.
-        changes: Vec<u64>,
+        /// Steps at which something happens to the CPU that runs, last first.
+        changes: Vec<(u64, Change)>,
     },
     /// As they are given; the lowest CPU where the one whose turn it is cannot run.
     Fixed { turns: Vec<Turn>, next: usize },
@@ -54,6 +56,18 @@ enum Turns {
         cpu: Option<u32>,
     },
 }
+
+/// What happens to the CPU that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// It gets the lowest priority.
+    Demoted,
+    /// Its timer interrupts it, so that its thread may go on elsewhere.
+    Interrupted,
+}
+
+/// One turn in so many of a walk begins with an interrupt.
+const INTERRUPTED: u64 = 3;
 
 impl Scheduler {
     /// The scheduler of a guest that boots.
@@ -82,8 +96,12 @@ impl Scheduler {
                     priorities.swap(i, random.below(i as u64 + 1) as usize);
                 }
                 let length = scenario.expected_steps();
-                let mut changes: Vec<_> =
-                    (0..changes).map(|_| now + 1 + random.below(length)).collect();
+                let kind = |random: &mut Random| {
+                    if random.one_in(2) { Change::Demoted } else { Change::Interrupted }
+                };
+                let mut changes: Vec<_> = (0..changes)
+                    .map(|_| (now + 1 + random.below(length), kind(&mut random)))
+                    .collect();
                 changes.sort_unstable_by(|a, b| b.cmp(a));
                 Turns::Pct { priorities, lowest: -1, changes }
             }
@@ -93,12 +111,13 @@ impl Scheduler {
     }
 
     /// Which of the CPUs in `able` (not empty, ascending) runs from step `now`.
-    pub(super) fn pick(&mut self, able: &[u32], now: u64) -> u32 {
-        let cpu = self.choose(able, now);
-        if self.chosen.last().is_none_or(|last| last.cpu != cpu) {
-            self.chosen.push(Turn { at: now, cpu });
+    pub(super) fn pick(&mut self, able: &[u32], now: u64) -> Turn {
+        let (cpu, interrupted) = self.choose(able, now);
+        let turn = Turn { at: now, cpu, interrupted };
+        if interrupted || self.chosen.last().is_none_or(|last| last.cpu != cpu) {
+            self.chosen.push(turn);
         }
-        cpu
+        turn
     }
 
     /// The turns so far.
@@ -106,37 +125,48 @@ impl Scheduler {
         self.chosen
     }
 
-    fn choose(&mut self, able: &[u32], now: u64) -> u32 {
+    /// A CPU, and whether it is interrupted.
+    fn choose(&mut self, able: &[u32], now: u64) -> (u32, bool) {
         match &mut self.turns {
-            Turns::Boot => able[0],
+            Turns::Boot => (able[0], false),
             Turns::Pct { priorities, lowest, changes } => {
                 let highest = |priorities: &[i64]| {
                     able.iter().copied().max_by_key(|&cpu| priorities[cpu as usize])
                 };
                 let mut cpu = highest(priorities).expect("some CPU is able to run");
-                while changes.pop_if(|change| *change <= now).is_some() {
-                    priorities[cpu as usize] = *lowest;
-                    *lowest -= 1;
-                    cpu = highest(priorities).expect("some CPU is able to run");
+                let mut interrupted = false;
+                while let Some((_, change)) = changes.pop_if(|(at, _)| *at <= now) {
+                    match change {
+                        Change::Interrupted => interrupted = true,
+                        Change::Demoted => {
+                            priorities[cpu as usize] = *lowest;
+                            *lowest -= 1;
+                            cpu = highest(priorities).expect("some CPU is able to run");
+                        }
+                    }
                 }
-                cpu
+                (cpu, interrupted)
             }
             Turns::Fixed { turns, next } => {
+                let before = *next;
                 while turns.get(*next).is_some_and(|turn| turn.at <= now) {
                     *next += 1;
                 }
-                let turn = next.checked_sub(1).map(|last| turns[last].cpu);
-                turn.filter(|cpu| able.contains(cpu)).unwrap_or(able[0])
+                let turn = next.checked_sub(1).map(|last| turns[last]);
+                match turn.filter(|turn| able.contains(&turn.cpu)) {
+                    Some(turn) => (turn.cpu, turn.interrupted && *next > before),
+                    None => (able[0], false),
+                }
             }
             Turns::Walk { turn, end, cpu } => {
                 if let Some(cpu) = cpu.filter(|cpu| now < *end && able.contains(cpu)) {
-                    return cpu;
+                    return (cpu, false);
                 }
                 // From none to twice the average.
                 *end = now + 1 + self.random.below(2 * *turn);
                 let next = able[self.random.below(able.len() as u64) as usize];
                 *cpu = Some(next);
-                next
+                (next, self.random.one_in(INTERRUPTED))
             }
         }
     }
@@ -145,7 +175,7 @@ impl Scheduler {
     pub(super) fn next_switch(&self) -> u64 {
         match &self.turns {
             Turns::Boot => NEVER,
-            Turns::Pct { changes, .. } => changes.last().copied().unwrap_or(NEVER),
+            Turns::Pct { changes, .. } => changes.last().map_or(NEVER, |(at, _)| *at),
             Turns::Fixed { turns, next } => turns.get(*next).map_or(NEVER, |turn| turn.at),
             Turns::Walk { end, .. } => *end,
         }
@@ -179,22 +209,33 @@ mod tests {
 
     #[test]
     fn pct_runs_one_cpu_until_a_change_and_no_longer() {
-        let mut scenario = scenario(Strategy::Pct { changes: 2 });
-        scenario.topology.possible = 4;
-        let mut scheduler = Scheduler::new(&scenario, 100);
         let all = [0, 1, 2, 3];
-        let first = scheduler.pick(&all, 100);
-        let change = scheduler.next_switch();
-        assert!(change > 100 && change != NEVER);
-        assert_eq!(scheduler.pick(&all, change - 1), first);
-        let second = scheduler.pick(&all, change);
-        assert_ne!(second, first);
-        let later = scheduler.next_switch();
-        assert!(later >= change && later != NEVER);
-        assert_ne!(scheduler.pick(&all, later), second);
-        assert_eq!(scheduler.next_switch(), NEVER);
-        // The one that was on top first is below the others, but runs if they cannot.
-        assert_eq!(scheduler.pick(&[first], later + 1), first);
+        let (mut demoted, mut interrupted) = (0, 0);
+        for seed in 0..50 {
+            let mut scenario = scenario(Strategy::Pct { changes: 2 });
+            scenario.topology.possible = 4;
+            scenario.seed = seed;
+            let mut scheduler = Scheduler::new(&scenario, 100);
+            let mut turn = scheduler.pick(&all, 100);
+            let mut change = scheduler.next_switch();
+            for _ in 0..2 {
+                assert!(change > 100 && change != NEVER);
+                assert_eq!(scheduler.pick(&all, change - 1).cpu, turn.cpu);
+                let next = scheduler.pick(&all, change);
+                let again = scheduler.next_switch();
+                if again != change {
+                    // Either it goes on, interrupted, or another one does.
+                    assert_eq!(next.interrupted, next.cpu == turn.cpu);
+                    demoted += u32::from(!next.interrupted);
+                    interrupted += u32::from(next.interrupted);
+                }
+                (turn, change) = (next, again);
+            }
+            assert_eq!(scheduler.next_switch(), NEVER);
+            // Whoever is able to run runs, wherever it stands.
+            assert_eq!(scheduler.pick(&[2], u64::MAX - 1).cpu, 2);
+        }
+        assert!(demoted > 20 && interrupted > 20, "{demoted} and {interrupted}");
     }
 
     #[test]
@@ -202,11 +243,23 @@ mod tests {
         let mut scheduler = Scheduler::new(&scenario(Strategy::Walk { turn: 50 }), 0);
         let (mut now, mut turns) = (0, [0; 3]);
         for _ in 0..300 {
-            turns[scheduler.pick(&[0, 1, 2], now) as usize] += 1;
+            turns[scheduler.pick(&[0, 1, 2], now).cpu as usize] += 1;
             let end = scheduler.next_switch();
             assert!(end > now && end <= now + 100);
             now = end;
         }
         assert!(turns.iter().all(|&turns| turns > 50), "{turns:?}");
+    }
+
+    #[test]
+    fn turns_that_were_chosen_can_be_given() {
+        let mut scheduler = Scheduler::new(&scenario(Strategy::Walk { turn: 50 }), 0);
+        let moments: Vec<_> = (0..200).map(|i| i * 30).collect();
+        let able = |now: u64| if now % 7 == 0 { vec![1] } else { vec![0, 1, 2] };
+        let chosen: Vec<_> = moments.iter().map(|&now| scheduler.pick(&able(now), now)).collect();
+        let given = Strategy::Fixed(scheduler.into_turns());
+        let mut scheduler = Scheduler::new(&scenario(given), 0);
+        let again: Vec<_> = moments.iter().map(|&now| scheduler.pick(&able(now), now)).collect();
+        assert_eq!(chosen, again);
     }
 }
