@@ -214,6 +214,11 @@ pub struct Steps {
     /// When `done` reaches this the CPU rings [`Doorbell::Switch`]. Written by the host while the
     /// guest stands still.
     pub next: AtomicU64,
+    /// Those of the steps that come before an operation on a per-CPU copy or an atomic
+    /// read-modify-write: where a switch is likelier to matter.
+    pub points: AtomicU64,
+    /// As `next`, for `points`.
+    pub next_point: AtomicU64,
     /// Steps by which the clock is ahead of `done`, because all CPUs waited. Written by the host
     /// likewise.
     pub skipped: AtomicU64,

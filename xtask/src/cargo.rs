@@ -10,6 +10,8 @@ use xshell::{Shell, cmd};
 
 /// The image that `vmm-harness` and its tests use.
 pub const IMAGE: &str = "PERCPU_GUEST_IMAGE";
+/// The image that tests of the deterministic machine use.
+pub const STEPS_IMAGE: &str = "PERCPU_STEPS_IMAGE";
 
 /// The checkout.
 pub fn root() -> &'static Path {

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{builds, cargo, guest, kvm, loom, run, shuttle, test};
+use crate::{builds, cargo, fuzz, guest, kvm, loom, run, shuttle, test};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,9 +31,12 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         let lints = ["-D", "warnings"];
         let host = cmd!(sh, "{cargo} clippy --workspace --all-targets -- {lints...}");
         cargo::run(host.into())?;
-        let mut kernel = guest::Build::choose()?.cargo("clippy")?;
-        kernel.arg("--").args(lints);
-        cargo::run(kernel)
+        let build = guest::Build::choose()?;
+        for mut kernel in [build.cargo("clippy")?, build.cargo_for_steps("clippy")?] {
+            kernel.arg("--").args(lints);
+            cargo::run(kernel)?;
+        }
+        Ok(())
     });
     parts.part("documentation", || {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
@@ -44,6 +47,10 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     parts.part("larger models", || cargo::run(shuttle::models(None)?));
     if !no_vm {
         parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
+        parts.part("seeds, each twice", || {
+            let args = ["--seeds", "0..200", "--verify"].map(Into::into);
+            succeed(fuzz::command("fuzz", &args)?)
+        });
     }
     if !args.no_tests {
         test::tests(&test::Args::all(no_vm), &mut parts)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz` and `cargo xtask replay`: build everything and become `vmm-harness`.
+//! `cargo xtask fuzz`, `replay` and `minimise`: build everything and become `vmm-harness`.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -11,8 +11,13 @@ use crate::{cargo, guest};
 /// Becomes `vmm-harness SUBCOMMAND` with the guest for the deterministic machine. Returns only if that
 /// fails.
 pub fn become_harness(subcommand: &str, args: &[OsString]) -> Result<ExitCode> {
+    Err(command(subcommand, args)?.exec()).context("vmm-harness does not start")
+}
+
+/// `vmm-harness SUBCOMMAND` with that guest.
+pub fn command(subcommand: &str, args: &[OsString]) -> Result<Command> {
     let image = guest::image_for_steps()?;
     let mut command = Command::new(cargo::build_harness()?);
     command.arg(subcommand).args(args).env(cargo::IMAGE, image);
-    Err(command.exec()).context("vmm-harness does not start")
+    Ok(command)
 }

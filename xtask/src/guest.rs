@@ -130,6 +130,11 @@ impl Build {
         self.cargo_as(subcommand, PROFILE)
     }
 
+    /// The same as it is built for the deterministic machine.
+    pub fn cargo_for_steps(self, subcommand: &str) -> Result<Command> {
+        self.cargo_as(subcommand, STEPS)
+    }
+
     /// A cargo command on the guest with one of its profiles.
     ///
     /// Its target directory is its own, so that it neither waits for builds of host programs nor

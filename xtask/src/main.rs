@@ -54,6 +54,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Look for the smallest scenario that fails as a seed's does: `cargo xtask minimise --help`
+    #[command(disable_help_flag = true)]
+    Minimise {
+        /// Arguments of `vmm-harness minimise`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Run all tests: of the host's crates, of the documentation, and in the guest
     Test(test::Args),
     /// Measure how fast it is
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         Command::Run { args } => run::run(&args),
         Command::Fuzz { args } => fuzz::become_harness("fuzz", &args),
         Command::Replay { args } => fuzz::become_harness("replay", &args),
+        Command::Minimise { args } => fuzz::become_harness("minimise", &args),
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),
         Command::Loom(args) => loom::loom(&args),

@@ -62,7 +62,8 @@ fn host_tests(args: &Args, image: &Path) -> Result<Command> {
     let skip = GUEST_TESTS.iter().flat_map(|prefix| ["--skip", prefix]);
     let filter = &args.filter;
     let tests = cmd!(sh, "{cargo} test --workspace --no-fail-fast -- {filter...} {skip...}")
-        .env(cargo::IMAGE, image);
+        .env(cargo::IMAGE, image)
+        .env(cargo::STEPS_IMAGE, guest::image_for_steps()?);
     Ok(if args.no_vm { tests.env(NO_VM, "1") } else { tests.env_remove(NO_VM) }.into())
 }
 

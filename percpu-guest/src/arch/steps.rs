@@ -3,7 +3,8 @@
 //! In a build with `--cfg percpu_steps` the compiler calls one of the functions below before every
 //! load and store and on every edge between basic blocks; percpu-core does so before an atomic
 //! read-modify-write and before an operation on a per-CPU copy. Each call is one *step*: it counts,
-//! and compares with the step at which the host wants to be asked. Four instructions, no exit.
+//! and compares with the step at which the host wants to be asked. Four instructions, no exit. Those of
+//! percpu-core are counted once more by themselves, for a host that wants to be asked at one of them.
 //!
 //! When that step has come the CPU rings [`Doorbell::Switch`] and stands still until the host runs it
 //! again; then it takes the interrupts that are pending, as if they had come at this instruction.
@@ -36,6 +37,11 @@ global_asm!(
     ".endm",
     ".balign 16",
     "step percpu_step",
+    "  mov rax, qword ptr [{points}]",
+    "  inc rax",
+    "  mov qword ptr [{points}], rax",
+    "  cmp rax, qword ptr [{next_point}]",
+    "  jae 6f",
     "step __sanitizer_cov_trace_pc_guard",
     "step __sanitizer_cov_load1",
     "step __sanitizer_cov_load2",
@@ -53,6 +59,8 @@ global_asm!(
     "  cmp rax, qword ptr [{next}]",
     "  jae 2f",
     "  ret",
+    "6:",
+    "  inc qword ptr [{done}]",
     "2:",
     "  push rbp",
     "  mov rbp, rsp",
@@ -97,6 +105,8 @@ global_asm!(
     ".popsection",
     done = const STEPS + offset_of!(Steps, done),
     next = const STEPS + offset_of!(Steps, next),
+    points = const STEPS + offset_of!(Steps, points),
+    next_point = const STEPS + offset_of!(Steps, next_point),
     doorbell = const DOORBELL,
     switch = const Doorbell::Switch as u8,
     restored = const Doorbell::Restored as u8,

@@ -189,8 +189,15 @@ impl Clock {
         self.mem.store_u64(Self::at(offset_of!(Steps, skipped)), skipped)
     }
 
-    /// Sets the moment at which the guest asks who runs next: at its next step, at the earliest.
-    pub(super) fn ask_at(&self, moment: u64) -> Result<(), Wild> {
+    /// Steps of all CPUs so far that come before an operation on shared or per-CPU data.
+    pub(super) fn points(&self) -> Result<u64, Wild> {
+        self.mem.load_u64(Self::at(offset_of!(Steps, points)))
+    }
+
+    /// Sets the moment at which the guest asks who runs next, or the point, whichever comes first: at
+    /// its next step, at the earliest.
+    pub(super) fn ask_at(&self, moment: u64, point: u64) -> Result<(), Wild> {
+        self.mem.store_u64(Self::at(offset_of!(Steps, next_point)), point)?;
         let step = moment.saturating_sub(self.skipped()?).max(self.steps()? + 1);
         self.mem.store_u64(Self::at(offset_of!(Steps, next)), step)
     }

@@ -22,7 +22,7 @@ mod serial;
 mod trace;
 
 pub use run::{Ending, Outcome};
-pub use scenario::{Plug, Scenario, Strategy, Topology};
+pub use scenario::{Plug, Scenario, Strategy, Topology, Unit};
 pub use schedule::Turn;
 pub use serial::Machine;
 pub use trace::{Entry, Trace};

@@ -185,7 +185,8 @@ impl<'m, 'a> Run<'m, 'a> {
             self.trace.push(Entry::Raised { cpu, steps, vector });
         }
         machine.cpus.set(cpu, Standing::Ready);
-        let mut moment = self.scheduler.next_switch().min(self.wake_at);
+        let (switch, point) = self.scheduler.next_switch();
+        let mut moment = switch.min(self.wake_at);
         for other in machine.cpus.all() {
             if other == cpu {
                 let timer = machine.cpus.timer(cpu)?;
@@ -196,7 +197,7 @@ impl<'m, 'a> Run<'m, 'a> {
                 moment = moment.min(until);
             }
         }
-        machine.clock.ask_at(moment)?;
+        machine.clock.ask_at(moment, point)?;
         let (bell, argument) =
             machine.vm.run(cpu).map_err(|crash| Stopped::Crash { cpu, crash })?;
         self.bells += 1;
@@ -241,7 +242,7 @@ impl<'m, 'a> Run<'m, 'a> {
             })?;
             machine.cpus.able(now, &mut self.able)?;
             if !self.able.is_empty() {
-                return Ok(self.scheduler.pick(&self.able, now));
+                return Ok(self.scheduler.pick(&self.able, now, machine.clock.points()?));
             }
             let next = machine.cpus.next_moment()?.ok_or(Stopped::Deadlock)?;
             machine.clock.skip(next.saturating_sub(now).max(1))?;

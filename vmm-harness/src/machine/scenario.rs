@@ -10,6 +10,11 @@ use super::schedule::Turn;
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
 const STEPS_AN_OPERATION: u64 = 750;
+/// Steps to a point, roughly.
+const STEPS_A_POINT: u64 = 16;
+/// Steps of the shortest turn of a walk, and orders of magnitude (doublings) above.
+const SHORTEST_TURN: u64 = 500;
+const TURNS: u64 = 6;
 const OPERATIONS: u64 = 200;
 const PLUGS: u64 = 4;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
@@ -38,21 +43,43 @@ pub struct Plug {
     pub fail: Option<u64>,
 }
 
+/// Where switches may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// At any step.
+    Steps,
+    /// Before operations on per-CPU copies and atomic read-modify-writes only.
+    Points,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Steps => "steps",
+            Self::Points => "points",
+        })
+    }
+}
+
 /// How the CPUs take turns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi, Nagarakatte, 2010): the
     /// CPU of the highest priority runs, and at so many steps the one that runs gets the lowest.
     Pct {
-        /// Steps at which priorities change.
+        /// How often priorities change, or the CPU that runs is interrupted.
         changes: u32,
+        /// Where.
+        unit: Unit,
     },
     /// As written here; a CPU that cannot run is stood in for by the lowest that can.
     Fixed(Vec<Turn>),
     /// Any CPU, for a random number of steps.
     Walk {
-        /// Steps of a turn, on average.
+        /// Length of a turn, on average.
         turn: u64,
+        /// In what it is counted.
+        unit: Unit,
     },
 }
 
@@ -107,17 +134,30 @@ impl Scenario {
             operations: random.between(OPERATIONS * 3 / 4, OPERATIONS * 5 / 4),
             tick_us: random.between(100, 600) as u32,
             plugs,
-            strategy: if random.one_in(2) {
-                Strategy::Pct { changes: random.between(1, 6) as u32 }
-            } else {
-                Strategy::Walk { turn: random.magnitude(500, 6) }
-            },
+            strategy: Self::strategy(&mut random),
         }
+    }
+
+    fn strategy(random: &mut Random) -> Strategy {
+        let unit = if random.one_in(2) { Unit::Steps } else { Unit::Points };
+        if random.one_in(2) {
+            return Strategy::Pct { changes: random.between(1, 6) as u32, unit };
+        }
+        let shortest = match unit {
+            Unit::Steps => SHORTEST_TURN,
+            Unit::Points => SHORTEST_TURN / STEPS_A_POINT,
+        };
+        Strategy::Walk { turn: random.magnitude(shortest, TURNS), unit }
     }
 
     /// Steps that the run will take, roughly.
     pub(super) fn expected_steps(&self) -> u64 {
         self.operations * STEPS_AN_OPERATION
+    }
+
+    /// Points likewise.
+    pub(super) fn expected_points(&self) -> u64 {
+        self.expected_steps() / STEPS_A_POINT
     }
 }
 
@@ -137,8 +177,8 @@ impl fmt::Display for Scenario {
         )?;
         match &self.strategy {
             Strategy::Fixed(turns) => write!(f, "{} given turns", turns.len()),
-            Strategy::Pct { changes } => write!(f, "PCT with {changes} changes"),
-            Strategy::Walk { turn } => write!(f, "random walk with turns of {turn} steps"),
+            Strategy::Pct { changes, unit } => write!(f, "PCT with {changes} changes at {unit}"),
+            Strategy::Walk { turn, unit } => write!(f, "random walk with turns of {turn} {unit}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::random::Random;
-use super::scenario::{Scenario, Strategy};
+use super::scenario::{Scenario, Strategy, Unit};
 
 /// Steps for which a CPU that waits in a loop is let be, from this number on.
 const SHORTEST_WAIT: u64 = 256;
@@ -43,14 +43,16 @@ enum Turns {
         priorities: Vec<i64>,
         /// The next priority below all others.
         lowest: i64,
-        /// Steps at which something happens to the CPU that runs, last first.
+        /// When something happens to the CPU that runs, last first.
         changes: Vec<(u64, Change)>,
+        unit: Unit,
     },
     /// As they are given; the lowest CPU where the one whose turn it is cannot run.
     Fixed { turns: Vec<Turn>, next: usize },
     Walk {
         turn: u64,
-        /// Step at which the turn ends.
+        unit: Unit,
+        /// When the turn ends.
         end: u64,
         /// Whose turn it is.
         cpu: Option<u32>,
@@ -84,18 +86,21 @@ impl Scheduler {
         }
     }
 
-    /// The scheduler of a scenario, which begins at step `now`.
-    pub(super) fn new(scenario: &Scenario, now: u64) -> Self {
+    /// The scheduler of a scenario, which begins at moment `now` and that many points.
+    pub(super) fn new(scenario: &Scenario, now: u64, points: u64) -> Self {
         let mut random = Random::new(scenario.seed, 1);
         let cpus = scenario.topology.possible;
         let turns = match &scenario.strategy {
             Strategy::Fixed(turns) => Turns::Fixed { turns: turns.clone(), next: 0 },
-            &Strategy::Pct { changes } => {
+            &Strategy::Pct { changes, unit } => {
                 let mut priorities: Vec<_> = (0..i64::from(cpus)).collect();
                 for i in (1..priorities.len()).rev() {
                     priorities.swap(i, random.below(i as u64 + 1) as usize);
                 }
-                let length = scenario.expected_steps();
+                let (length, now) = match unit {
+                    Unit::Steps => (scenario.expected_steps(), now),
+                    Unit::Points => (scenario.expected_points(), points),
+                };
                 let kind = |random: &mut Random| {
                     if random.one_in(2) { Change::Demoted } else { Change::Interrupted }
                 };
@@ -103,16 +108,16 @@ impl Scheduler {
                     .map(|_| (now + 1 + random.below(length), kind(&mut random)))
                     .collect();
                 changes.sort_unstable_by(|a, b| b.cmp(a));
-                Turns::Pct { priorities, lowest: -1, changes }
+                Turns::Pct { priorities, lowest: -1, changes, unit }
             }
-            &Strategy::Walk { turn } => Turns::Walk { turn, end: now, cpu: None },
+            &Strategy::Walk { turn, unit } => Turns::Walk { turn, unit, end: 0, cpu: None },
         };
         Self { random, ..Self::with(scenario.seed, turns) }
     }
 
-    /// Which of the CPUs in `able` (not empty, ascending) runs from step `now`.
-    pub(super) fn pick(&mut self, able: &[u32], now: u64) -> Turn {
-        let (cpu, interrupted) = self.choose(able, now);
+    /// Which of the CPUs in `able` (not empty, ascending) runs from moment `now` and point `point`.
+    pub(super) fn pick(&mut self, able: &[u32], now: u64, point: u64) -> Turn {
+        let (cpu, interrupted) = self.choose(able, now, point);
         let turn = Turn { at: now, cpu, interrupted };
         if interrupted || self.chosen.last().is_none_or(|last| last.cpu != cpu) {
             self.chosen.push(turn);
@@ -126,10 +131,12 @@ impl Scheduler {
     }
 
     /// A CPU, and whether it is interrupted.
-    fn choose(&mut self, able: &[u32], now: u64) -> (u32, bool) {
+    fn choose(&mut self, able: &[u32], now: u64, point: u64) -> (u32, bool) {
+        let count = |unit: Unit| if unit == Unit::Steps { now } else { point };
         match &mut self.turns {
             Turns::Boot => (able[0], false),
-            Turns::Pct { priorities, lowest, changes } => {
+            Turns::Pct { priorities, lowest, changes, unit } => {
+                let now = count(*unit);
                 let highest = |priorities: &[i64]| {
                     able.iter().copied().max_by_key(|&cpu| priorities[cpu as usize])
                 };
@@ -158,7 +165,8 @@ impl Scheduler {
                     None => (able[0], false),
                 }
             }
-            Turns::Walk { turn, end, cpu } => {
+            Turns::Walk { turn, unit, end, cpu } => {
+                let now = count(*unit);
                 if let Some(cpu) = cpu.filter(|cpu| now < *end && able.contains(cpu)) {
                     return (cpu, false);
                 }
@@ -171,13 +179,20 @@ impl Scheduler {
         }
     }
 
-    /// The step at which [`pick`](Self::pick) is to be asked again, if nothing else happens.
-    pub(super) fn next_switch(&self) -> u64 {
+    /// The moment and the point at which [`pick`](Self::pick) is to be asked again, if nothing else
+    /// happens.
+    pub(super) fn next_switch(&self) -> (u64, u64) {
+        let at = |unit: Unit, count| match unit {
+            Unit::Steps => (count, NEVER),
+            Unit::Points => (NEVER, count),
+        };
         match &self.turns {
-            Turns::Boot => NEVER,
-            Turns::Pct { changes, .. } => changes.last().map_or(NEVER, |(at, _)| *at),
-            Turns::Fixed { turns, next } => turns.get(*next).map_or(NEVER, |turn| turn.at),
-            Turns::Walk { end, .. } => *end,
+            Turns::Boot => (NEVER, NEVER),
+            Turns::Pct { changes, unit, .. } => {
+                at(*unit, changes.last().map_or(NEVER, |(at, _)| *at))
+            }
+            Turns::Fixed { turns, next } => (turns.get(*next).map_or(NEVER, |turn| turn.at), NEVER),
+            Turns::Walk { end, unit, .. } => at(*unit, *end),
         }
     }
 
@@ -212,17 +227,17 @@ mod tests {
         let all = [0, 1, 2, 3];
         let (mut demoted, mut interrupted) = (0, 0);
         for seed in 0..50 {
-            let mut scenario = scenario(Strategy::Pct { changes: 2 });
+            let mut scenario = scenario(Strategy::Pct { changes: 2, unit: Unit::Steps });
             scenario.topology.possible = 4;
             scenario.seed = seed;
-            let mut scheduler = Scheduler::new(&scenario, 100);
-            let mut turn = scheduler.pick(&all, 100);
-            let mut change = scheduler.next_switch();
+            let mut scheduler = Scheduler::new(&scenario, 100, 0);
+            let mut turn = scheduler.pick(&all, 100, 0);
+            let mut change = scheduler.next_switch().0;
             for _ in 0..2 {
                 assert!(change > 100 && change != NEVER);
-                assert_eq!(scheduler.pick(&all, change - 1).cpu, turn.cpu);
-                let next = scheduler.pick(&all, change);
-                let again = scheduler.next_switch();
+                assert_eq!(scheduler.pick(&all, change - 1, 0).cpu, turn.cpu);
+                let next = scheduler.pick(&all, change, 0);
+                let again = scheduler.next_switch().0;
                 if again != change {
                     // Either it goes on, interrupted, or another one does.
                     assert_eq!(next.interrupted, next.cpu == turn.cpu);
@@ -231,20 +246,22 @@ mod tests {
                 }
                 (turn, change) = (next, again);
             }
-            assert_eq!(scheduler.next_switch(), NEVER);
+            assert_eq!(scheduler.next_switch().0, NEVER);
             // Whoever is able to run runs, wherever it stands.
-            assert_eq!(scheduler.pick(&[2], u64::MAX - 1).cpu, 2);
+            assert_eq!(scheduler.pick(&[2], u64::MAX - 1, 0).cpu, 2);
         }
         assert!(demoted > 20 && interrupted > 20, "{demoted} and {interrupted}");
     }
 
     #[test]
     fn a_walk_gives_every_cpu_turns_that_end() {
-        let mut scheduler = Scheduler::new(&scenario(Strategy::Walk { turn: 50 }), 0);
+        let mut scheduler =
+            Scheduler::new(&scenario(Strategy::Walk { turn: 50, unit: Unit::Points }), 0, 0);
         let (mut now, mut turns) = (0, [0; 3]);
         for _ in 0..300 {
-            turns[scheduler.pick(&[0, 1, 2], now).cpu as usize] += 1;
-            let end = scheduler.next_switch();
+            turns[scheduler.pick(&[0, 1, 2], 7, now).cpu as usize] += 1;
+            let (never, end) = scheduler.next_switch();
+            assert_eq!(never, NEVER);
             assert!(end > now && end <= now + 100);
             now = end;
         }
@@ -253,13 +270,16 @@ mod tests {
 
     #[test]
     fn turns_that_were_chosen_can_be_given() {
-        let mut scheduler = Scheduler::new(&scenario(Strategy::Walk { turn: 50 }), 0);
+        let mut scheduler =
+            Scheduler::new(&scenario(Strategy::Walk { turn: 50, unit: Unit::Points }), 0, 0);
         let moments: Vec<_> = (0..200).map(|i| i * 30).collect();
         let able = |now: u64| if now % 7 == 0 { vec![1] } else { vec![0, 1, 2] };
-        let chosen: Vec<_> = moments.iter().map(|&now| scheduler.pick(&able(now), now)).collect();
+        let chosen: Vec<_> =
+            moments.iter().map(|&now| scheduler.pick(&able(now), now, now / 3)).collect();
         let given = Strategy::Fixed(scheduler.into_turns());
-        let mut scheduler = Scheduler::new(&scenario(given), 0);
-        let again: Vec<_> = moments.iter().map(|&now| scheduler.pick(&able(now), now)).collect();
+        let mut scheduler = Scheduler::new(&scenario(given), 0, 0);
+        let again: Vec<_> =
+            moments.iter().map(|&now| scheduler.pick(&able(now), now, now / 3)).collect();
         assert_eq!(chosen, again);
     }
 }

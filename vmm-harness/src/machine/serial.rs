@@ -92,8 +92,8 @@ impl<'a> Machine<'a> {
         let restored = snapshot.restore(&mut self.vm, &mut self.cpus);
         self.snapshot = Some(snapshot);
         let reset = restored?;
-        let now = self.clock.now()?;
-        let run = Run::new(self, Scheduler::new(scenario, now)).name_places(symbols);
+        let (now, points) = (self.clock.now()?, self.clock.points()?);
+        let run = Run::new(self, Scheduler::new(scenario, now, points)).name_places(symbols);
         let outcome = run.complete(scenario)?;
         Ok(Outcome { reset, ..outcome })
     }

@@ -10,16 +10,26 @@ pub fn no_vm() -> bool {
 
 /// The guest image: the one that `PERCPU_GUEST_IMAGE` names, else a freshly built one.
 pub fn image() -> PathBuf {
-    if let Some(path) = std::env::var_os("PERCPU_GUEST_IMAGE") {
+    built("PERCPU_GUEST_IMAGE", &["xtask", "guest"])
+}
+
+/// The same for the deterministic machine, and `PERCPU_STEPS_IMAGE`.
+#[allow(dead_code, reason = "not every test program wants both")]
+pub fn steps_image() -> PathBuf {
+    built("PERCPU_STEPS_IMAGE", &["xtask", "guest", "--steps"])
+}
+
+fn built(variable: &str, build: &[&str]) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
     let output = Command::new(env!("CARGO"))
-        .args(["xtask", "guest"])
+        .args(build)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo can be started");
-    assert!(output.status.success(), "`cargo xtask guest` failed");
+    assert!(output.status.success(), "`cargo {}` failed", build.join(" "));
     let path = String::from_utf8(output.stdout).expect("a path in UTF-8");
     path.trim_end().into()
 }
