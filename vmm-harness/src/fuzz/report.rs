@@ -242,8 +242,9 @@ pub fn write_replay(
     }
     writeln!(
         out,
-        "{} steps, {} exits, {} plugs ({} failed), {} checks, trace {:#018x}",
+        "{} steps ({} points), {} exits, {} plugs ({} failed), {} checks, trace {:#018x}",
         outcome.steps,
+        outcome.points,
         outcome.bells,
         outcome.plugs + outcome.failed_plugs,
         outcome.failed_plugs,

@@ -81,6 +81,8 @@ pub struct Outcome {
     pub places: Vec<String>,
     /// Steps of all CPUs.
     pub steps: u64,
+    /// Of which before operations on per-CPU copies and atomic read-modify-writes.
+    pub points: u64,
     /// Exits to the host.
     pub bells: u64,
     /// Plugs and unplugs that the guest carried out.
@@ -272,6 +274,7 @@ impl<'m, 'a> Run<'m, 'a> {
         Ok(Outcome {
             ending,
             steps: self.machine.clock.steps()?,
+            points: self.machine.clock.points()?,
             bells: self.bells,
             plugs: plugs.done,
             failed_plugs: plugs.failed,

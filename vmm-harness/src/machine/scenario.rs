@@ -13,7 +13,7 @@ const STEPS_AN_OPERATION: u64 = 750;
 /// Steps to a point, roughly.
 const STEPS_A_POINT: u64 = 16;
 /// Steps of the shortest turn of a walk, and orders of magnitude (doublings) above.
-const SHORTEST_TURN: u64 = 500;
+const SHORTEST_TURN: u64 = 1000;
 const TURNS: u64 = 6;
 const OPERATIONS: u64 = 200;
 const PLUGS: u64 = 4;
