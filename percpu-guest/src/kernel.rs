@@ -12,10 +12,9 @@ use crate::arch::{doorbell, irq, tsc};
 use crate::mem::{heap, paging, shortage};
 use crate::{ipi, log, sched, shared};
 
-/// After so many turns of a spin loop the lock's holder has probably lost its host CPU.
-///
-/// Where CPUs run one at a time the holder certainly does not run now.
-const SPINS_BEFORE_YIELD: u32 = if cfg!(percpu_steps) { 1 } else { 200 };
+/// After so many turns of a spin loop the lock's holder has probably lost its host CPU. Where CPUs
+/// run one at a time it certainly does not run now.
+const SPINS_BEFORE_YIELD: u32 = 200;
 
 /// This kernel.
 pub struct Kernel;
@@ -54,7 +53,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn relax(spins: u32) {
-        if spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1 {
+        if cfg!(percpu_steps) || spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1 {
             doorbell::ring(Doorbell::Yield, 0);
         } else {
             core::hint::spin_loop();

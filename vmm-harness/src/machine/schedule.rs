@@ -273,7 +273,7 @@ mod tests {
         let mut scheduler =
             Scheduler::new(&scenario(Strategy::Walk { turn: 50, unit: Unit::Points }), 0, 0);
         let moments: Vec<_> = (0..200).map(|i| i * 30).collect();
-        let able = |now: u64| if now % 7 == 0 { vec![1] } else { vec![0, 1, 2] };
+        let able = |now: u64| if now.is_multiple_of(7) { vec![1] } else { vec![0, 1, 2] };
         let chosen: Vec<_> =
             moments.iter().map(|&now| scheduler.pick(&able(now), now, now / 3)).collect();
         let given = Strategy::Fixed(scheduler.into_turns());

@@ -187,6 +187,7 @@ impl Guest {
             memory_start: HEAP,
             memory_end: MEMORY as u64,
             test: 0,
+            operations: 0,
             tsc_mhz: 1000,
             possible: CPUS,
             boot_cpus: 2,
