@@ -45,7 +45,7 @@ impl fmt::Display for Failure {
 /// All that seeds have shown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FuzzReport {
-    /// [`SCHEMA`].
+    /// The version of this layout: 1.
     pub schema: u32,
     /// First seed.
     pub first_seed: u64,

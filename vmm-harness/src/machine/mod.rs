@@ -7,7 +7,7 @@
 //! in a hash, and two runs of a seed can be compared entry by entry.
 //!
 //! - [`Scenario`]: what a seed stands for;
-//! - [`Scheduler`](schedule::Scheduler): who runs next, and for how many steps;
+//! - `schedule`: who runs next, and for how many steps;
 //! - [`Trace`]: what happened;
 //! - [`Machine`]: a VM that goes through one scenario after the other, put back between them to the
 //!   moment at which its guest had booted.
