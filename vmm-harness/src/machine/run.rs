@@ -145,6 +145,8 @@ pub(super) struct Run<'m, 'a> {
     trace: Trace,
     bells: u64,
     able: Vec<u32>,
+    /// The last CPU was made to stop at a step.
+    stopped: bool,
     /// The moment at which the host wants to be asked, whoever runs.
     wake_at: u64,
     /// To name places with, if they are asked for.
@@ -156,7 +158,17 @@ impl<'m, 'a> Run<'m, 'a> {
     pub(super) fn new(machine: &'m mut Machine<'a>, scheduler: Scheduler) -> Self {
         let (trace, able) = (Trace::default(), Vec::new());
         let (symbols, places) = (None, Vec::new());
-        Self { machine, scheduler, trace, bells: 0, able, wake_at: NEVER, symbols, places }
+        Self {
+            stopped: false,
+            machine,
+            scheduler,
+            trace,
+            bells: 0,
+            able,
+            wake_at: NEVER,
+            symbols,
+            places,
+        }
     }
 
     /// Notes where each CPU stands when it rings.
@@ -203,6 +215,7 @@ impl<'m, 'a> Run<'m, 'a> {
         let (bell, argument) =
             machine.vm.run(cpu).map_err(|crash| Stopped::Crash { cpu, crash })?;
         self.bells += 1;
+        self.stopped = bell == Doorbell::Switch;
         let steps = machine.clock.steps()?;
         self.trace.push(Entry::Ran { cpu, steps, bell, argument });
         self.note_place(cpu);
@@ -244,7 +257,12 @@ impl<'m, 'a> Run<'m, 'a> {
             })?;
             machine.cpus.able(now, &mut self.able)?;
             if !self.able.is_empty() {
-                return Ok(self.scheduler.pick(&self.able, now, machine.clock.points()?));
+                return Ok(self.scheduler.pick(
+                    &self.able,
+                    now,
+                    machine.clock.points()?,
+                    self.stopped,
+                ));
             }
             let next = machine.cpus.next_moment()?.ok_or(Stopped::Deadlock)?;
             machine.clock.skip(next.saturating_sub(now).max(1))?;

@@ -19,6 +19,8 @@ pub struct Turn {
     pub at: u64,
     /// The CPU.
     pub cpu: u32,
+    /// The CPU before was made to stop, at a step. Else it gave way by itself, or called the host.
+    pub forced: bool,
     /// It is interrupted by its timer first: where it stands, and before its time.
     pub interrupted: bool,
 }
@@ -116,9 +118,10 @@ impl Scheduler {
     }
 
     /// Which of the CPUs in `able` (not empty, ascending) runs from moment `now` and point `point`.
-    pub(super) fn pick(&mut self, able: &[u32], now: u64, point: u64) -> Turn {
+    /// `forced` says that the CPU before was made to stop there.
+    pub(super) fn pick(&mut self, able: &[u32], now: u64, point: u64, forced: bool) -> Turn {
         let (cpu, interrupted) = self.choose(able, now, point);
-        let turn = Turn { at: now, cpu, interrupted };
+        let turn = Turn { at: now, cpu, forced, interrupted };
         if interrupted || self.chosen.last().is_none_or(|last| last.cpu != cpu) {
             self.chosen.push(turn);
         }
@@ -155,13 +158,16 @@ impl Scheduler {
                 (cpu, interrupted)
             }
             Turns::Fixed { turns, next } => {
-                let before = *next;
-                while turns.get(*next).is_some_and(|turn| turn.at <= now) {
+                // One at a time: several may begin at one moment, of which each ends without a step.
+                let begins = turns.get(*next).is_some_and(|turn| turn.at <= now);
+                *next += usize::from(begins);
+                // Those that should have begun before: the run is another one.
+                while turns.get(*next).is_some_and(|turn| turn.at < now) {
                     *next += 1;
                 }
                 let turn = next.checked_sub(1).map(|last| turns[last]);
                 match turn.filter(|turn| able.contains(&turn.cpu)) {
-                    Some(turn) => (turn.cpu, turn.interrupted && *next > before),
+                    Some(turn) => (turn.cpu, turn.interrupted && begins),
                     None => (able[0], false),
                 }
             }
@@ -191,7 +197,10 @@ impl Scheduler {
             Turns::Pct { changes, unit, .. } => {
                 at(*unit, changes.last().map_or(NEVER, |(at, _)| *at))
             }
-            Turns::Fixed { turns, next } => (turns.get(*next).map_or(NEVER, |turn| turn.at), NEVER),
+            Turns::Fixed { turns, next } => {
+                let forced = turns[*next..].iter().find(|turn| turn.forced);
+                (forced.map_or(NEVER, |turn| turn.at), NEVER)
+            }
             Turns::Walk { end, unit, .. } => at(*unit, *end),
         }
     }
@@ -231,12 +240,12 @@ mod tests {
             scenario.topology.possible = 4;
             scenario.seed = seed;
             let mut scheduler = Scheduler::new(&scenario, 100, 0);
-            let mut turn = scheduler.pick(&all, 100, 0);
+            let mut turn = scheduler.pick(&all, 100, 0, true);
             let mut change = scheduler.next_switch().0;
             for _ in 0..2 {
                 assert!(change > 100 && change != NEVER);
-                assert_eq!(scheduler.pick(&all, change - 1, 0).cpu, turn.cpu);
-                let next = scheduler.pick(&all, change, 0);
+                assert_eq!(scheduler.pick(&all, change - 1, 0, true).cpu, turn.cpu);
+                let next = scheduler.pick(&all, change, 0, true);
                 let again = scheduler.next_switch().0;
                 if again != change {
                     // Either it goes on, interrupted, or another one does.
@@ -248,7 +257,7 @@ mod tests {
             }
             assert_eq!(scheduler.next_switch().0, NEVER);
             // Whoever is able to run runs, wherever it stands.
-            assert_eq!(scheduler.pick(&[2], u64::MAX - 1, 0).cpu, 2);
+            assert_eq!(scheduler.pick(&[2], u64::MAX - 1, 0, true).cpu, 2);
         }
         assert!(demoted > 20 && interrupted > 20, "{demoted} and {interrupted}");
     }
@@ -259,7 +268,7 @@ mod tests {
             Scheduler::new(&scenario(Strategy::Walk { turn: 50, unit: Unit::Points }), 0, 0);
         let (mut now, mut turns) = (0, [0; 3]);
         for _ in 0..300 {
-            turns[scheduler.pick(&[0, 1, 2], 7, now).cpu as usize] += 1;
+            turns[scheduler.pick(&[0, 1, 2], 7, now, true).cpu as usize] += 1;
             let (never, end) = scheduler.next_switch();
             assert_eq!(never, NEVER);
             assert!(end > now && end <= now + 100);
@@ -272,14 +281,17 @@ mod tests {
     fn turns_that_were_chosen_can_be_given() {
         let mut scheduler =
             Scheduler::new(&scenario(Strategy::Walk { turn: 50, unit: Unit::Points }), 0, 0);
-        let moments: Vec<_> = (0..200).map(|i| i * 30).collect();
-        let able = |now: u64| if now.is_multiple_of(7) { vec![1] } else { vec![0, 1, 2] };
-        let chosen: Vec<_> =
-            moments.iter().map(|&now| scheduler.pick(&able(now), now, now / 3)).collect();
+        // Each moment comes twice, and other CPUs are able to run then.
+        let picks = |scheduler: &mut Scheduler| -> Vec<_> {
+            let pick = |i: u64| {
+                let able: &[u32] = if i.is_multiple_of(7) { &[1] } else { &[0, 2] };
+                scheduler.pick(able, i / 2 * 60, i / 2 * 20, true)
+            };
+            (0..200).map(pick).collect()
+        };
+        let chosen = picks(&mut scheduler);
         let given = Strategy::Fixed(scheduler.into_turns());
-        let mut scheduler = Scheduler::new(&scenario(given), 0, 0);
-        let again: Vec<_> =
-            moments.iter().map(|&now| scheduler.pick(&able(now), now, now / 3)).collect();
+        let again = picks(&mut Scheduler::new(&scenario(given), 0, 0));
         assert_eq!(chosen, again);
     }
 }
