@@ -21,6 +21,8 @@ pub struct Turn {
     pub cpu: u32,
     /// The CPU before was made to stop, at a step. Else it gave way by itself, or called the host.
     pub forced: bool,
+    /// How often CPUs had called by then at that very moment: they can without a step in between.
+    pub calls: u32,
     /// It is interrupted by its timer first: where it stands, and before its time.
     pub interrupted: bool,
 }
@@ -34,6 +36,8 @@ pub(super) struct Scheduler {
     turns: Turns,
     /// What was chosen.
     chosen: Vec<Turn>,
+    /// The moment of the last choice, and how often CPUs have called at it.
+    moment: (u64, u32),
 }
 
 #[derive(Clone, Debug)]
@@ -83,6 +87,7 @@ impl Scheduler {
         Self {
             random: Random::new(seed, 1),
             waits: Random::new(seed, 2),
+            moment: (0, 0),
             turns,
             chosen: Vec::new(),
         }
@@ -120,8 +125,10 @@ impl Scheduler {
     /// Which of the CPUs in `able` (not empty, ascending) runs from moment `now` and point `point`.
     /// `forced` says that the CPU before was made to stop there.
     pub(super) fn pick(&mut self, able: &[u32], now: u64, point: u64, forced: bool) -> Turn {
+        let calls = if self.moment.0 == now { self.moment.1 } else { 0 } + u32::from(!forced);
+        self.moment = (now, calls);
         let (cpu, interrupted) = self.choose(able, now, point);
-        let turn = Turn { at: now, cpu, forced, interrupted };
+        let turn = Turn { at: now, cpu, forced, calls, interrupted };
         if interrupted || self.chosen.last().is_none_or(|last| last.cpu != cpu) {
             self.chosen.push(turn);
         }
@@ -158,13 +165,12 @@ impl Scheduler {
                 (cpu, interrupted)
             }
             Turns::Fixed { turns, next } => {
-                // One at a time: several may begin at one moment, of which each ends without a step.
-                let begins = turns.get(*next).is_some_and(|turn| turn.at <= now);
-                *next += usize::from(begins);
-                // Those that should have begun before: the run is another one.
-                while turns.get(*next).is_some_and(|turn| turn.at < now) {
+                // More than one if the run is another one than that which the turns are from.
+                let before = *next;
+                while turns.get(*next).is_some_and(|turn| (turn.at, turn.calls) <= self.moment) {
                     *next += 1;
                 }
+                let begins = *next > before;
                 let turn = next.checked_sub(1).map(|last| turns[last]);
                 match turn.filter(|turn| able.contains(&turn.cpu)) {
                     Some(turn) => (turn.cpu, turn.interrupted && begins),
@@ -285,7 +291,7 @@ mod tests {
         let picks = |scheduler: &mut Scheduler| -> Vec<_> {
             let pick = |i: u64| {
                 let able: &[u32] = if i.is_multiple_of(7) { &[1] } else { &[0, 2] };
-                scheduler.pick(able, i / 2 * 60, i / 2 * 20, true)
+                scheduler.pick(able, i / 2 * 60, i / 2 * 20, false)
             };
             (0..200).map(pick).collect()
         };
