@@ -115,16 +115,19 @@ impl Config {
         Self { atom_size: PAGE as usize, distance: |_, _| LOCAL_DISTANCE, ..*self }
     }
 
+    /// The CPU that runs set-up, one of the possible ones.
+    fn boot_cpu_of(&self, possible: &CpuSet) -> Result<u32, SetupError> {
+        let boot = self.boot_cpu.or(possible.iter().next()).ok_or(SetupError::NoCpu)?;
+        if possible.contains(boot) { Ok(boot) } else { Err(SetupError::BootCpu(boot)) }
+    }
+
     /// Which of the possible CPUs get their unit at set-up.
     ///
     /// # Errors
     ///
     /// [`NoCpu`](SetupError::NoCpu), or [`BootCpu`](SetupError::BootCpu) if that is not possible.
     pub fn units_at_set_up(&self, possible: &CpuSet) -> Result<CpuSet, SetupError> {
-        let boot = self.boot_cpu.or(possible.iter().next()).ok_or(SetupError::NoCpu)?;
-        if !possible.contains(boot) {
-            return Err(SetupError::BootCpu(boot));
-        }
+        let boot = self.boot_cpu_of(possible)?;
         if self.units_on_demand { CpuSet::new([boot]) } else { Ok(possible.clone()) }
     }
 }
@@ -294,6 +297,7 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
     if foreign > MAX_FOREIGN_BYTES {
         return Err(SetupError::Scattered(foreign));
     }
+    let boot = config.boot_cpu_of(&possible)?;
     let with_unit = config.units_at_set_up(&possible)?;
     // SAFETY: passed on to the caller.
     let (info, mut first, method) = unsafe { make_first_chunk(&possible, &with_unit, config)? };
@@ -317,7 +321,6 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
         }
     }
     // It runs, and counts. That it is present and takes threads is for `hotplug::init` to say.
-    let boot = config.boot_cpu.or(possible.iter().next()).expect("there is a possible CPU");
     cpu::MASKS.online.set_index(boot as usize, true);
     AREAS.template.store(first.template, Ordering::Relaxed);
     AREAS.static_size.store(info.static_size, Ordering::Relaxed);

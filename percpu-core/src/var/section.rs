@@ -12,12 +12,11 @@
 
 use core::ops::Range;
 
+#[cfg(not(any(miri, feature = "up")))]
+use crate::view::PAGE;
+
 #[cfg(all(miri, not(feature = "up")))]
 pub use super::placement::template;
-
-/// A unit's page.
-#[cfg(not(any(miri, feature = "up")))]
-const PAGE: usize = 4096;
 
 /// Addresses of the template: empty, since with one CPU there is nothing to be copied.
 #[cfg(feature = "up")]
@@ -92,7 +91,7 @@ pub fn template() -> Range<usize> {
     let (start, end) = sections().iter().fold((usize::MAX, 0), |(start, end), section| {
         (start.min(section.start), end.max(section.end))
     });
-    start & !(PAGE - 1)..end
+    start & !(PAGE as usize - 1)..end
 }
 
 /// Bytes of the template that belong to no per-CPU section: what the linker has put between them,
