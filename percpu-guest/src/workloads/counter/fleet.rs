@@ -1,4 +1,5 @@
-//! A thousand counters, each thread's share made and destroyed together, again and again.
+//! A thousand counters, each thread's share made and destroyed together, again and again. Where each
+//! step counts there are some dozens, whose lives are as short as the run.
 
 use percpu_core::counter::PercpuCounters;
 use percpu_guest::abi::{ACCOUNTS, CounterRole, IN_ACCOUNT};
@@ -8,13 +9,13 @@ use crate::shared;
 use crate::workloads::Worker;
 
 /// Counters of all threads together.
-const COUNTERS: u32 = 1024;
+const COUNTERS: u32 = if cfg!(percpu_steps) { 32 } else { 1024 };
 /// The same where each instruction takes a microsecond.
-const EMULATED_COUNTERS: u32 = 64;
+const EMULATED_COUNTERS: u32 = if cfg!(percpu_steps) { COUNTERS } else { 64 };
 /// Additions of a round.
 const ADDITIONS: u32 = 4;
 /// One round in so many ends the fleet and makes another one.
-const LIFE: u64 = 1024;
+const LIFE: u64 = if cfg!(percpu_steps) { 8 } else { 1024 };
 
 /// A thread's share.
 pub(super) struct Fleet {
