@@ -45,6 +45,15 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// The image counts steps, and whoever runs it does not read them.
+    #[error(
+        "{path} was built for the machine that runs CPUs one at a time: build the ordinary one with \
+         `cargo xtask guest`"
+    )]
+    Instrumented {
+        /// The image.
+        path: PathBuf,
+    },
     /// The guest stopped before any run began.
     #[error("the guest does not boot: {0}")]
     GuestBoot(String),
@@ -203,6 +212,7 @@ impl Error {
             | Self::Os { .. } => Status::Host,
             Self::GuestBoot(_) => Status::Crashed,
             Self::NotInstrumented { .. }
+            | Self::Instrumented { .. }
             | Self::TooManyCpus { .. }
             | Self::ImageUnreadable { .. }
             | Self::ImageNotElf { .. }
@@ -264,6 +274,11 @@ impl Error {
     /// The image is not for a machine that runs CPUs one at a time.
     pub fn not_instrumented(path: &Path) -> Self {
         Self::NotInstrumented { path: path.into() }
+    }
+
+    /// The image is for a machine that runs CPUs one at a time.
+    pub fn instrumented(path: &Path) -> Self {
+        Self::Instrumented { path: path.into() }
     }
 
     /// The image file is no percpu guest.

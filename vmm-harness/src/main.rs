@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use percpu_guest::abi::{BootMode, Fault, Workload};
 use vmm_harness::bench::{self, BenchConfig, Effort};
 use vmm_harness::error::{Error, Status};
-use vmm_harness::fuzz::{self, FuzzConfig};
+use vmm_harness::fuzz::{self, FuzzConfig, MachineKind};
 use vmm_harness::host::{Doctor, Host, HostInfo, RingChoice};
 use vmm_harness::image::Image;
 use vmm_harness::machine::{Scenario, Topology};
@@ -128,7 +128,7 @@ struct FuzzArgs {
     #[arg(long, value_name = "S", value_parser = seconds)]
     time: Option<f64>,
     /// The machine; only the deterministic one can replay.
-    #[arg(long, default_value = "deterministic")]
+    #[arg(long, default_value = "deterministic", value_enum)]
     machine: MachineKind,
     /// Run each seed twice, on two machines, and compare all that happened.
     #[arg(long)]
@@ -172,11 +172,6 @@ struct MinimiseArgs {
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
     #[arg(long, default_value = "auto")]
     ring: RingChoice,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum MachineKind {
-    Deterministic,
 }
 
 #[derive(Clone, Debug)]
@@ -286,6 +281,7 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         cpus: args.cpus,
         max_cpus,
         length,
+        work: None,
         workloads: args.workload.0,
         boot: match args.boot {
             Boot::Sipi => BootMode::Sipi,
@@ -294,6 +290,7 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         ring,
         seed,
         fault: args.fault,
+        live: true,
         replay: String::new(),
         process_start,
     };
@@ -350,8 +347,14 @@ fn bench(args: &BenchArgs) -> Result<Status, Error> {
 }
 
 fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
-    let MachineKind::Deterministic = args.machine;
-    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    if args.verify && args.machine == MachineKind::Parallel {
+        return Err(Error::Usage(
+            "--verify compares two runs of a seed step by step, and on the parallel machine no two \
+             runs are equal: leave out one of the two"
+                .into(),
+        ));
+    }
+    let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
@@ -363,6 +366,8 @@ fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
         verify: args.verify,
         most_failures: args.failures.max(1),
         ring,
+        machine: args.machine,
+        host,
     };
     let report = fuzz::run(&image, &config, &*interrupted()?)?;
     // As in `run`: a closed pipe is the reader's choice.

@@ -3,12 +3,11 @@
 mod config;
 
 use std::mem::offset_of;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
-    BootParams, ControlBlock, CpuState, SHARED, SharedHeader, VECTOR_IPI, Workload, control_block,
+    ControlBlock, CpuState, SHARED, SharedHeader, VECTOR_IPI, Workload, control_block,
 };
 
 use crate::counts;
@@ -19,12 +18,14 @@ use crate::host::HostInfo;
 use crate::image::Image;
 use crate::judge::{Judge, Quiescent, Signal, TrialEnd};
 use crate::memory::GuestMem;
-use crate::plug::{CpuNow, Injector, Order, Pending, Plan, Trials};
+use crate::plug::{CpuNow, Given, Injector, Order, Pending, Trials, Walk, Work};
 use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
 use crate::vm::{Vm, VmConfig, VmEventKind};
 
-use config::threads;
-pub use config::{Length, RunConfig, boot_mode_name, check_cpus, check_length, check_ring};
+use config::boot_of_run;
+pub use config::{
+    GivenWork, Length, RunConfig, boot_mode_name, check_cpus, check_length, check_ring,
+};
 pub(crate) use config::{boot_defaults, boot_params, patience};
 
 /// How long to wait for the guest between two looks at its event rings.
@@ -56,7 +57,7 @@ pub fn run(
     image: &Image,
     config: &RunConfig,
     host: &HostInfo,
-    interrupted: &Arc<AtomicBool>,
+    interrupted: &AtomicBool,
 ) -> Result<RunReport, Error> {
     Run::start(image, config, host)?.complete(interrupted)
 }
@@ -74,13 +75,21 @@ struct Run<'a> {
     /// The trial that has ended, until it is judged.
     trial_end: Option<TrialEnd>,
     watchdog: Watchdog,
-    live: LiveLine,
+    live: Option<LiveLine>,
     report: RunReport,
     /// When the guest's workloads started.
     began: Option<Instant>,
     ever_online: Vec<bool>,
     /// How much patience this ring needs.
     patience: u32,
+}
+
+/// Where the orders come from.
+enum Plan {
+    /// Chance; what a CPU has done is asked before it goes.
+    Walk(Walk),
+    /// Somebody who has written them down.
+    Given(Given),
 }
 
 /// Why a run is over before its time.
@@ -92,26 +101,22 @@ enum End {
 
 impl<'a> Run<'a> {
     fn start(image: &'a Image, config: &'a RunConfig, host: &HostInfo) -> Result<Self, Error> {
-        let boot = BootParams {
-            seed: config.seed,
-            possible: config.max_cpus,
-            boot_cpus: config.cpus,
-            boot_mode: config.boot as u32,
-            workloads: config.workloads.iter().map(|w| w.bit()).sum(),
-            fault: config.fault as u32,
-            threads: threads(config, host),
-            ..boot_params(config.ring, host)
-        };
+        let boot = boot_of_run(config, host);
         let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(config.max_cpus)))?;
         let mem = GuestMem::new(vm.memory().clone());
         let run = Self {
             judge: Judge::new(mem.clone(), config.max_cpus)?,
-            plan: Plan::new(config.seed, config.max_cpus, config.workloads.clone()),
+            plan: match &config.work {
+                Some(work) => Plan::Given(Given::new(work.plugs.clone())),
+                None => {
+                    Plan::Walk(Walk::new(config.seed, config.max_cpus, config.workloads.clone()))
+                }
+            },
             injector: Injector::new(mem.clone()),
             trials: Trials::default(),
             trial_end: None,
             watchdog: Watchdog::new(LIMITS, config.max_cpus),
-            live: LiveLine::default(),
+            live: config.live.then(LiveLine::default),
             report: RunReport {
                 seed: config.seed,
                 ring: config.ring,
@@ -134,7 +139,7 @@ impl<'a> Run<'a> {
 
     fn complete(mut self, interrupted: &AtomicBool) -> Result<RunReport, Error> {
         let end = self.drive(interrupted)?;
-        self.live.finish();
+        self.live = None;
         self.report.seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.report.interrupted = interrupted.load(Ordering::Relaxed);
         self.report.verdict = match end {
@@ -189,7 +194,11 @@ impl<'a> Run<'a> {
                 self.judge.check_instant();
                 next_instant = Instant::now() + INSTANT_EVERY;
             }
-            let over = stop || self.is_over(began);
+            let late = self.is_late(began);
+            if late && self.config.work.is_some() && !self.work_is_over() {
+                return Ok(Some(self.hung("the work that was given does not end", &[])));
+            }
+            let over = stop || late || self.work_is_over();
             if self.injector.pending().is_none() {
                 if over {
                     return self.finish();
@@ -249,7 +258,9 @@ impl<'a> Run<'a> {
                 if result.is_ok() {
                     self.report.plugs.up += 1;
                     let now = self.cpu_now(cpu);
-                    self.plan.came_up(cpu, now);
+                    if let Plan::Walk(walk) = &mut self.plan {
+                        walk.came_up(cpu, now);
+                    }
                 }
             }
             Signal::UnplugDone { cpu, result, command } => {
@@ -273,12 +284,38 @@ impl<'a> Run<'a> {
     }
 
     fn answered(&mut self, command: u64, fulfilled: bool) {
-        if self.injector.answered(command).is_some() && !fulfilled {
-            self.report.plugs.failed += 1;
+        let Some(answered) = self.injector.answered(command) else { return };
+        self.report.plugs.failed += u64::from(!fulfilled);
+        let done = self.work().done;
+        if let Plan::Given(given) = &mut self.plan
+            && !matches!(answered.order, Order::Trial(..))
+        {
+            given.answered(done);
         }
     }
 
-    fn is_over(&self, began: Instant) -> bool {
+    /// How much of the work that was given is done.
+    fn work(&self) -> Work {
+        let at = |offset: usize| SHARED + offset as u64;
+        let done = self.mem.load_u64(at(offset_of!(SharedHeader, operations_done))).unwrap_or(0);
+        let threads = self.mem.load_u32(at(offset_of!(SharedHeader, threads)));
+        let operations = self.config.work.as_ref().map_or(u64::MAX, |work| work.operations);
+        // Before the first operation there may be no thread yet.
+        Work { done, is_over: done >= operations && threads == Ok(0) }
+    }
+
+    /// Whether all work that was given is done, the plugs included.
+    fn work_is_over(&self) -> bool {
+        match &self.plan {
+            Plan::Walk(_) => false,
+            Plan::Given(given) => {
+                given.is_over() && self.injector.pending().is_none() && self.work().is_over
+            }
+        }
+    }
+
+    /// Whether it is time to end.
+    fn is_late(&self, began: Instant) -> bool {
         match self.config.length {
             Length::Time(time) => began.elapsed() >= time,
             Length::Plugs(plugs) => self.report.plugs.up + self.report.plugs.down >= plugs,
@@ -287,14 +324,18 @@ impl<'a> Run<'a> {
     }
 
     fn give_order(&mut self) -> Result<(), Error> {
-        let (mem, plan) = (&self.mem, &mut self.plan);
-        match plan.next(|cpu| cpu_now(mem, cpu)) {
-            Some(order) => {
-                self.judge.before_plug();
-                self.injector.send(&self.vm, order)
-            }
-            None => Ok(()),
+        let work = self.work();
+        let now = |cpu| cpu_now(&self.mem, cpu);
+        let next = match &mut self.plan {
+            Plan::Walk(walk) => walk.next(now).map(|order| (order, None)),
+            Plan::Given(given) => given.next(work, now),
+        };
+        let Some((order, fail)) = next else { return Ok(()) };
+        self.judge.before_plug();
+        if let (Some(step), Order::Plug(cpu) | Order::Unplug(cpu)) = (fail, order) {
+            self.injector.fail_step(cpu, step)?;
         }
+        self.injector.send(&self.vm, order)
     }
 
     /// Brings the guest to rest and judges all of it.
@@ -365,9 +406,11 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<Option<End>, Error> {
         let since = Instant::now();
         let idle = |run: &Self| {
+            // Given work is over when it is over, whoever has done it.
+            let Plan::Walk(walk) = &run.plan else { return false };
             (0..run.config.max_cpus).any(|cpu| {
                 let now = run.cpu_now(cpu);
-                now.state == Some(CpuState::Online) && !run.plan.has_worked(cpu, &now)
+                now.state == Some(CpuState::Online) && !walk.has_worked(cpu, &now)
             })
         };
         while idle(self) && since.elapsed() < LAST_WORK_LIMIT * self.patience {
@@ -446,6 +489,9 @@ impl<'a> Run<'a> {
     }
 
     fn show(&mut self, began: Instant) {
+        if self.live.is_none() {
+            return;
+        }
         let total = match self.config.length {
             Length::Time(time) => Some(time),
             Length::Plugs(_) | Length::Passes(_) => None,
@@ -460,7 +506,9 @@ impl<'a> Run<'a> {
             checks: self.judge.checks().values().sum(),
             violations: self.judge.violations().len() as u64,
         };
-        self.live.update(progress);
+        if let Some(live) = &mut self.live {
+            live.update(progress);
+        }
     }
 
     fn fill_report(&mut self) {

@@ -2,6 +2,7 @@
 
 mod live;
 mod minimise;
+mod parallel;
 mod report;
 
 use std::collections::HashMap;
@@ -10,13 +11,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use minimise::{Minimal, minimise};
+pub use parallel::Parallel;
 pub use report::{Failure, FuzzReport, write_minimal, write_replay, write_report};
 
 use crate::diag::Symbols;
 use crate::error::Error;
+use crate::host::HostInfo;
 use crate::image::Image;
 use crate::machine::{Ending, Machine, Outcome, Scenario, Topology};
 use live::Live;
+
+/// What scenarios run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// One CPU at a time, as the seed says.
+    #[default]
+    Deterministic,
+    /// A thread a CPU.
+    Parallel,
+}
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -31,6 +45,10 @@ pub struct FuzzConfig {
     pub most_failures: u64,
     /// The guest's privilege level.
     pub ring: u8,
+    /// The machine.
+    pub machine: MachineKind,
+    /// What the host can do.
+    pub host: HostInfo,
 }
 
 /// Machines, one for each topology that was asked for.
@@ -38,17 +56,37 @@ pub struct Machines<'a> {
     image: &'a Image,
     ring: u8,
     made: HashMap<Topology, Machine<'a>>,
+    /// In place of all those.
+    parallel: Option<Parallel<'a>>,
 }
 
 impl<'a> Machines<'a> {
     /// None yet.
     pub fn new(image: &'a Image, ring: u8) -> Self {
-        Self { image, ring, made: HashMap::new() }
+        Self { image, ring, made: HashMap::new(), parallel: None }
+    }
+
+    /// The machines that `config` asks for.
+    pub fn of(
+        image: &'a Image,
+        config: &FuzzConfig,
+        interrupted: &'a AtomicBool,
+    ) -> Result<Self, Error> {
+        let parallel = match config.machine {
+            MachineKind::Deterministic => None,
+            MachineKind::Parallel => {
+                Some(Parallel::new(image, config.host.clone(), config.ring, interrupted)?)
+            }
+        };
+        Ok(Self { parallel, ..Self::new(image, config.ring) })
     }
 
     /// Runs a scenario on the machine that fits.
     pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
-        self.machine(scenario)?.run(scenario, None)
+        match &self.parallel {
+            Some(parallel) => parallel.run(scenario),
+            None => self.machine(scenario)?.run(scenario, None),
+        }
     }
 
     /// The same, saying where CPUs stood.
@@ -73,7 +111,7 @@ pub fn run(
     interrupted: &AtomicBool,
 ) -> Result<FuzzReport, Error> {
     let began = Instant::now();
-    let mut machines = Machines::new(image, config.ring);
+    let mut machines = Machines::of(image, config, interrupted)?;
     let mut others = Machines::new(image, config.ring);
     let mut report = FuzzReport::new(config);
     let mut live = Live::new();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use percpu_guest::abi::{VECTOR_COMMAND, VECTOR_TIMER};
 use serde::Serialize;
 
-use super::{FuzzConfig, Minimal};
+use super::{FuzzConfig, MachineKind, Minimal, parallel};
 use crate::error::{Error, Status};
 use crate::machine::{Ending, Entry, Outcome, Scenario, Trace};
 
@@ -36,7 +36,10 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "FAILED {} at step {}: {}", self.what, self.steps, self.detail)?;
+        match self.steps {
+            0 => writeln!(f, "FAILED {}: {}", self.what, self.detail)?,
+            steps => writeln!(f, "FAILED {} at step {steps}: {}", self.what, self.detail)?,
+        }
         writeln!(f, "  seed {}: {}", self.seed, self.scenario)?;
         write!(f, "  {}", self.replay)
     }
@@ -57,6 +60,8 @@ pub struct FuzzReport {
     pub verify: bool,
     /// The guest's privilege level.
     pub ring: u8,
+    /// The machine.
+    pub machine: MachineKind,
     /// Time.
     pub seconds: f64,
     /// Runs a second, in all.
@@ -92,6 +97,7 @@ impl FuzzReport {
             verified: 0,
             verify: config.verify,
             ring: config.ring,
+            machine: config.machine,
             seconds: 0.0,
             runs_per_second: 0.0,
             steps: 0,
@@ -122,16 +128,26 @@ impl FuzzReport {
             Ending::Broken(violations) => {
                 violations.first().map(|v| v.detail.clone()).unwrap_or_default()
             }
-            Ending::Crashed(crash) | Ending::Hung(crash) => crash.text.clone(),
+            // Whoever cannot replay it to see more needs to see all of it now.
+            Ending::Crashed(crash) | Ending::Hung(crash) => match self.machine {
+                MachineKind::Deterministic => crash.text.clone(),
+                MachineKind::Parallel => crash.to_string(),
+            },
         };
         self.failures.push(Failure {
             seed: scenario.seed,
             what: outcome.ending.name().to_owned(),
             detail,
-            scenario: scenario.to_string(),
+            scenario: match self.machine {
+                MachineKind::Deterministic => scenario.to_string(),
+                MachineKind::Parallel => parallel::describe(scenario),
+            },
             steps: outcome.steps,
             hash: format!("{:#018x}", outcome.trace.hash()),
-            replay: format!("cargo xtask replay {}", scenario.seed),
+            replay: match self.machine {
+                MachineKind::Deterministic => format!("cargo xtask replay {}", scenario.seed),
+                MachineKind::Parallel => parallel::replay(scenario.seed),
+            },
         });
     }
 
@@ -204,17 +220,24 @@ pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()>
         report.runs as f64 / report.seconds.max(1e-3),
         if report.verify { " (each twice)" } else { "" },
     )?;
-    writeln!(
+    write!(
         out,
-        "a run: {:.0} steps, {:.0} exits, {:.1} plugs ({:.1} failed), {:.0} checks; reset {:.0} us, {:.0} us at most",
-        each(report.steps),
-        each(report.exits),
+        "a run: {:.1} plugs ({:.1} failed), {:.0} checks",
         each(report.plugs + report.failed_plugs),
         each(report.failed_plugs),
         each(report.checks),
-        report.reset_us_mean,
-        report.reset_us_max,
     )?;
+    match report.machine {
+        MachineKind::Deterministic => writeln!(
+            out,
+            ", {:.0} steps, {:.0} exits; reset {:.0} us, {:.0} us at most",
+            each(report.steps),
+            each(report.exits),
+            report.reset_us_mean,
+            report.reset_us_max,
+        )?,
+        MachineKind::Parallel => writeln!(out, "; all CPUs at once")?,
+    }
     if report.verify {
         writeln!(out, "{} of {} seeds gave two equal traces", report.verified, report.runs)?;
     }

@@ -151,7 +151,7 @@ impl Scenario {
     }
 
     /// Steps that the run will take, roughly.
-    pub(super) fn expected_steps(&self) -> u64 {
+    pub(crate) fn expected_steps(&self) -> u64 {
         self.operations * STEPS_AN_OPERATION
     }
 

@@ -7,6 +7,7 @@ use percpu_guest::abi::{BootMode, BootParams, Fault, MAX_CPUS, Workload};
 use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
+use crate::plug::GivenPlug;
 
 /// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
 /// place.
@@ -34,6 +35,19 @@ pub enum Length {
     Passes(u64),
 }
 
+/// Work that is given to its last operation, where threads and plugs else go on until it is time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenWork {
+    /// Operations of all threads together, after which they end.
+    pub operations: u64,
+    /// Threads of each workload.
+    pub threads: u32,
+    /// Microseconds between timer interrupts; more where interrupts are slow.
+    pub tick_us: u32,
+    /// Plugs, one after the other.
+    pub plugs: Vec<GivenPlug>,
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
@@ -41,8 +55,10 @@ pub struct RunConfig {
     pub cpus: u32,
     /// CPUs that can be.
     pub max_cpus: u32,
-    /// How long.
+    /// How long; at most, if the work is given: not to be done by then is to hang.
     pub length: Length,
+    /// Work that ends.
+    pub work: Option<GivenWork>,
     /// What the guest does meanwhile.
     pub workloads: Vec<Workload>,
     /// How CPUs are started.
@@ -53,6 +69,8 @@ pub struct RunConfig {
     pub seed: u64,
     /// Deliberate misbehaviour of the guest.
     pub fault: Fault,
+    /// Whether a line shows how it goes.
+    pub live: bool,
     /// The command line that repeats the run, for the report.
     pub replay: String,
     /// When the process started.
@@ -109,6 +127,27 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
     }
 }
 
+/// The same for `config`.
+pub(super) fn boot_of_run(config: &RunConfig, host: &HostInfo) -> BootParams {
+    let usual = BootParams {
+        seed: config.seed,
+        possible: config.max_cpus,
+        boot_cpus: config.cpus,
+        boot_mode: config.boot as u32,
+        workloads: config.workloads.iter().map(|w| w.bit()).sum(),
+        fault: config.fault as u32,
+        threads: threads(config, host),
+        ..boot_params(config.ring, host)
+    };
+    let Some(work) = &config.work else { return usual };
+    BootParams {
+        operations: work.operations,
+        threads: work.threads,
+        tick_us: if usual.emulated != 0 { usual.tick_us } else { work.tick_us },
+        ..usual
+    }
+}
+
 /// The same on a host of which nothing is known.
 pub(crate) fn boot_defaults(ring: u8) -> BootParams {
     BootParams {
@@ -145,7 +184,7 @@ pub(crate) fn patience(ring: u8, host: &HostInfo) -> u32 {
 
 /// Threads of each workload: enough to keep all CPUs at work, but no more than can soon come to
 /// rest where everything is slow.
-pub(super) fn threads(config: &RunConfig, host: &HostInfo) -> u32 {
+fn threads(config: &RunConfig, host: &HostInfo) -> u32 {
     let most = if is_emulated(config.ring, host) { EMULATED_THREADS } else { MOST_THREADS };
     config.max_cpus.clamp(2, most)
 }

@@ -1,4 +1,4 @@
-//! The plan of plugs: a random walk over the CPUs.
+//! A plan of plugs without an end: a random walk over the CPUs.
 
 use percpu_guest::abi::{CpuState, Workload};
 
@@ -12,7 +12,7 @@ const FIRST: u32 = 1;
 /// A CPU is taken down only after every workload has worked on it in its present life: a CPU that
 /// was idle from plug to unplug would prove nothing.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Walk {
     random: u64,
     possible: u32,
     workloads: Vec<Workload>,
@@ -29,8 +29,8 @@ pub struct CpuNow {
     pub ops: [u64; 8],
 }
 
-impl Plan {
-    /// A plan over CPUs `0..possible`, while `workloads` run.
+impl Walk {
+    /// A walk over CPUs `0..possible`, while `workloads` run.
     pub fn new(seed: u64, possible: u32, workloads: Vec<Workload>) -> Self {
         Self { random: seed, possible, workloads, born_with: vec![[0; 8]; possible as usize] }
     }
@@ -89,31 +89,31 @@ mod tests {
 
     #[test]
     fn the_boot_cpu_is_never_ordered_about() {
-        let mut plan = Plan::new(7, 3, vec![]);
+        let mut walk = Walk::new(7, 3, vec![]);
         for _ in 0..200 {
-            let order = plan.next(|_| online(1)).unwrap();
+            let order = walk.next(|_| online(1)).unwrap();
             assert!(matches!(order, Order::Unplug(1 | 2)), "{order:?}");
         }
-        assert_eq!(Plan::new(7, 1, vec![]).next(|_| online(1)), None);
+        assert_eq!(Walk::new(7, 1, vec![]).next(|_| online(1)), None);
     }
 
     #[test]
     fn a_cpu_goes_down_only_after_every_workload_worked_on_it() {
-        let mut plan = Plan::new(1, 2, vec![Workload::Statics, Workload::Mount]);
-        assert_eq!(plan.next(|_| CpuNow::default()), Some(Order::Plug(1)));
-        plan.came_up(1, online(5));
-        assert_eq!(plan.next(|_| online(5)), None);
+        let mut walk = Walk::new(1, 2, vec![Workload::Statics, Workload::Mount]);
+        assert_eq!(walk.next(|_| CpuNow::default()), Some(Order::Plug(1)));
+        walk.came_up(1, online(5));
+        assert_eq!(walk.next(|_| online(5)), None);
         let mut half = online(5);
         half.ops[Workload::Statics as usize] = 6;
-        assert_eq!(plan.next(|_| half), None);
-        assert_eq!(plan.next(|_| online(6)), Some(Order::Unplug(1)));
+        assert_eq!(walk.next(|_| half), None);
+        assert_eq!(walk.next(|_| online(6)), Some(Order::Unplug(1)));
     }
 
     #[test]
     fn a_seed_gives_one_plan() {
         let orders = |seed| {
-            let mut plan = Plan::new(seed, 32, vec![]);
-            (0..50).map(|_| plan.next(|_| CpuNow::default())).collect::<Vec<_>>()
+            let mut walk = Walk::new(seed, 32, vec![]);
+            (0..50).map(|_| walk.next(|_| CpuNow::default())).collect::<Vec<_>>()
         };
         assert_eq!(orders(3), orders(3));
         assert_ne!(orders(3), orders(4));

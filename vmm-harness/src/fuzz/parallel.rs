@@ -1,0 +1,142 @@
+//! Scenarios on the parallel machine: a thread a vCPU, all at once, interrupted by real timers.
+//!
+//! What a seed stands for is the same (workloads, CPUs, plugs, failing steps), but for how the CPUs
+//! take turns: that is the hardware's. So it finds what the deterministic machine cannot show, what
+//! comes of weak ordering above all, and what it finds cannot be replayed step by step.
+//!
+//! An operation takes microseconds where one step after the other takes a millisecond, so that there
+//! are many more of them: a run lasts long enough for plugs to fall among them.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use percpu_guest::abi::{BootMode, Fault};
+
+use crate::error::Error;
+use crate::host::HostInfo;
+use crate::image::Image;
+use crate::machine::{Ending, Outcome, Scenario, Trace};
+use crate::plug::GivenPlug;
+use crate::report::{RunReport, Verdict};
+use crate::run::{self, GivenWork, Length, RunConfig};
+
+/// Operations for each of the scenario's.
+const MORE: u64 = 100;
+/// How long a run may take; a plug alone may take some seconds to fail.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs scenarios, each on a VM of its own.
+pub struct Parallel<'a> {
+    image: &'a Image,
+    host: HostInfo,
+    ring: u8,
+    interrupted: &'a AtomicBool,
+}
+
+impl<'a> Parallel<'a> {
+    /// The machine for `image`, which must be the ordinary one: steps are counted for nobody here.
+    pub fn new(
+        image: &'a Image,
+        host: HostInfo,
+        ring: u8,
+        interrupted: &'a AtomicBool,
+    ) -> Result<Self, Error> {
+        if image.header().restore != 0 {
+            return Err(Error::instrumented(image.path()));
+        }
+        Ok(Self { image, host, ring, interrupted })
+    }
+
+    /// Boots a guest and lets it go through a scenario.
+    pub fn run(&self, scenario: &Scenario) -> Result<Outcome, Error> {
+        let config = RunConfig {
+            cpus: scenario.topology.boot_cpus,
+            max_cpus: scenario.topology.possible,
+            length: Length::Time(LIMIT),
+            work: Some(work(scenario)),
+            workloads: scenario.workloads.clone(),
+            boot: BootMode::Direct,
+            ring: self.ring,
+            seed: scenario.seed,
+            fault: Fault::None,
+            live: false,
+            replay: String::new(),
+            process_start: Instant::now(),
+        };
+        run::run(self.image, &config, &self.host, self.interrupted).map(outcome)
+    }
+}
+
+/// The scenario as it is here.
+pub(super) fn describe(scenario: &Scenario) -> String {
+    let operations = work(scenario).operations;
+    format!("{scenario}; here {operations} operations, and turns as the hardware has them")
+}
+
+/// What can be done about a failure of `seed`.
+pub(super) fn replay(seed: u64) -> String {
+    format!(
+        "cannot be replayed exactly: the CPUs took turns as the hardware would have it. The same \
+         scenario again, as often as you like:\n    \
+         cargo xtask fuzz --machine parallel --seeds {seed}..{}\n  \
+         step by step, which shows it only if it does not hang on weak ordering or real time:\n    \
+         cargo xtask replay {seed}",
+        seed.saturating_add(1)
+    )
+}
+
+/// What the scenario asks for. Its plugs are so many steps apart, which here are a part of all
+/// operations.
+fn work(scenario: &Scenario) -> GivenWork {
+    let operations = scenario.operations.saturating_mul(MORE);
+    let part = |steps: u64| {
+        let part = u128::from(steps) * u128::from(operations);
+        u64::try_from(part / u128::from(scenario.expected_steps().max(1))).unwrap_or(u64::MAX)
+    };
+    let plugs = scenario
+        .plugs
+        .iter()
+        .map(|plug| GivenPlug { after: part(plug.after), cpu: plug.cpu, fail: plug.fail })
+        .collect();
+    GivenWork { operations, threads: scenario.threads, tick_us: scenario.tick_us, plugs }
+}
+
+/// The report of a run in the terms of both machines; there are no steps, and no trace.
+fn outcome(report: RunReport) -> Outcome {
+    let crash = report.crash.unwrap_or_default();
+    Outcome {
+        ending: match report.verdict {
+            Verdict::Held => Ending::Held,
+            Verdict::Broken => Ending::Broken(report.violations),
+            Verdict::Crashed => Ending::Crashed(crash),
+            Verdict::Hung => Ending::Hung(crash),
+        },
+        trace: Trace::default(),
+        turns: Vec::new(),
+        places: Vec::new(),
+        steps: 0,
+        points: 0,
+        bells: 0,
+        plugs: report.plugs.up + report.plugs.down,
+        failed_plugs: report.plugs.failed,
+        checks: report.checks.values().sum(),
+        reset: Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Plug;
+
+    #[test]
+    fn plugs_stay_where_they_are_in_the_work() {
+        let mut scenario = Scenario::from_seed(1);
+        let after = scenario.expected_steps() / 4;
+        scenario.plugs = vec![Plug { after, cpu: 1, fail: Some(2) }];
+        let work = work(&scenario);
+        assert_eq!(work.operations, scenario.operations * MORE);
+        assert!(work.plugs[0].after.abs_diff(work.operations / 4) <= 1, "{work:?}");
+        assert_eq!((work.plugs[0].cpu, work.plugs[0].fail), (1, Some(2)));
+    }
+}
