@@ -9,6 +9,7 @@ use percpu_core::view::View;
 use percpu_guest::abi::{self, ImageHeader, TestEntry};
 use vm_memory::GuestMemoryMmap;
 
+use crate::coverage::{self, Edges};
 use crate::error::Error;
 use crate::memory::view_from_bytes;
 
@@ -18,6 +19,7 @@ pub struct Image {
     bytes: Vec<u8>,
     header: ImageHeader,
     tests: Vec<GuestTest>,
+    edges: Option<Edges>,
 }
 
 /// A test that the image declares.
@@ -59,7 +61,8 @@ impl Image {
             ));
         }
         let tests = tests(&elf).ok_or_else(|| Error::foreign_elf(path))?;
-        Ok(Self { path: path.into(), header, tests, bytes })
+        let edges = Edges::find(&elf).map_err(|why| Error::image_load(path, why))?;
+        Ok(Self { path: path.into(), header, tests, edges, bytes })
     }
 
     /// Where the image was read from.
@@ -82,8 +85,13 @@ impl Image {
         &self.tests
     }
 
-    /// The parts of memory that the image's code may write: all but what its code counts for the host
-    /// from run to run, which branches were reached.
+    /// The edges that the image's code notes for the host, if it was built to.
+    pub fn edges(&self) -> Option<&Edges> {
+        self.edges.as_ref()
+    }
+
+    /// The parts of memory that the image's code may write: also the flags of edges, but not what else
+    /// the compiler made for them, which nobody writes.
     pub fn writable(&self) -> Vec<std::ops::Range<u64>> {
         let Ok(elf) = object::File::parse(&*self.bytes) else { return Vec::new() };
         let mut parts: Vec<_> = elf
@@ -91,7 +99,9 @@ impl Image {
             .filter(|section| {
                 let object::SectionFlags::Elf { sh_flags } = section.flags() else { return false };
                 sh_flags & u64::from(object::elf::SHF_WRITE) != 0
-                    && !section.name().is_ok_and(|name| name.starts_with("__sancov"))
+                    && !section
+                        .name()
+                        .is_ok_and(|name| name.starts_with("__sancov") && name != coverage::FLAGS)
             })
             .map(|section| section.address()..section.address() + section.size())
             .filter(|part| part.start >= abi::IMAGE && !part.is_empty())

@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod counts;
+pub mod coverage;
 mod crash;
 pub mod diag;
 pub mod error;

@@ -13,6 +13,7 @@
 //!   moment at which its guest had booted.
 
 mod cpus;
+mod mutate;
 mod random;
 mod restore;
 mod run;
@@ -21,6 +22,7 @@ mod schedule;
 mod serial;
 mod trace;
 
+pub use random::Random;
 pub use run::{Ending, Outcome};
 pub use scenario::{Plug, Scenario, Strategy, Topology, Unit};
 pub use schedule::Turn;

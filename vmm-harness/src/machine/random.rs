@@ -2,11 +2,11 @@
 
 /// A generator.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// The generator numbered `stream` of `seed`.
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub fn new(seed: u64, stream: u64) -> Self {
         let mut random = Self(seed ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03));
         // Seeds that follow each other begin with numbers that have nothing in common.
         random.0 = random.next();
@@ -22,28 +22,28 @@ impl Random {
     }
 
     /// A number below `n`, which is not 0.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
     /// A number from `from` to `to`, both included.
-    pub(super) fn between(&mut self, from: u64, to: u64) -> u64 {
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from + 1)
     }
 
     /// True once in `n` times.
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
     /// A number from `from` to about `from << doublings`: each order of magnitude as often.
-    pub(super) fn magnitude(&mut self, from: u64, doublings: u64) -> u64 {
+    pub fn magnitude(&mut self, from: u64, doublings: u64) -> u64 {
         let base = from << self.below(doublings);
         base + self.below(base)
     }
 
     /// Some of `all`, at least one.
-    pub(super) fn some_of<T: Copy>(&mut self, all: &[T]) -> Vec<T> {
+    pub fn some_of<T: Copy>(&mut self, all: &[T]) -> Vec<T> {
         let bits = self.between(1, (1 << all.len()) - 1);
         (0..all.len()).filter(|i| bits >> i & 1 != 0).map(|i| all[i]).collect()
     }

@@ -13,6 +13,7 @@ use super::scenario::{Plug, Scenario};
 use super::schedule::{NEVER, Scheduler, Turn};
 use super::serial::Machine;
 use super::trace::{Entry, Trace};
+use crate::coverage::Features;
 use crate::crash;
 use crate::diag::{Symbols, backtrace};
 use crate::error::{Error, Status};
@@ -91,6 +92,8 @@ pub struct Outcome {
     pub failed_plugs: u64,
     /// Objects that were held against invariants.
     pub checks: u64,
+    /// What it reached, boot included.
+    pub features: Features,
     /// Time it took to put the guest back before the run.
     pub reset: Duration,
 }
@@ -297,6 +300,7 @@ impl<'m, 'a> Run<'m, 'a> {
             plugs: plugs.done,
             failed_plugs: plugs.failed,
             checks: judge.checks().values().sum(),
+            features: Features::new(),
             reset: Duration::ZERO,
             trace: self.trace,
             turns: self.scheduler.into_turns(),

@@ -9,18 +9,20 @@ use super::schedule::Turn;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
-const STEPS_AN_OPERATION: u64 = 750;
+pub(super) const STEPS_AN_OPERATION: u64 = 750;
 /// Steps to a point, roughly.
 const STEPS_A_POINT: u64 = 16;
 /// Steps of the shortest turn of a walk, and orders of magnitude (doublings) above.
 const SHORTEST_TURN: u64 = 1000;
 const TURNS: u64 = 6;
-const OPERATIONS: u64 = 200;
-const PLUGS: u64 = 4;
+pub(super) const OPERATIONS: u64 = 200;
+pub(super) const PLUGS: u64 = 4;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
-const STEPS_TO_FAIL: u64 = 12;
+pub(super) const STEPS_TO_FAIL: u64 = 12;
+/// Microseconds between timer interrupts, at least and at most.
+pub(super) const TICKS: (u32, u32) = (100, 600);
 /// What can be mixed.
-const WORKLOADS: [Workload; 5] =
+pub(super) const WORKLOADS: [Workload; 5] =
     [Workload::Statics, Workload::Counter, Workload::Alloc, Workload::Mount, Workload::Refs];
 
 /// How many CPUs there are: all that is fixed before the guest boots.
@@ -107,38 +109,51 @@ pub struct Scenario {
 impl Topology {
     /// CPUs that can be, at most.
     pub const MOST_CPUS: u32 = 4;
+
+    /// Any.
+    pub(super) fn random(random: &mut Random) -> Self {
+        let possible = random.between(2, Self::MOST_CPUS.into()) as u32;
+        Self { possible, boot_cpus: random.between(1, u64::from(possible)) as u32 }
+    }
+}
+
+impl Plug {
+    /// Any that such a machine can do.
+    pub(super) fn random(random: &mut Random, topology: Topology) -> Self {
+        Self {
+            after: random.below(OPERATIONS * STEPS_AN_OPERATION / PLUGS),
+            cpu: random.between(1, u64::from(topology.possible) - 1) as u32,
+            fail: random.one_in(6).then(|| random.below(STEPS_TO_FAIL)),
+        }
+    }
 }
 
 impl Scenario {
     /// The scenario of `seed`.
     pub fn from_seed(seed: u64) -> Self {
         let mut random = Random::new(seed, 0);
-        let possible = random.between(2, Topology::MOST_CPUS.into()) as u32;
-        let boot_cpus = random.between(1, u64::from(possible)) as u32;
-        let expected = OPERATIONS * STEPS_AN_OPERATION;
+        let topology = Topology::random(&mut random);
         let workloads = random.some_of(&WORKLOADS);
         // Enough for every CPU to have one.
-        let threads = u64::from(possible).div_ceil(workloads.len() as u64) + random.below(2);
+        let threads =
+            u64::from(topology.possible).div_ceil(workloads.len() as u64) + random.below(2);
         let plugs = (0..random.between(PLUGS - 1, PLUGS + 1))
-            .map(|_| Plug {
-                after: random.below(expected / PLUGS),
-                cpu: random.between(1, u64::from(possible) - 1) as u32,
-                fail: random.one_in(6).then(|| random.below(STEPS_TO_FAIL)),
-            })
+            .map(|_| Plug::random(&mut random, topology))
             .collect();
         Self {
             seed,
-            topology: Topology { possible, boot_cpus },
+            topology,
             workloads,
             threads: threads as u32,
             operations: random.between(OPERATIONS * 3 / 4, OPERATIONS * 5 / 4),
-            tick_us: random.between(100, 600) as u32,
+            tick_us: random.between(TICKS.0.into(), TICKS.1.into()) as u32,
             plugs,
-            strategy: Self::strategy(&mut random),
+            strategy: Self::random_strategy(&mut random),
         }
     }
 
-    fn strategy(random: &mut Random) -> Strategy {
+    /// Any, but none that is given.
+    pub(super) fn random_strategy(random: &mut Random) -> Strategy {
         let unit = if random.one_in(2) { Unit::Steps } else { Unit::Points };
         if random.one_in(2) {
             return Strategy::Pct { changes: random.between(1, 6) as u32, unit };

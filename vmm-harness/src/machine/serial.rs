@@ -7,6 +7,7 @@ use super::restore::Snapshot;
 use super::run::{Outcome, Run};
 use super::scenario::{Scenario, Topology};
 use super::schedule::Scheduler;
+use crate::coverage::{Covered, Features};
 use crate::crash;
 use crate::diag::Symbols;
 use crate::error::Error;
@@ -95,7 +96,17 @@ impl<'a> Machine<'a> {
         let (now, points) = (self.clock.now()?, self.clock.points()?);
         let run = Run::new(self, Scheduler::new(scenario, now, points)).name_places(symbols);
         let outcome = run.complete(scenario)?;
-        Ok(Outcome { reset, ..outcome })
+        let features = self.features()?;
+        Ok(Outcome { reset, features, ..outcome })
+    }
+
+    /// What the guest has reached by now, boot included.
+    pub fn features(&self) -> Result<Features, Error> {
+        let edges = match self.image.edges() {
+            Some(edges) => edges.read(&self.mem)?,
+            None => Covered::new(),
+        };
+        Ok(Features { edges, ..Features::new() })
     }
 
     pub(super) fn scene<'s>(&'s self, judge: Option<&'s crate::judge::Judge>) -> crash::Scene<'s> {

@@ -9,6 +9,7 @@ pub fn no_vm() -> bool {
 }
 
 /// The guest image: the one that `PERCPU_GUEST_IMAGE` names, else a freshly built one.
+#[allow(dead_code, reason = "not every test program wants both")]
 pub fn image() -> PathBuf {
     built("PERCPU_GUEST_IMAGE", &["xtask", "guest"])
 }
