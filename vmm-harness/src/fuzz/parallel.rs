@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{BootMode, Fault};
 
+use crate::coverage::Features;
 use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
@@ -120,6 +121,7 @@ fn outcome(report: RunReport) -> Outcome {
         plugs: report.plugs.up + report.plugs.down,
         failed_plugs: report.plugs.failed,
         checks: report.checks.values().sum(),
+        features: Features::new(),
         reset: Duration::ZERO,
     }
 }
