@@ -185,6 +185,34 @@ pub enum Error {
     /// A wrong argument that the parser cannot see.
     #[error("{0}")]
     Usage(String),
+    /// A scenario's file cannot be read.
+    #[error("the scenario {path} cannot be read ({source}): give a file or a seed")]
+    ScenarioUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A scenario's file does not say what a scenario's file must.
+    #[error("{path}, line {line}: {why}")]
+    ScenarioWrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what to give instead.
+        why: String,
+    },
+    /// A scenario or a failure cannot be kept.
+    #[error(
+        "{path} cannot be written ({source}): free space, or check the directory and its permissions"
+    )]
+    FileUnwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A report cannot be written.
     #[error(
         "the report {path} cannot be written ({source}): check the directory and its permissions"
@@ -222,6 +250,9 @@ impl Error {
             | Self::GuestAddress(_)
             | Self::NoSuchCpu { .. }
             | Self::Usage(_)
+            | Self::ScenarioUnreadable { .. }
+            | Self::ScenarioWrong { .. }
+            | Self::FileUnwritable { .. }
             | Self::ReportUnwritable { .. } => Status::Usage,
         }
     }

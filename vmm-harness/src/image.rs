@@ -110,6 +110,15 @@ impl Image {
         parts
     }
 
+    /// What the image puts into memory: addresses, as bytes, and contents. Neither symbols nor debug
+    /// information are part of it.
+    pub fn loaded(&self) -> Vec<([u8; 8], &[u8])> {
+        let Ok(elf) = object::File::parse(&*self.bytes) else { return Vec::new() };
+        elf.segments()
+            .filter_map(|segment| Some((segment.address().to_le_bytes(), segment.data().ok()?)))
+            .collect()
+    }
+
     /// Copies the image to its place and returns the address after it.
     pub fn load(&self, mem: &GuestMemoryMmap) -> Result<u64, Error> {
         Elf::load(mem, None, &mut Cursor::new(&self.bytes), None)

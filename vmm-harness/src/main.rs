@@ -1,26 +1,26 @@
 //! `vmm-harness`: boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
 
+mod cli;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use percpu_guest::abi::{BootMode, Fault, Workload};
 use vmm_harness::bench::{self, BenchConfig, Effort};
 use vmm_harness::error::{Error, Status};
-use vmm_harness::fuzz::{self, FuzzConfig, MachineKind};
-use vmm_harness::host::{Doctor, Host, HostInfo, RingChoice};
+use vmm_harness::host::{Doctor, RingChoice};
 use vmm_harness::image::Image;
-use vmm_harness::machine::{Scenario, Topology};
 use vmm_harness::report;
 use vmm_harness::run::{self, Length, RunConfig};
 
+use cli::deterministic::{self, FuzzArgs, MinimiseArgs, ReplayArgs};
+use cli::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
+
 /// CPUs that can be, unless said otherwise.
 const MAX_CPUS: u32 = 8;
-const DEFAULT_SECONDS: f64 = 10.0;
 
 /// Boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
 #[derive(Parser)]
@@ -42,21 +42,17 @@ enum Command {
     Bench(BenchArgs),
     /// Run scenarios made out of seeds on the deterministic machine, one CPU at a time, and judge them.
     Fuzz(FuzzArgs),
-    /// Run one seed's scenario again, which goes as it went before.
+    /// Run one scenario again, which goes as it went before.
+    ///
+    /// Ends with status 0 if every invariant held, 1 if not, and 1 too if a failure's file says that
+    /// this guest's run goes otherwise.
     Replay(ReplayArgs),
-    /// Look for the smallest scenario that fails as a seed's does, and show it step by step.
+    /// Look for the smallest scenario that fails as the given one does, and show it step by step.
     Minimise(MinimiseArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests that an image declares.
     List(ImageArg),
-}
-
-#[derive(clap::Args)]
-struct ImageArg {
-    /// The guest's ELF image.
-    #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
-    image: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -117,72 +113,6 @@ struct BenchArgs {
     ring: RingChoice,
 }
 
-#[derive(clap::Args)]
-struct FuzzArgs {
-    #[command(flatten)]
-    image: ImageArg,
-    /// Seeds to run: from A up to, not including, B [default: from a new one on, for ever].
-    #[arg(long, value_name = "A..B", value_parser = seeds)]
-    seeds: Option<Seeds>,
-    /// Begin no run after so many seconds [default: 10 if no seeds are given].
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    time: Option<f64>,
-    /// The machine; only the deterministic one can replay.
-    #[arg(long, default_value = "deterministic", value_enum)]
-    machine: MachineKind,
-    /// Run each seed twice, on two machines, and compare all that happened.
-    #[arg(long)]
-    verify: bool,
-    /// Stop after so many failures.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    failures: u64,
-    /// Write the report to this file as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// The guest's privilege level; auto takes 0 unless this host emulates it.
-    #[arg(long, default_value = "auto")]
-    ring: RingChoice,
-}
-
-#[derive(clap::Args)]
-struct ReplayArgs {
-    #[command(flatten)]
-    image: ImageArg,
-    /// The seed.
-    #[arg(value_name = "SEED", value_parser = seed)]
-    seed: u64,
-    /// Print everything that happened.
-    #[arg(long)]
-    trace: bool,
-    /// The guest's privilege level; auto takes 0 unless this host emulates it.
-    #[arg(long, default_value = "auto")]
-    ring: RingChoice,
-}
-
-#[derive(clap::Args)]
-struct MinimiseArgs {
-    #[command(flatten)]
-    image: ImageArg,
-    /// The seed.
-    #[arg(value_name = "SEED", value_parser = seed)]
-    seed: u64,
-    /// Look no longer than so many seconds.
-    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
-    time: f64,
-    /// The guest's privilege level; auto takes 0 unless this host emulates it.
-    #[arg(long, default_value = "auto")]
-    ring: RingChoice,
-}
-
-#[derive(Clone, Debug)]
-struct Seeds(std::ops::Range<u64>);
-
-fn seeds(text: &str) -> Result<Seeds, String> {
-    let (from, to) = text.split_once("..").ok_or("give two numbers, as 0..1000")?;
-    let (from, to) = (seed(from)?, seed(to)?);
-    if from < to { Ok(Seeds(from..to)) } else { Err("the second number must be larger".into()) }
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 enum Boot {
     Sipi,
@@ -212,21 +142,6 @@ fn fault(name: &str) -> Result<Fault, String> {
     })
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds > 0.0 && seconds <= 1e6 => Ok(seconds),
-        _ => Err("give a number of seconds above 0, at most 1000000".into()),
-    }
-}
-
-fn seed(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| "give a number from 0 to 2^64 - 1, decimal or 0x...".into())
-}
-
 /// Lets freed memory stay with the process: many short runs would else have it zeroed by the host
 /// again and again.
 fn keep_memory() {
@@ -244,9 +159,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args, process_start),
         Command::Bench(args) => bench(&args),
-        Command::Fuzz(args) => fuzz(args),
-        Command::Replay(args) => replay(&args),
-        Command::Minimise(args) => minimise(&args),
+        Command::Fuzz(args) => deterministic::fuzz(args),
+        Command::Replay(args) => deterministic::replay(&args),
+        Command::Minimise(args) => deterministic::minimise(&args),
         Command::Doctor => {
             let doctor = Doctor::examine();
             // As below: a closed pipe is the reader's choice.
@@ -310,25 +225,6 @@ fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
     Ok(report.verdict.status())
 }
 
-/// The image, what this host can do for `max_cpus` CPUs, and the ring to run in.
-fn prepare(
-    image: &ImageArg,
-    max_cpus: u32,
-    ring: RingChoice,
-) -> Result<(Image, HostInfo, u8), Error> {
-    let image = Image::open(&image.image)?;
-    let host = Host::probe()?;
-    host.require_capabilities()?;
-    host.require_vcpus(max_cpus)?;
-    let ring = match ring {
-        // Auto means what works.
-        RingChoice::Auto if image.header().ring3_only != 0 => 3,
-        choice => host.choose_ring(choice).0,
-    };
-    run::check_ring(&image, ring)?;
-    Ok((image, host, ring))
-}
-
 fn bench(args: &BenchArgs) -> Result<Status, Error> {
     run::check_cpus(args.cpus, args.cpus.max(bench::POSSIBLE))?;
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
@@ -344,81 +240,6 @@ fn bench(args: &BenchArgs) -> Result<Status, Error> {
         report.write_json(path)?;
     }
     Ok(report.status())
-}
-
-fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
-    if args.verify && args.machine == MachineKind::Parallel {
-        return Err(Error::Usage(
-            "--verify compares two runs of a seed step by step, and on the parallel machine no two \
-             runs are equal: leave out one of the two"
-                .into(),
-        ));
-    }
-    let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
-    if let Some(path) = &args.json {
-        report::check_writable(path)?;
-    }
-    let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
-    let seeds = args.seeds.map_or_else(|| new_seed()..u64::MAX, |seeds| seeds.0);
-    let config = FuzzConfig {
-        seeds,
-        time: seconds.map(Duration::from_secs_f64),
-        verify: args.verify,
-        most_failures: args.failures.max(1),
-        ring,
-        machine: args.machine,
-        host,
-    };
-    let report = fuzz::run(&image, &config, &*interrupted()?)?;
-    // As in `run`: a closed pipe is the reader's choice.
-    let _ = fuzz::write_report(&mut std::io::stdout().lock(), &report);
-    if let Some(path) = &args.json {
-        report.write_json(path)?;
-    }
-    Ok(report.status())
-}
-
-fn replay(args: &ReplayArgs) -> Result<Status, Error> {
-    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
-    let scenario = Scenario::from_seed(args.seed);
-    let outcome = fuzz::Machines::new(&image, ring).run(&scenario)?;
-    // As in `run`: a closed pipe is the reader's choice.
-    let _ = fuzz::write_replay(&mut std::io::stdout().lock(), &scenario, &outcome, args.trace);
-    Ok(outcome.ending.status())
-}
-
-fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
-    let (image, _, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
-    let scenario = Scenario::from_seed(args.seed);
-    let mut machines = fuzz::Machines::new(&image, ring);
-    let limit = Duration::from_secs_f64(args.time);
-    let mut stdout = std::io::stdout().lock();
-    match fuzz::minimise(&mut machines, &scenario, limit, &*interrupted()?)? {
-        Some(minimal) => {
-            // As in `run`: a closed pipe is the reader's choice.
-            let _ = fuzz::write_minimal(&mut stdout, &minimal);
-            Ok(minimal.outcome.ending.status())
-        }
-        None => {
-            let _ = writeln!(
-                stdout,
-                "seed {}: {scenario}\nHELD: there is nothing to minimise",
-                args.seed
-            );
-            Ok(Status::Held)
-        }
-    }
-}
-
-/// Raised by the first Ctrl-C; the second ends the process at once.
-fn interrupted() -> Result<Arc<AtomicBool>, Error> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_default(signal, flag.clone())
-            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
-            .map_err(Error::thread)?;
-    }
-    Ok(flag)
 }
 
 fn replay_command(config: &RunConfig) -> String {
@@ -450,10 +271,4 @@ fn list(args: &ImageArg) -> Result<Status, Error> {
         }
     }
     Ok(Status::Held)
-}
-
-/// A seed that differs from run to run; short, so that people can repeat it.
-fn new_seed() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 20) & 0xffff_ffff
 }

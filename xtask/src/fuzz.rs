@@ -2,11 +2,15 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
 use crate::{cargo, guest};
+
+/// Where `vmm-harness` keeps failures.
+const KEEP: &str = "PERCPU_FUZZ_DIR";
 
 /// Becomes `vmm-harness SUBCOMMAND` with the guest for the deterministic machine. Returns only if that
 /// fails.
@@ -19,6 +23,9 @@ pub fn command(subcommand: &str, args: &[OsString]) -> Result<Command> {
     let image = if is_parallel(args) { guest::image()? } else { guest::image_for_steps()? };
     let mut command = Command::new(cargo::build_harness()?);
     command.arg(subcommand).args(args).env(cargo::IMAGE, image);
+    if std::env::var_os(KEEP).is_none() {
+        command.env(KEEP, relative(cargo::target_dir()?.join("fuzz")));
+    }
     Ok(command)
 }
 
@@ -26,4 +33,10 @@ pub fn command(subcommand: &str, args: &[OsString]) -> Result<Command> {
 fn is_parallel(args: &[OsString]) -> bool {
     args.iter().any(|arg| arg == "--machine=parallel")
         || args.windows(2).any(|pair| pair == ["--machine", "parallel"])
+}
+
+/// A path as it is from here, if it lies below: easier to read, and to type.
+fn relative(path: PathBuf) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).map(Into::into).unwrap_or(path)
 }

@@ -1,18 +1,26 @@
 //! Fuzzing: scenarios out of seeds, one run after the other, on machines that are kept and reset.
 
+mod case;
 mod live;
 mod minimise;
 mod parallel;
 mod report;
+mod seen;
+mod show;
+mod store;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use case::{Case, minimal_beside};
 pub use minimise::{Minimal, minimise};
 pub use parallel::Parallel;
-pub use report::{Failure, FuzzReport, write_minimal, write_replay, write_report};
+pub use report::{Failure, FuzzReport, write_report};
+pub use seen::{Likeness, Seen, image_name};
+pub use show::{write_minimal, write_replay};
 
 use crate::diag::Symbols;
 use crate::error::Error;
@@ -43,6 +51,8 @@ pub struct FuzzConfig {
     pub verify: bool,
     /// Failures after which it ends.
     pub most_failures: u64,
+    /// Directory of the failures' files.
+    pub failures: PathBuf,
     /// The guest's privilege level.
     pub ring: u8,
     /// The machine.
@@ -83,6 +93,7 @@ impl<'a> Machines<'a> {
 
     /// Runs a scenario on the machine that fits.
     pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+        scenario.check().map_err(|flaw| Error::Usage(flaw.to_string()))?;
         match &self.parallel {
             Some(parallel) => parallel.run(scenario),
             None => self.machine(scenario)?.run(scenario, None),
@@ -123,13 +134,24 @@ pub fn run(
         }
         let scenario = Scenario::from_seed(seed);
         let outcome = machines.run(&scenario)?;
+        report.add(&outcome);
+        let mut seen = Seen::of(&outcome, config.ring, image);
+        if let (MachineKind::Parallel, Some(seen), Ending::Crashed(crash) | Ending::Hung(crash)) =
+            (config.machine, &mut seen, &outcome.ending)
+        {
+            // Whoever cannot replay it to see more needs to see all of it now.
+            seen.detail = crash.to_string();
+        }
         if config.verify {
             let again = others.run(&scenario)?;
-            report.compare(seed, &outcome.trace, &again.trace);
+            let differ = Seen::of_two(&outcome, &again, config.ring, image);
+            report.verified += u64::from(differ.is_none());
+            seen = differ.or(seen);
         }
-        report.add(&scenario, &outcome);
-        if !matches!(outcome.ending, Ending::Held) {
-            live.say(&report.failures.last().expect("just added").to_string());
+        if let Some(seen) = seen {
+            let case = Case { failure: Some(seen), scenario };
+            let file = case.write_below(&config.failures)?;
+            live.say(&report.add_failure(&case, &file).to_string());
         }
         report.seconds = began.elapsed().as_secs_f64();
         live.show(&report);

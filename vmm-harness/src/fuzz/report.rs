@@ -5,12 +5,11 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use percpu_guest::abi::{VECTOR_COMMAND, VECTOR_TIMER};
 use serde::Serialize;
 
-use super::{FuzzConfig, MachineKind, Minimal, parallel};
+use super::{Case, FuzzConfig, MachineKind, parallel};
 use crate::error::{Error, Status};
-use crate::machine::{Ending, Entry, Outcome, Scenario, Trace};
+use crate::machine::Outcome;
 
 /// Version of the JSON form.
 const SCHEMA: u32 = 1;
@@ -30,8 +29,12 @@ pub struct Failure {
     pub steps: u64,
     /// Hash of its trace.
     pub hash: String,
+    /// The file that has all of this and the scenario.
+    pub file: String,
     /// The command line that repeats it.
     pub replay: String,
+    /// The command line that makes it small.
+    pub minimise: String,
 }
 
 impl fmt::Display for Failure {
@@ -41,7 +44,11 @@ impl fmt::Display for Failure {
             steps => writeln!(f, "FAILED {} at step {steps}: {}", self.what, self.detail)?,
         }
         writeln!(f, "  seed {}: {}", self.seed, self.scenario)?;
-        write!(f, "  {}", self.replay)
+        write!(f, "  {}", self.replay)?;
+        match self.steps {
+            0 => Ok(()),
+            _ => write!(f, "\n  {}", self.minimise),
+        }
     }
 }
 
@@ -113,7 +120,7 @@ impl FuzzReport {
         }
     }
 
-    pub(super) fn add(&mut self, scenario: &Scenario, outcome: &Outcome) {
+    pub(super) fn add(&mut self, outcome: &Outcome) {
         self.runs += 1;
         self.steps += outcome.steps;
         self.exits += outcome.bells;
@@ -123,57 +130,29 @@ impl FuzzReport {
         self.resets += outcome.reset;
         self.reset_us_mean = self.resets.as_secs_f64() * 1e6 / self.runs as f64;
         self.reset_us_max = self.reset_us_max.max(outcome.reset.as_secs_f64() * 1e6);
-        let detail = match &outcome.ending {
-            Ending::Held => return,
-            Ending::Broken(violations) => {
-                violations.first().map(|v| v.detail.clone()).unwrap_or_default()
-            }
-            // Whoever cannot replay it to see more needs to see all of it now.
-            Ending::Crashed(crash) | Ending::Hung(crash) => match self.machine {
-                MachineKind::Deterministic => crash.text.clone(),
-                MachineKind::Parallel => crash.to_string(),
-            },
-        };
-        self.failures.push(Failure {
-            seed: scenario.seed,
-            what: outcome.ending.name().to_owned(),
-            detail,
-            scenario: match self.machine {
-                MachineKind::Deterministic => scenario.to_string(),
-                MachineKind::Parallel => parallel::describe(scenario),
-            },
-            steps: outcome.steps,
-            hash: format!("{:#018x}", outcome.trace.hash()),
-            replay: match self.machine {
-                MachineKind::Deterministic => format!("cargo xtask replay {}", scenario.seed),
-                MachineKind::Parallel => parallel::replay(scenario.seed),
-            },
-        });
     }
 
-    /// Compares two runs of a seed.
-    pub(super) fn compare(&mut self, seed: u64, a: &Trace, b: &Trace) {
-        let Some((at, first, second)) = a.parting(b) else {
-            self.verified += 1;
-            return;
-        };
-        let entry =
-            |entry: Option<Entry>| entry.map_or("the end".to_owned(), |entry| entry.to_string());
+    /// Adds a failure, of which there is a file.
+    pub(super) fn add_failure(&mut self, case: &Case, file: &Path) -> &Failure {
+        let seen = case.failure.clone().expect("it has failed");
         self.failures.push(Failure {
-            seed,
-            what: "nondeterminism".into(),
-            detail: format!(
-                "two runs part at entry {at} of {} and {}: [{}] against [{}]",
-                a.entries().len(),
-                b.entries().len(),
-                entry(first),
-                entry(second)
-            ),
-            scenario: Scenario::from_seed(seed).to_string(),
-            steps: 0,
-            hash: format!("{:#018x}", a.hash()),
-            replay: format!("cargo xtask fuzz --seeds {seed}..{} --verify", seed + 1),
+            seed: case.scenario.seed,
+            what: seen.what,
+            detail: seen.detail,
+            scenario: match self.machine {
+                MachineKind::Deterministic => case.scenario.to_string(),
+                MachineKind::Parallel => parallel::describe(&case.scenario),
+            },
+            steps: seen.steps,
+            hash: seen.hash,
+            file: file.display().to_string(),
+            replay: match self.machine {
+                MachineKind::Deterministic => format!("cargo xtask replay {}", file.display()),
+                MachineKind::Parallel => parallel::replay(case.scenario.seed),
+            },
+            minimise: format!("cargo xtask minimise {}", file.display()),
         });
+        self.failures.last().expect("just added")
     }
 
     /// How things stand, in a line.
@@ -247,95 +226,5 @@ pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()>
     match report.failures.len() {
         0 => writeln!(out, "HELD"),
         n => writeln!(out, "{n} FAILED"),
-    }
-}
-
-/// Writes what came of one run.
-pub fn write_replay(
-    out: &mut impl Write,
-    scenario: &Scenario,
-    outcome: &Outcome,
-    trace: bool,
-) -> io::Result<()> {
-    writeln!(out, "seed {}: {scenario}", scenario.seed)?;
-    if trace {
-        for entry in outcome.trace.entries() {
-            writeln!(out, "{entry}")?;
-        }
-    }
-    writeln!(
-        out,
-        "{} steps ({} points), {} exits, {} plugs ({} failed), {} checks, trace {:#018x}",
-        outcome.steps,
-        outcome.points,
-        outcome.bells,
-        outcome.plugs + outcome.failed_plugs,
-        outcome.failed_plugs,
-        outcome.checks,
-        outcome.trace.hash(),
-    )?;
-    write_ending(out, &outcome.ending)
-}
-
-/// Rows of a trace that are shown, the last ones.
-const ROWS: usize = 50;
-/// Columns of a CPU in a trace.
-const COLUMN: usize = 36;
-
-/// Writes a minimal scenario, and its run CPU by CPU: what each did and where it stood when another
-/// took over.
-pub fn write_minimal(out: &mut impl Write, minimal: &Minimal) -> io::Result<()> {
-    let Minimal { scenario, outcome, from, runs } = minimal;
-    writeln!(out, "seed {}: {from}", scenario.seed)?;
-    writeln!(out, "minimal after {runs} runs: {scenario}")?;
-    for plug in &scenario.plugs {
-        let fail = plug.fail.map_or(String::new(), |step| format!(", step {step} fails"));
-        writeln!(out, "  CPU {} plugged in or out after {} steps{fail}", plug.cpu, plug.after)?;
-    }
-    let cpus = scenario.topology.possible;
-    let columns: Vec<_> =
-        (0..cpus).map(|cpu| format!("{:COLUMN$}", format!("CPU {cpu}"))).collect();
-    writeln!(out, "{:>9}  {}", "step", columns.join(""))?;
-    let mut places = outcome.places.iter();
-    let mut rows = Vec::new();
-    for entry in outcome.trace.entries() {
-        match entry {
-            Entry::Ran { cpu, steps, bell, .. } => {
-                let place = places.next().map_or("", String::as_str);
-                rows.push((*steps, *cpu, format!("{bell:?}"), place));
-            }
-            Entry::Raised { cpu, steps, vector } => {
-                let what = match *vector {
-                    VECTOR_TIMER => "timer interrupt",
-                    VECTOR_COMMAND => "host: plug or unplug",
-                    _ => "interrupt",
-                };
-                rows.push((*steps, *cpu, what.to_owned(), ""));
-            }
-            Entry::Event(_) => {}
-        }
-    }
-    let skip = rows.len().saturating_sub(ROWS);
-    if skip > 0 {
-        writeln!(out, "{:>9}  ({skip} rows before these)", "...")?;
-    }
-    for (steps, cpu, what, place) in &rows[skip..] {
-        let indent = *cpu as usize * COLUMN;
-        writeln!(out, "{steps:>9}  {:indent$}{what}", "")?;
-        for part in place.split(" < ").filter(|part| !part.is_empty()) {
-            writeln!(out, "{:>9}  {:indent$}  {part}", "", "")?;
-        }
-    }
-    write_ending(out, &outcome.ending)
-}
-
-fn write_ending(out: &mut impl Write, ending: &Ending) -> io::Result<()> {
-    match ending {
-        Ending::Held => writeln!(out, "HELD"),
-        Ending::Broken(violations) => violations.iter().try_for_each(|violation| {
-            writeln!(out, "BROKEN {}: {}", violation.invariant, violation.detail)
-        }),
-        Ending::Crashed(crash) => writeln!(out, "CRASHED: {crash}"),
-        Ending::Hung(crash) => writeln!(out, "HUNG: {crash}"),
     }
 }

@@ -12,6 +12,7 @@
 //! - [`Machine`]: a VM that goes through one scenario after the other, put back between them to the
 //!   moment at which its guest had booted.
 
+mod bounds;
 mod cpus;
 mod mutate;
 mod random;
@@ -21,7 +22,9 @@ mod scenario;
 mod schedule;
 mod serial;
 mod trace;
+mod written;
 
+pub use bounds::{Flaw, Place};
 pub use random::Random;
 pub use run::{Ending, Outcome};
 pub use scenario::{Plug, Scenario, Strategy, Topology, Unit};

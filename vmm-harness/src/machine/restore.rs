@@ -182,7 +182,7 @@ impl Snapshot {
 }
 
 /// Rows of the ledger that a scenario's threads can have.
-const MOST_THREADS: u64 = 32;
+pub(super) const MOST_THREADS: u64 = 32;
 const _: () = assert!(MOST_THREADS <= abi::LEDGER_THREADS as u64);
 
 fn boot_params(mem: &GuestMem) -> Result<BootParams, Wild> {

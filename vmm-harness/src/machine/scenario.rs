@@ -3,9 +3,11 @@
 use std::fmt;
 
 use percpu_guest::abi::Workload;
+use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 use super::schedule::Turn;
+use super::written;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
@@ -26,7 +28,8 @@ pub(super) const WORKLOADS: [Workload; 5] =
     [Workload::Statics, Workload::Counter, Workload::Alloc, Workload::Mount, Workload::Refs];
 
 /// How many CPUs there are: all that is fixed before the guest boots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Topology {
     /// CPUs that can be.
     pub possible: u32,
@@ -35,18 +38,21 @@ pub struct Topology {
 }
 
 /// A plug or an unplug, whichever the CPU's state allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plug {
     /// Steps after the one before was answered.
     pub after: u64,
     /// The CPU.
     pub cpu: u32,
     /// Number of the hotplug step that fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail: Option<u64>,
 }
 
 /// Where switches may come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// At any step.
     Steps,
@@ -64,7 +70,8 @@ impl fmt::Display for Unit {
 }
 
 /// How the CPUs take turns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum Strategy {
     /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi, Nagarakatte, 2010): the
     /// CPU of the highest priority runs, and at so many steps the one that runs gets the lowest.
@@ -86,13 +93,14 @@ pub enum Strategy {
 }
 
 /// All that happens in a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// Where it comes from; seeds the guest's and the scheduler's choices, too.
+    #[serde(with = "written::seed")]
     pub seed: u64,
-    /// CPUs.
-    pub topology: Topology,
     /// What the guest does.
+    #[serde(with = "written::workloads")]
     pub workloads: Vec<Workload>,
     /// Threads of each workload.
     pub threads: u32,
@@ -100,7 +108,10 @@ pub struct Scenario {
     pub operations: u64,
     /// Microseconds of the guest's clock between timer interrupts.
     pub tick_us: u32,
+    /// CPUs.
+    pub topology: Topology,
     /// Plugs, one after the other.
+    #[serde(default)]
     pub plugs: Vec<Plug>,
     /// Turns.
     pub strategy: Strategy,
@@ -150,6 +161,12 @@ impl Scenario {
             plugs,
             strategy: Self::random_strategy(&mut random),
         }
+    }
+
+    /// The same work, CPUs and plugs, as they go with another seed's turns and choices.
+    pub fn with_seed(&self, seed: u64) -> Self {
+        let strategy = Self::random_strategy(&mut Random::new(seed, 3));
+        Self { seed, strategy, ..self.clone() }
     }
 
     /// Any, but none that is given.
@@ -213,5 +230,18 @@ mod tests {
             assert!(scenario.plugs.iter().all(|plug| (1..possible).contains(&plug.cpu)));
         }
         assert_ne!(Scenario::from_seed(1).operations, Scenario::from_seed(2).operations);
+    }
+
+    #[test]
+    fn another_seed_changes_turns_and_choices_only() {
+        let scenario = Scenario::from_seed(3);
+        let others: Vec<_> = (0..20).map(|seed| scenario.with_seed(seed)).collect();
+        for (seed, other) in (0..).zip(&others) {
+            let Scenario { seed: theirs, strategy, .. } = other;
+            assert_eq!(*theirs, seed);
+            let strategy = strategy.clone();
+            assert_eq!(*other, Scenario { seed, strategy, ..scenario.clone() });
+        }
+        assert!(others.windows(2).any(|two| two[0].strategy != two[1].strategy));
     }
 }

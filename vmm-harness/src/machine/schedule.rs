@@ -1,6 +1,6 @@
 //! Who runs next, and up to which step.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 use super::scenario::{Scenario, Strategy, Unit};
@@ -13,7 +13,8 @@ const WAITS: u64 = 7;
 pub(super) const NEVER: u64 = u64::MAX;
 
 /// A CPU's turn, which lasts until the next one or until it cannot run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Turn {
     /// The moment from which the CPU runs.
     pub at: u64,

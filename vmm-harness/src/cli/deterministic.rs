@@ -1,0 +1,191 @@
+//! `fuzz`, `replay`, `minimise`: the commands of the deterministic machine.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmm_harness::error::{Error, Status};
+use vmm_harness::fuzz::{self, Case, FuzzConfig, MachineKind, Machines, Seen};
+use vmm_harness::host::RingChoice;
+use vmm_harness::image::Image;
+use vmm_harness::machine::{Scenario, Topology};
+use vmm_harness::report;
+
+use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
+
+#[derive(clap::Args)]
+pub struct FuzzArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// Seeds to run: from A up to, not including, B [default: from a new one on, for ever].
+    #[arg(long, value_name = "A..B", value_parser = seeds)]
+    seeds: Option<Seeds>,
+    /// Begin no run after so many seconds [default: 10 if no seeds are given].
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    time: Option<f64>,
+    /// The machine; only the deterministic one can replay.
+    #[arg(long, default_value = "deterministic", value_enum)]
+    machine: MachineKind,
+    /// Run each seed twice, on two machines, and compare all that happened.
+    #[arg(long)]
+    verify: bool,
+    /// Stop after so many failures.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    failures: u64,
+    /// Where failures are kept, in a directory `failures`.
+    #[arg(long, env = "PERCPU_FUZZ_DIR", default_value = "target/fuzz", value_name = "DIR")]
+    keep: PathBuf,
+    /// Write the report to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+}
+
+#[derive(clap::Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// A scenario's or a failure's file, or a seed.
+    #[arg(value_name = "FILE|SEED")]
+    what: String,
+    /// Print everything that happened.
+    #[arg(long)]
+    trace: bool,
+    /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
+    /// emulates it].
+    #[arg(long)]
+    ring: Option<RingChoice>,
+}
+
+#[derive(clap::Args)]
+pub struct MinimiseArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// A scenario's or a failure's file, or a seed.
+    #[arg(value_name = "FILE|SEED")]
+    what: String,
+    /// Look no longer than so many seconds.
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    time: f64,
+    /// Where the smallest scenario is written [default: beside FILE as FILE-minimal.toml, for a seed
+    /// as seed-SEED-minimal.toml].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
+    /// emulates it].
+    #[arg(long)]
+    ring: Option<RingChoice>,
+}
+
+#[derive(Clone, Debug)]
+struct Seeds(std::ops::Range<u64>);
+
+fn seeds(text: &str) -> Result<Seeds, String> {
+    let (from, to) = text.split_once("..").ok_or("give two numbers, as 0..1000")?;
+    let (from, to) = (seed(from)?, seed(to)?);
+    if from < to { Ok(Seeds(from..to)) } else { Err("the second number must be larger".into()) }
+}
+
+pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
+    if args.verify && args.machine == MachineKind::Parallel {
+        return Err(Error::Usage(
+            "--verify compares two runs of a seed step by step, and on the parallel machine no two \
+             runs are equal: leave out one of the two"
+                .into(),
+        ));
+    }
+    let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
+    let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
+    let seeds = args.seeds.map_or_else(|| new_seed()..u64::MAX, |seeds| seeds.0);
+    let config = FuzzConfig {
+        seeds,
+        time: seconds.map(Duration::from_secs_f64),
+        verify: args.verify,
+        most_failures: args.failures.max(1),
+        failures: args.keep.join("failures"),
+        ring,
+        machine: args.machine,
+        host,
+    };
+    let report = fuzz::run(&image, &config, &*interrupted()?)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_report(&mut std::io::stdout().lock(), &report);
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(report.status())
+}
+
+/// The scenario that was named, and the file it is from, if it is from a file.
+fn case(what: &str) -> Result<(Case, Option<&Path>), Error> {
+    match seed(what) {
+        Ok(seed) => Ok((Case { failure: None, scenario: Scenario::from_seed(seed) }, None)),
+        Err(_) => Ok((Case::read(Path::new(what))?, Some(Path::new(what)))),
+    }
+}
+
+/// As [`prepare`]; the ring is the one that was asked for, else that of the failure.
+fn prepare_for(
+    case: &Case,
+    image: &ImageArg,
+    ring: Option<RingChoice>,
+) -> Result<(Image, u8), Error> {
+    let seen = case.failure.as_ref().map(|seen| match seen.ring {
+        0 => RingChoice::Ring0,
+        _ => RingChoice::Ring3,
+    });
+    let ring = ring.or(seen).unwrap_or_default();
+    let (image, _, ring) = prepare(image, Topology::MOST_CPUS, ring)?;
+    Ok((image, ring))
+}
+
+pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
+    let (case, _) = case(&args.what)?;
+    let (image, ring) = prepare_for(&case, &args.image, args.ring)?;
+    let mut stdout = std::io::stdout().lock();
+    let outcome = Machines::new(&image, ring).run(&case.scenario)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_replay(&mut stdout, &case.scenario, &outcome, args.trace);
+    let status = outcome.ending.status();
+    let Some(seen) = &case.failure else { return Ok(status) };
+    // Runs that differed from each other have to be seen to differ again.
+    let again = match seen.is_of_two_runs() {
+        true => Some(Machines::new(&image, ring).run(&case.scenario)?),
+        false => None,
+    };
+    let likeness = seen.compare(&outcome, again.as_ref(), ring, &image);
+    let _ = writeln!(stdout, "{likeness}");
+    Ok(likeness.status(status))
+}
+
+pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
+    let (case, file) = case(&args.what)?;
+    let (image, ring) = prepare_for(&case, &args.image, args.ring)?;
+    let mut machines = Machines::new(&image, ring);
+    let limit = Duration::from_secs_f64(args.time);
+    let mut stdout = std::io::stdout().lock();
+    match fuzz::minimise(&mut machines, &case.scenario, limit, &*interrupted()?)? {
+        Some(minimal) => {
+            // As in `run`: a closed pipe is the reader's choice.
+            let _ = fuzz::write_minimal(&mut stdout, &minimal);
+            let out = args.out.clone().unwrap_or_else(|| match file {
+                Some(file) => fuzz::minimal_beside(file),
+                None => format!("seed-{}-minimal.toml", case.scenario.seed).into(),
+            });
+            let status = minimal.outcome.ending.status();
+            let failure = Seen::of(&minimal.outcome, ring, &image);
+            Case { failure, scenario: minimal.scenario }.write(&out)?;
+            let _ = writeln!(stdout, "{0}\n  cargo xtask replay {0}", out.display());
+            Ok(status)
+        }
+        None => {
+            let _ = writeln!(stdout, "{}\nHELD: there is nothing to minimise", case.scenario);
+            Ok(Status::Held)
+        }
+    }
+}
