@@ -80,7 +80,17 @@ impl Scenario {
         spliced.plugs.extend_from_slice(&self.plugs[..first]);
         spliced.plugs.extend_from_slice(&other.plugs[last..]);
         spliced.settle();
+        if spliced.topology != self.topology || spliced.topology != other.topology {
+            spliced.refit_turns(random);
+        }
         spliced
+    }
+
+    /// Gives up turns that were given for other CPUs.
+    fn refit_turns(&mut self, random: &mut Random) {
+        if !matches!(self.strategy, Strategy::Pct { .. } | Strategy::Walk { .. }) {
+            self.strategy = Self::random_strategy(random);
+        }
     }
 
     /// Makes what belongs together fit: the plugs' CPUs exist, and there are not too many of anything.
@@ -135,6 +145,7 @@ fn change_threads(scenario: &mut Scenario, random: &mut Random) {
 
 fn change_topology(scenario: &mut Scenario, random: &mut Random) {
     scenario.topology = Topology::random(random);
+    scenario.refit_turns(random);
 }
 
 fn add_plug(scenario: &mut Scenario, random: &mut Random) {
@@ -190,16 +201,8 @@ fn change_tick(scenario: &mut Scenario, random: &mut Random) {
     scenario.tick_us = random.between(TICKS.0.into(), TICKS.1.into()) as u32;
 }
 
-/// Lets the CPUs take turns in another way, or in the same one with other numbers. Of turns that are
-/// given, only the first ones are.
+/// Lets the CPUs take turns in another way, or in the same one with other numbers.
 fn change_strategy(scenario: &mut Scenario, random: &mut Random) {
-    if let Strategy::Fixed(turns) = &mut scenario.strategy
-        && !turns.is_empty()
-        && random.one_in(2)
-    {
-        turns.truncate(random.below(turns.len() as u64) as usize);
-        return;
-    }
     let kind = discriminant(&scenario.strategy);
     let any_kind = random.one_in(3);
     // Soon found: each kind is drawn as often as the others.
