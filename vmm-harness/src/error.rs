@@ -213,6 +213,28 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A file that should hold coverage does not.
+    #[error(
+        "{path} holds no coverage ({why}): remove it, or give a file that `cargo xtask fuzz --coverage` \
+         wrote"
+    )]
+    CoverageWrong {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Coverage of two images is to be put together.
+    #[error(
+        "coverage of {other} is not coverage of {one}: the numbers of edges mean other places there; \
+         run all shards with one image"
+    )]
+    CoverageOfAnotherImage {
+        /// The image, as its edges name it.
+        one: String,
+        /// The other one.
+        other: String,
+    },
     /// A report cannot be written.
     #[error(
         "the report {path} cannot be written ({source}): check the directory and its permissions"
@@ -253,6 +275,8 @@ impl Error {
             | Self::ScenarioUnreadable { .. }
             | Self::ScenarioWrong { .. }
             | Self::FileUnwritable { .. }
+            | Self::CoverageWrong { .. }
+            | Self::CoverageOfAnotherImage { .. }
             | Self::ReportUnwritable { .. } => Status::Usage,
         }
     }

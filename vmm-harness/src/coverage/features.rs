@@ -1,9 +1,13 @@
 //! What a run reached, in all kinds: what a fuzzer keeps scenarios for.
 
+use std::collections::HashMap;
+
 use super::covered::Covered;
 
 /// Bits of a number that stands for a pair of places.
 const PAIR_BITS: u32 = 16;
+/// Such numbers.
+pub(super) const PAIRS: usize = 1 << PAIR_BITS;
 
 /// What a run reached, or many together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +44,22 @@ impl Features {
     /// Notes that a CPU stopped at one address of the code and another one went on at another.
     pub fn note_switch(&mut self, stopped: u64, went_on: u64) {
         self.switches.insert(pair(stopped, went_on));
+    }
+
+    /// Notes the switches of a run out of the stays of its CPUs in the guest, one after the other: the
+    /// CPU, and the address at which its stay ended. It goes on from there when it is its turn again.
+    pub fn note_stays(&mut self, stays: impl IntoIterator<Item = (u32, u64)>) {
+        // Where each CPU stands: those that never ran begin nowhere.
+        let mut stands = HashMap::new();
+        let mut last = None;
+        for (cpu, end) in stays {
+            let went_on = stands.insert(cpu, end).unwrap_or(0);
+            if let Some((before, stopped)) = last.replace((cpu, end))
+                && before != cpu
+            {
+                self.note_switch(stopped, went_on);
+            }
+        }
     }
 
     /// How many of these are not in `known`.
@@ -79,6 +99,20 @@ mod tests {
         run.edges.insert(3);
         assert_eq!(known.add(&run), New { edges: 1, switches: 0 });
         assert!(!known.add(&run).any());
+    }
+
+    #[test]
+    fn a_switch_is_where_one_stopped_and_where_the_other_had_stopped_before() {
+        let mut run = Features::new();
+        // CPU 0 is interrupted at 10 and goes on, CPU 1 begins, CPU 0 goes on from 20.
+        run.note_stays([(0, 10), (0, 20), (1, 30), (0, 40)]);
+        let mut same = Features::new();
+        same.note_switch(20, 0);
+        same.note_switch(30, 20);
+        assert_eq!(run, same);
+        let mut other_order = Features::new();
+        other_order.note_switch(20, 30);
+        assert_eq!(other_order.count_new(&run).switches, 1);
     }
 
     #[test]

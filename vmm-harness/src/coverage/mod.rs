@@ -16,6 +16,7 @@
 mod covered;
 mod edges;
 mod features;
+mod file;
 #[cfg(test)]
 mod testing;
 
@@ -23,3 +24,4 @@ pub use covered::Covered;
 pub use edges::Edges;
 pub(crate) use edges::FLAGS;
 pub use features::{Features, New};
+pub use file::Coverage;

@@ -8,5 +8,5 @@ mod watchdog;
 
 pub use cpu_report::{CpuReport, Registers};
 pub use stack::{Frame, backtrace};
-pub use symbols::Symbols;
+pub use symbols::{SourceFrame, Symbols};
 pub use watchdog::{Limits, Sample, Stuck, Watchdog};

@@ -18,6 +18,17 @@ pub struct Symbols {
     lines: Option<Context<Reader>>,
 }
 
+/// A function that an address is in, or one that was inlined there; as much of it as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceFrame {
+    /// Its name, without the path to it where it was inlined.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in that file: of the address in the innermost frame, of the call in the others.
+    pub line: Option<u32>,
+}
+
 struct Function {
     start: u64,
     /// Bytes; 0 where the assembler did not say.
@@ -76,19 +87,35 @@ impl Symbols {
         (address - function.start < size).then_some(function)
     }
 
+    /// The functions that an address is in, the innermost first.
+    pub fn frames(&self, address: u64) -> Vec<SourceFrame> {
+        // As in `describe`.
+        let Some(lines) = self.function(address).and(self.lines.as_ref()) else {
+            return Vec::new();
+        };
+        let Ok(mut frames) = lines.find_frames(address).skip_all_loads() else { return Vec::new() };
+        let next = || {
+            let frame = frames.next().ok().flatten()?;
+            let name = frame.function.and_then(|function| {
+                function.raw_name().ok().map(|name| format!("{:#}", demangle(&name)))
+            });
+            let location = frame.location.as_ref();
+            Some(SourceFrame {
+                function: name,
+                file: location.and_then(|location| location.file).map(Into::into),
+                line: location.and_then(|location| location.line),
+            })
+        };
+        std::iter::from_fn(next).collect()
+    }
+
     /// Source file and line of an address, and the function that was inlined there, if one was.
     fn place(&self, address: u64) -> Option<(Option<String>, String)> {
-        let lines = self.lines.as_ref()?;
-        let mut frames = lines.find_frames(address).skip_all_loads().ok()?;
-        let innermost = frames.next().ok().flatten()?;
-        let location = innermost.location?;
-        let is_inlined = matches!(frames.next(), Ok(Some(_)));
-        let name = innermost
-            .function
-            .filter(|_| is_inlined)
-            .and_then(|function| function.raw_name().ok().map(|n| format!("{:#}", demangle(&n))));
-        let file = location.file?;
-        Some((name, format!("{}:{}", short(file), location.line?)))
+        let mut frames = self.frames(address).into_iter();
+        let innermost = frames.next()?;
+        let is_inlined = frames.next().is_some();
+        let place = format!("{}:{}", short(&innermost.file?), innermost.line?);
+        Some((innermost.function.filter(|_| is_inlined), place))
     }
 }
 
@@ -156,6 +183,36 @@ mod tests {
         assert!(text.contains("tests::somewhere+0x1"), "{text}");
         assert!(text.contains("symbols.rs:"), "{text}");
         assert_eq!(somewhere(1), 2);
+    }
+
+    #[test]
+    fn frames_are_named_from_the_inside_out() {
+        #[inline(always)]
+        fn inner(n: u64) -> u64 {
+            std::hint::black_box(n) + 7
+        }
+        #[inline(never)]
+        fn outer(n: u64) -> u64 {
+            inner(n) * 3
+        }
+        assert_eq!(outer(1), 24);
+        let symbols = Symbols::load(&own_image());
+        let outer =
+            symbols.functions.iter().find(|f| f.name.ends_with("from_the_inside_out::outer"));
+        let outer = outer.expect("a symbol");
+        let named =
+            |frame: &SourceFrame, name| frame.function.as_ref().is_some_and(|f| f.contains(name));
+        let frames = (outer.start..outer.start + outer.size).map(|at| symbols.frames(at));
+        let inlined = frames
+            .filter(|frames| frames.len() > 1)
+            .find(|frames| named(&frames[frames.len() - 2], "inner"))
+            .expect("some instruction of the inlined function");
+        assert!(named(&inlined[inlined.len() - 1], "outer"), "{inlined:?}");
+        for frame in &inlined[inlined.len() - 2..] {
+            assert!(frame.file.as_ref().is_some_and(|f| f.ends_with("symbols.rs")), "{inlined:?}");
+            assert!(frame.line.is_some_and(|line| line > 100), "{inlined:?}");
+        }
+        assert_eq!(symbols.frames(u64::MAX), []);
     }
 
     #[test]

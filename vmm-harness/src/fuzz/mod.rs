@@ -7,7 +7,7 @@ mod parallel;
 mod report;
 mod seen;
 mod show;
-mod store;
+pub(crate) mod store;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -8,7 +8,7 @@ use crate::error::Error;
 
 /// Writes a file in one step, as others see it: under another name first, and to the disk. Its
 /// directory is made if there is none.
-pub(super) fn write(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     let wrong = |source| Error::FileUnwritable { path: path.into(), source };
     let directory = directory_of(path);
     fs::create_dir_all(directory).map_err(wrong)?;

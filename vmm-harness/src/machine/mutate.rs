@@ -221,6 +221,7 @@ mod tests {
     use super::*;
 
     fn assert_runnable(scenario: &Scenario) {
+        assert_eq!(scenario.check(), Ok(()), "{scenario:?}");
         let Topology { possible, boot_cpus } = scenario.topology;
         assert!((2..=4).contains(&possible) && (1..=possible).contains(&boot_cpus), "{scenario:?}");
         assert!(!scenario.workloads.is_empty(), "{scenario:?}");
