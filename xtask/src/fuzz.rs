@@ -40,3 +40,20 @@ fn relative(path: PathBuf) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).map(Into::into).unwrap_or(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_told_from_the_arguments() {
+        let parallel = |args: &[&str]| {
+            let args: Vec<_> = args.iter().map(OsString::from).collect();
+            is_parallel(&args)
+        };
+        assert!(parallel(&["--seeds", "0..9", "--machine", "parallel"]));
+        assert!(parallel(&["--machine=parallel"]));
+        assert!(!parallel(&["--machine", "deterministic"]));
+        assert!(!parallel(&["--corpus", "parallel", "--machine"]));
+    }
+}

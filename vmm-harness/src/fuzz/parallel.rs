@@ -129,7 +129,9 @@ fn outcome(report: RunReport) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::Violation;
     use crate::machine::Plug;
+    use crate::report::Plugs;
 
     #[test]
     fn plugs_stay_where_they_are_in_the_work() {
@@ -140,5 +142,29 @@ mod tests {
         assert_eq!(work.operations, scenario.operations * MORE);
         assert!(work.plugs[0].after.abs_diff(work.operations / 4) <= 1, "{work:?}");
         assert_eq!((work.plugs[0].cpu, work.plugs[0].fail), (1, Some(2)));
+    }
+
+    #[test]
+    fn what_a_run_has_shown_is_what_both_machines_say() {
+        let violation = Violation::new("K1", "counter 0x10", "it lost one");
+        let plugs = Plugs { up: 2, down: 1, failed: 1, per_second: 0.0 };
+        let checks = [("K1".to_owned(), 3), ("I1".to_owned(), 4)].into();
+        let violations = vec![violation];
+        let report = RunReport { plugs, checks, violations, ..RunReport::default() };
+        let held = outcome(report.clone());
+        assert_eq!(held.ending.name(), "held");
+        assert_eq!((held.plugs, held.failed_plugs, held.checks), (3, 1, 7));
+        let verdict = |verdict| outcome(RunReport { verdict, ..report.clone() });
+        assert_eq!(verdict(Verdict::Broken).ending.name(), "K1");
+        assert_eq!(verdict(Verdict::Hung).ending.name(), "hang");
+        assert_eq!(verdict(Verdict::Crashed).ending.name(), "crash");
+    }
+
+    #[test]
+    fn a_failure_says_that_it_cannot_be_replayed_and_what_can_be_done() {
+        let text = replay(354);
+        assert!(text.contains("cannot be replayed"), "{text}");
+        assert!(text.contains("fuzz --machine parallel --seeds 354..355"), "{text}");
+        assert!(text.contains("replay 354"), "{text}");
     }
 }
