@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::case::{Case, minimal_beside};
 use super::corpus::Corpus;
-use super::coverage_report::CoverageReport;
 use super::failure::{self, Failure, MinimalReport};
 use super::live::Live;
 use super::minimise::{Minimal, minimise};
 use super::report::FuzzReport;
 use super::seen::{Seen, image_name};
 use super::{FuzzConfig, MachineKind, Machines, parallel};
-use crate::coverage::New;
+use crate::coverage::{Coverage, New};
 use crate::error::Error;
 use crate::image::Image;
 use crate::machine::{Ending, Outcome, Random, Scenario};
@@ -288,7 +287,10 @@ impl<'a> Campaign<'a> {
             self.state.into_inner().expect("no thread panics while it has the lock");
         live.finish();
         report.set_time(self.began.elapsed());
-        report.coverage = CoverageReport::new(self.image.edges(), corpus.known());
+        let reached = corpus.known();
+        report.coverage =
+            self.image.edges().map(|edges| Coverage::of_runs(edges, report.runs, reached.clone()));
+        report.note_reached(reached);
         // All that were begun were ended, unless something is wrong.
         let ran = self.config.seeds.start..seeds.start;
         report.seeds = if ran.is_empty() { Vec::new() } else { vec![(ran.start, ran.end)] };

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::MachineKind;
 use super::report::{FuzzReport, SCHEMA};
 use crate::error::Error;
 
@@ -41,8 +40,7 @@ pub fn merge(reports: &[(impl AsRef<Path>, FuzzReport)]) -> Result<FuzzReport, E
                 "{path} is of another guest image or machine than {first}: merge reports of one build"
             )));
         }
-        add(&mut sum, report)
-            .ok_or_else(|| Error::Usage(format!("the coverage in {path} or {first} is no set")))?;
+        add(&mut sum, report)?;
     }
     if !rest.is_empty() {
         sum.shard = None;
@@ -52,7 +50,7 @@ pub fn merge(reports: &[(impl AsRef<Path>, FuzzReport)]) -> Result<FuzzReport, E
     Ok(sum)
 }
 
-fn add(sum: &mut FuzzReport, report: &FuzzReport) -> Option<()> {
+fn add(sum: &mut FuzzReport, report: &FuzzReport) -> Result<(), Error> {
     let resets = sum.reset_us_mean * sum.runs as f64 + report.reset_us_mean * report.runs as f64;
     sum.jobs += report.jobs;
     sum.seeds.extend(&report.seeds);
@@ -76,10 +74,12 @@ fn add(sum: &mut FuzzReport, report: &FuzzReport) -> Option<()> {
     sum.failures.extend(report.failures.iter().cloned());
     sum.interrupted |= report.interrupted;
     sum.error = sum.error.take().or_else(|| report.error.clone());
-    match sum.machine {
-        MachineKind::Deterministic => sum.coverage.add(&report.coverage),
-        MachineKind::Parallel => Some(()),
+    if let (Some(coverage), Some(other)) = (&mut sum.coverage, &report.coverage) {
+        coverage.union(other)?;
+        let reached = coverage.features().clone();
+        sum.note_reached(&reached);
     }
+    Ok(())
 }
 
 /// Ranges as few as can be that have the same numbers.

@@ -10,7 +10,6 @@
 mod campaign;
 mod case;
 mod corpus;
-mod coverage_report;
 mod failure;
 mod live;
 mod machines;
@@ -31,7 +30,6 @@ use serde::{Deserialize, Serialize};
 
 pub use campaign::{Ended, run};
 pub use case::{Case, minimal_beside};
-pub use coverage_report::CoverageReport;
 pub use failure::{Failure, MinimalReport};
 pub use machines::Machines;
 pub use merge::{merge, read_report};
