@@ -30,7 +30,7 @@ pub use image::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;

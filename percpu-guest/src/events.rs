@@ -37,6 +37,11 @@ pub fn emit_and_ring(kind: EventKind, args: [u64; 5]) {
     doorbell::ring(Doorbell::Event, 0);
 }
 
+/// Counts that the guest has held `n` objects against an invariant by itself.
+pub fn checked(invariant: Invariant, n: u64) {
+    shared::this_control().checks[invariant.index()].fetch_add(n, Ordering::Relaxed);
+}
+
 /// Tells the host that the guest itself saw an invariant broken.
 pub fn violation(invariant: Invariant, cpu: u32, object: u64, seen: u64, expected: u64) {
     emit(EventKind::Violation, [invariant as u64, u64::from(cpu), object, seen, expected]);

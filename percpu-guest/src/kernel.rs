@@ -9,7 +9,7 @@ use percpu_core::platform::{IrqState, NoMemory, Platform};
 use percpu_guest::abi::Doorbell;
 
 use crate::arch::{doorbell, irq, tsc};
-use crate::mem::{heap, paging, shortage};
+use crate::mem::{heap, paging, shortage, space};
 use crate::{ipi, log, sched, shared};
 
 /// After so many turns of a spin loop the lock's holder has probably lost its host CPU. Where CPUs
@@ -87,13 +87,13 @@ unsafe impl Platform for Kernel {
         if shortage::strikes() {
             return None;
         }
-        let addr = paging::reserve(size, align)?;
+        let addr = space::reserve(size, align)?;
         shared::header().resources.space.fetch_add(size as u64, Ordering::Relaxed);
         Some(addr)
     }
 
     unsafe fn release(addr: usize, size: usize) {
-        paging::release(addr, size);
+        space::release(addr, size);
         shared::header().resources.space.fetch_sub(size as u64, Ordering::Relaxed);
     }
 
@@ -105,8 +105,9 @@ unsafe impl Platform for Kernel {
         paging::unmap(addr, pages);
     }
 
-    fn flush_tlb(_addr: usize, _size: usize) {
+    fn flush_tlb(addr: usize, size: usize) {
         ipi::flush_all_tlbs();
+        paging::flushed(addr, size);
     }
 
     unsafe fn free_pages(addr: usize, pages: usize) {

@@ -193,25 +193,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A file does not say what a file of its kind must.
+    /// A scenario's file does not say what a scenario's file must.
     #[error("{path}, line {line}: {why}")]
-    FileWrong {
+    ScenarioWrong {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
         /// What is wrong, and what to give instead.
         why: String,
-    },
-    /// A report of a campaign cannot be read.
-    #[error(
-        "the report {path} cannot be read ({source}): give a file that `fuzz --json FILE` wrote"
-    )]
-    FuzzReportUnreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// A scenario or a failure cannot be kept.
     #[error(
@@ -283,8 +273,7 @@ impl Error {
             | Self::NoSuchCpu { .. }
             | Self::Usage(_)
             | Self::ScenarioUnreadable { .. }
-            | Self::FuzzReportUnreadable { .. }
-            | Self::FileWrong { .. }
+            | Self::ScenarioWrong { .. }
             | Self::FileUnwritable { .. }
             | Self::CoverageWrong { .. }
             | Self::CoverageOfAnotherImage { .. }

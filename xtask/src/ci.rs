@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{builds, cargo, fuzz, guest, kvm, loom, run, shuttle, test};
+use crate::{builds, cargo, fuzz, guest, kvm, loom, mutants, run, shuttle, test};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -38,6 +38,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         }
         Ok(())
     });
+    parts.part("the bank of regressions", mutants::check);
     parts.part("documentation", || {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
         cargo::run(doc.into())

@@ -4,7 +4,7 @@
 //! cannot be had, it is built freestanding for the host's own: code for that may use vector
 //! registers and a red zone, which the guest allows for in ring 3.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
@@ -91,6 +91,15 @@ pub fn image_for_steps() -> Result<PathBuf> {
     Build::choose()?.image_of(STEPS)
 }
 
+/// The same of another copy of the source, with another target directory.
+pub fn image_for_steps_of(source: &Path, target_dir: &Path) -> Result<PathBuf> {
+    let build = Build::choose()?;
+    let mut command = build.cargo_in(source, target_dir, "build", STEPS)?;
+    command.arg("--quiet");
+    cargo::run(command)?;
+    Ok(target_dir.join(build.target).join(STEPS).join("percpu-guest"))
+}
+
 /// A way of building the guest.
 #[derive(Clone, Copy)]
 pub struct Build {
@@ -140,8 +149,19 @@ impl Build {
     /// Its target directory is its own, so that it neither waits for builds of host programs nor
     /// undoes them.
     fn cargo_as(self, subcommand: &str, profile: &str) -> Result<Command> {
+        self.cargo_in(cargo::root(), &target_dir()?, subcommand, profile)
+    }
+
+    fn cargo_in(
+        self,
+        source: &Path,
+        target_dir: &Path,
+        subcommand: &str,
+        profile: &str,
+    ) -> Result<Command> {
         let sh = cargo::shell()?;
-        let (cargo, target, target_dir) = (cargo::cargo(), self.target, target_dir()?);
+        sh.change_dir(source);
+        let (cargo, target) = (cargo::cargo(), self.target);
         let steps = if profile == STEPS { STEPS_FLAGS } else { &[] };
         let flags: Vec<_> = FLAGS.iter().chain(self.flags).chain(steps).copied().collect();
         let command = cmd!(

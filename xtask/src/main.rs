@@ -12,6 +12,7 @@ mod guest;
 mod kvm;
 mod loom;
 mod miri;
+mod mutants;
 mod parts;
 mod run;
 mod rustup;
@@ -47,27 +48,22 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Run a scenario again, given by a file or a seed: `cargo xtask replay --help`
+    /// Run one seed's scenario again: `cargo xtask replay --help`
     #[command(disable_help_flag = true)]
     Replay {
         /// Arguments of `vmm-harness replay`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Look for the smallest scenario that fails as a file's or a seed's does: `cargo xtask minimise --help`
+    /// Look for the smallest scenario that fails as a seed's does: `cargo xtask minimise --help`
     #[command(disable_help_flag = true)]
     Minimise {
         /// Arguments of `vmm-harness minimise`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Add up the reports of a campaign's shards: `cargo xtask fuzz-merge --help`
-    #[command(disable_help_flag = true)]
-    FuzzMerge {
-        /// Arguments of `vmm-harness fuzz-merge`.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<OsString>,
-    },
+    /// Look for known bugs, put into the source one by one, by the deterministic machine
+    Mutants(mutants::Args),
     /// Run all tests: of the host's crates, of the documentation, and in the guest
     Test(test::Args),
     /// Measure how fast it is
@@ -93,7 +89,7 @@ fn main() -> ExitCode {
         Command::Fuzz { args } => fuzz::become_harness("fuzz", &args),
         Command::Replay { args } => fuzz::become_harness("replay", &args),
         Command::Minimise { args } => fuzz::become_harness("minimise", &args),
-        Command::FuzzMerge { args } => fuzz::merge(&args),
+        Command::Mutants(args) => mutants::mutants(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),
         Command::Loom(args) => loom::loom(&args),

@@ -242,6 +242,12 @@ codes! {
         S3 = 203,
         /// No `tryget_live` succeeds once a kill is confirmed.
         P3 = 303,
+        /// No page goes back before every TLB was made to forget it.
+        T1 = 401,
+        /// Memory is put behind reserved addresses alone, which have none, and taken away once.
+        T2 = 402,
+        /// No operation leaves preemption off or interrupts masked.
+        G1 = 501,
     }
 
     /// The workloads.
@@ -302,6 +308,9 @@ impl Invariant {
             Self::S2 => "S2",
             Self::S3 => "S3",
             Self::P3 => "P3",
+            Self::T1 => "T1",
+            Self::T2 => "T2",
+            Self::G1 => "G1",
         }
     }
 

@@ -6,6 +6,7 @@ pub mod paging;
 #[cfg(not(target_os = "none"))]
 mod routines;
 pub mod shortage;
+pub mod space;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;

@@ -16,6 +16,7 @@ mod trace;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use percpu_core::{cpu, preempt};
 #[cfg(percpu_steps)]
 use percpu_guest::abi::Doorbell;
 use percpu_guest::abi::{
@@ -26,7 +27,7 @@ use percpu_guest::abi::{
 use crate::arch::doorbell;
 use crate::arch::tsc;
 use crate::rng::Rng;
-use crate::{events, sched, shared, tests};
+use crate::{arch, events, sched, shared, tests};
 
 pub use mount::Mount;
 
@@ -91,8 +92,19 @@ impl Worker {
         shared::account(account).load(Ordering::Relaxed)
     }
 
+    /// G1: what an operation has turned off is on again at its end.
+    fn check_no_guard(&self) {
+        checked(Invariant::G1);
+        let left = u64::from(preempt::count()) + u64::from(arch::irq::masked());
+        if left != 0 {
+            let here = cpu::this_cpu_raw();
+            events::violation(Invariant::G1, here, self.row.into(), left, 0);
+        }
+    }
+
     /// Ends an operation; false if the thread is to end.
     fn boundary(&mut self) -> bool {
+        self.check_no_guard();
         let header = shared::header();
         shared::this_control().ops[self.workload as usize].fetch_add(1, Ordering::Relaxed);
         if header.stopping.load(Ordering::Relaxed) != 0 || !may_go_on() {
@@ -176,7 +188,7 @@ fn booked_by_all(slot: u32) -> i64 {
 
 /// Counts that the guest has held something against an invariant by itself.
 fn checked(invariant: Invariant) {
-    shared::this_control().checks[invariant.index()].fetch_add(1, Ordering::Relaxed);
+    events::checked(invariant, 1);
 }
 
 /// The workloads that the host asked for.

@@ -365,10 +365,13 @@ fn guest_violation(event: &Event, findings: &mut Findings) {
         Invariant::S2 => ("words", "second of the words that change as one"),
         Invariant::S3 => ("data", "number of those inside"),
         Invariant::P3 => ("reference", "answer of tryget_live after the kill was confirmed"),
+        Invariant::T1 => ("page", "entry, when its memory went back,"),
+        Invariant::T2 => ("page", "entry, when its memory came or went,"),
+        Invariant::G1 => ("thread", "number of guards after an operation"),
     };
     let object = format!("{what} {object:#x}");
     let number = |value: u64| match invariant {
-        Invariant::I14 | Invariant::S2 => format!("{value:#x}"),
+        Invariant::I14 | Invariant::S2 | Invariant::T1 | Invariant::T2 => format!("{value:#x}"),
         Invariant::K4 | Invariant::P3 => if value == 0 { "no" } else { "yes" }.to_owned(),
         _ => (value as i64).to_string(),
     };

@@ -286,6 +286,15 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
     ("the guest saw a counter broken", "K1", |g| {
         g.emit(1, EventKind::Violation, [Invariant::K1 as u64, 1, 0x1000, 2, 3]);
     }),
+    ("the guest saw a page go back too early", "T1", |g| {
+        g.emit(1, EventKind::Violation, [Invariant::T1 as u64, 1, 0x1000, 0x5201, 0x5000]);
+    }),
+    ("the guest saw memory put twice behind an address", "T2", |g| {
+        g.emit(1, EventKind::Violation, [Invariant::T2 as u64, 1, 0x1000, 0x5007, 0]);
+    }),
+    ("the guest saw an operation end with preemption off", "G1", |g| {
+        g.emit(1, EventKind::Violation, [Invariant::G1 as u64, 1, 0, 1, 0]);
+    }),
     ("the seed in the header is overwritten", "header", |g| {
         let seed = offset_of!(SharedHeader, boot) + offset_of!(BootParams, seed);
         g.poke(g.header(seed), 99u64);
