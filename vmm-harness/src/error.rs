@@ -193,15 +193,25 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A scenario's file does not say what a scenario's file must.
+    /// A file does not say what a file of its kind must.
     #[error("{path}, line {line}: {why}")]
-    ScenarioWrong {
+    FileWrong {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
         /// What is wrong, and what to give instead.
         why: String,
+    },
+    /// A report of a campaign cannot be read.
+    #[error(
+        "the report {path} cannot be read ({source}): give a file that `fuzz --json FILE` wrote"
+    )]
+    FuzzReportUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A scenario or a failure cannot be kept.
     #[error(
@@ -273,7 +283,8 @@ impl Error {
             | Self::NoSuchCpu { .. }
             | Self::Usage(_)
             | Self::ScenarioUnreadable { .. }
-            | Self::ScenarioWrong { .. }
+            | Self::FuzzReportUnreadable { .. }
+            | Self::FileWrong { .. }
             | Self::FileUnwritable { .. }
             | Self::CoverageWrong { .. }
             | Self::CoverageOfAnotherImage { .. }

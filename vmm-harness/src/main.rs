@@ -16,7 +16,7 @@ use vmm_harness::image::Image;
 use vmm_harness::report;
 use vmm_harness::run::{self, Length, RunConfig};
 
-use cli::deterministic::{self, FuzzArgs, MinimiseArgs, ReplayArgs};
+use cli::deterministic::{self, FuzzArgs, MergeArgs, MinimiseArgs, ReplayArgs};
 use cli::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 
 /// CPUs that can be, unless said otherwise.
@@ -49,6 +49,8 @@ enum Command {
     Replay(ReplayArgs),
     /// Look for the smallest scenario that fails as the given one does, and show it step by step.
     Minimise(MinimiseArgs),
+    /// Add up the reports of a campaign's shards: seeds, coverage, and each failure once.
+    FuzzMerge(MergeArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests that an image declares.
@@ -161,6 +163,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench(&args),
         Command::Fuzz(args) => deterministic::fuzz(args),
         Command::Replay(args) => deterministic::replay(&args),
+        Command::FuzzMerge(args) => deterministic::merge(&args),
         Command::Minimise(args) => deterministic::minimise(&args),
         Command::Doctor => {
             let doctor = Doctor::examine();

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`, `replay` and `minimise`: build everything and become `vmm-harness`.
+//! `cargo xtask fuzz`, `replay`, `minimise` and `fuzz-merge`: build everything and become `vmm-harness`.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -16,6 +16,12 @@ const KEEP: &str = "PERCPU_FUZZ_DIR";
 /// fails.
 pub fn become_harness(subcommand: &str, args: &[OsString]) -> Result<ExitCode> {
     Err(command(subcommand, args)?.exec()).context("vmm-harness does not start")
+}
+
+/// Becomes `vmm-harness fuzz-merge`, which needs no guest. Returns only if that fails.
+pub fn merge(args: &[OsString]) -> Result<ExitCode> {
+    let mut command = Command::new(cargo::build_harness()?);
+    Err(command.arg("fuzz-merge").args(args).exec()).context("vmm-harness does not start")
 }
 
 /// `vmm-harness SUBCOMMAND` with that guest, or the ordinary one for the parallel machine.

@@ -48,17 +48,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Run one seed's scenario again: `cargo xtask replay --help`
+    /// Run a scenario again, given by a file or a seed: `cargo xtask replay --help`
     #[command(disable_help_flag = true)]
     Replay {
         /// Arguments of `vmm-harness replay`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Look for the smallest scenario that fails as a seed's does: `cargo xtask minimise --help`
+    /// Look for the smallest scenario that fails as a file's or a seed's does: `cargo xtask minimise --help`
     #[command(disable_help_flag = true)]
     Minimise {
         /// Arguments of `vmm-harness minimise`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Add up the reports of a campaign's shards: `cargo xtask fuzz-merge --help`
+    #[command(disable_help_flag = true)]
+    FuzzMerge {
+        /// Arguments of `vmm-harness fuzz-merge`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -89,6 +96,7 @@ fn main() -> ExitCode {
         Command::Fuzz { args } => fuzz::become_harness("fuzz", &args),
         Command::Replay { args } => fuzz::become_harness("replay", &args),
         Command::Minimise { args } => fuzz::become_harness("minimise", &args),
+        Command::FuzzMerge { args } => fuzz::merge(&args),
         Command::Mutants(args) => mutants::mutants(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(subject) => bench::bench(&subject),

@@ -1,11 +1,13 @@
-//! `fuzz`, `replay`, `minimise`: the commands of the deterministic machine.
+//! `fuzz`, `replay`, `minimise`, `fuzz-merge`: the commands of the deterministic machine.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmm_harness::error::{Error, Status};
-use vmm_harness::fuzz::{self, Case, FuzzConfig, MachineKind, Machines, Seen};
+use vmm_harness::fuzz::{
+    self, Case, FuzzConfig, FuzzReport, MachineKind, Machines, Seen, Shard, image_name,
+};
 use vmm_harness::host::RingChoice;
 use vmm_harness::image::Image;
 use vmm_harness::machine::{Scenario, Topology};
@@ -17,7 +19,8 @@ use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, 
 pub struct FuzzArgs {
     #[command(flatten)]
     image: ImageArg,
-    /// Seeds to run: from A up to, not including, B [default: from a new one on, for ever].
+    /// Run these seeds and nothing else: from A up to, not including, B [default: from a new one on,
+    /// and scenarios made by changing those that reached something new].
     #[arg(long, value_name = "A..B", value_parser = seeds)]
     seeds: Option<Seeds>,
     /// Begin no run after so many seconds [default: 10 if no seeds are given].
@@ -26,13 +29,30 @@ pub struct FuzzArgs {
     /// The machine; only the deterministic one can replay.
     #[arg(long, default_value = "deterministic", value_enum)]
     machine: MachineKind,
-    /// Run each seed twice, on two machines, and compare all that happened.
+    /// Run this file's work, CPUs and plugs; seeds choose how CPUs take turns.
+    #[arg(long, value_name = "FILE")]
+    scenario: Option<PathBuf>,
+    /// Threads that run scenarios, each on machines of its own.
+    #[arg(long, default_value_t = 1, value_name = "J",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: u16,
+    /// Run shard I of N, from 0/N to N-1/N: its part of the seeds, else seeds of its own.
+    #[arg(long, default_value_t, value_name = "I/N")]
+    shard: Shard,
+    /// Directory of scenarios that reached something new, one a file: run at the beginning, added to,
+    /// and changed if no seeds are given. Failures are kept in it, too.
+    #[arg(long, value_name = "DIR")]
+    corpus: Option<PathBuf>,
+    /// Run each scenario twice, on two machines, and compare all that happened.
     #[arg(long)]
     verify: bool,
     /// Stop after so many failures.
     #[arg(long, default_value_t = 1, value_name = "N")]
     failures: u64,
-    /// Where failures are kept, in a directory `failures`.
+    /// Try for so many seconds to make a failure small, 0 not to.
+    #[arg(long, default_value = "5", value_name = "S", value_parser = seconds_or_none)]
+    minimise: f64,
+    /// Where failures are kept, in a directory `failures`, if there is no corpus.
     #[arg(long, env = "PERCPU_FUZZ_DIR", default_value = "target/fuzz", value_name = "DIR")]
     keep: PathBuf,
     /// Write the report to this file as JSON.
@@ -41,6 +61,16 @@ pub struct FuzzArgs {
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
     #[arg(long, default_value = "auto")]
     ring: RingChoice,
+}
+
+#[derive(clap::Args)]
+pub struct MergeArgs {
+    /// Reports that `fuzz --json FILE` wrote, of one guest image.
+    #[arg(value_name = "FILE", required = true)]
+    reports: Vec<PathBuf>,
+    /// Write the sum to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -88,6 +118,10 @@ fn seeds(text: &str) -> Result<Seeds, String> {
     if from < to { Ok(Seeds(from..to)) } else { Err("the second number must be larger".into()) }
 }
 
+fn seconds_or_none(text: &str) -> Result<f64, String> {
+    if text == "0" { Ok(0.0) } else { seconds(text) }
+}
+
 pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
     if args.verify && args.machine == MachineKind::Parallel {
         return Err(Error::Usage(
@@ -100,25 +134,57 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
+    let scenario = match &args.scenario {
+        Some(file) => Some(Case::read(file)?.scenario),
+        None => None,
+    };
     let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
-    let seeds = args.seeds.map_or_else(|| new_seed()..u64::MAX, |seeds| seeds.0);
+    let change = args.seeds.is_none() && scenario.is_none();
+    let seeds = match args.seeds {
+        Some(seeds) => args.shard.part(seeds.0),
+        None => args.shard.first_seed(new_seed())..u64::MAX,
+    };
     let config = FuzzConfig {
         seeds,
+        shard: args.shard,
+        scenario,
+        change,
+        failures: args.corpus.as_ref().unwrap_or(&args.keep).join("failures"),
+        corpus: args.corpus,
         time: seconds.map(Duration::from_secs_f64),
+        jobs: args.jobs.into(),
         verify: args.verify,
         most_failures: args.failures.max(1),
-        failures: args.keep.join("failures"),
+        minimise: Duration::from_secs_f64(args.minimise),
         ring,
         machine: args.machine,
         host,
     };
-    let report = fuzz::run(&image, &config, &*interrupted()?)?;
-    // As in `run`: a closed pipe is the reader's choice.
-    let _ = fuzz::write_report(&mut std::io::stdout().lock(), &report);
-    if let Some(path) = &args.json {
-        report.write_json(path)?;
+    let fuzz::Ended { report, error } = fuzz::run(&image, &config, &*interrupted()?)?;
+    let written = write(&report, args.json.as_deref());
+    // What was found counts for more than what then went wrong, which is said all the same.
+    match error.or(written.err()) {
+        Some(error) if report.failures.is_empty() => Err(error),
+        Some(error) => {
+            eprintln!("error: {error}");
+            Ok(report.status())
+        }
+        None => Ok(report.status()),
     }
-    Ok(report.status())
+}
+
+fn write(report: &FuzzReport, json: Option<&Path>) -> Result<(), Error> {
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_report(&mut std::io::stdout().lock(), report);
+    json.map_or(Ok(()), |path| report.write_json(path))
+}
+
+pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
+    let read = |path: &PathBuf| Ok((path.clone(), fuzz::read_report(path)?));
+    let reports = args.reports.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+    let sum = fuzz::merge(&reports)?;
+    write(&sum, args.json.as_deref())?;
+    Ok(sum.status())
 }
 
 /// The scenario that was named, and the file it is from, if it is from a file.
@@ -158,7 +224,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
         true => Some(Machines::new(&image, ring).run(&case.scenario)?),
         false => None,
     };
-    let likeness = seen.compare(&outcome, again.as_ref(), ring, &image);
+    let likeness = seen.compare(&outcome, again.as_ref(), ring, &image_name(&image));
     let _ = writeln!(stdout, "{likeness}");
     Ok(likeness.status(status))
 }
@@ -178,7 +244,7 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
                 None => format!("seed-{}-minimal.toml", case.scenario.seed).into(),
             });
             let status = minimal.outcome.ending.status();
-            let failure = Seen::of(&minimal.outcome, ring, &image);
+            let failure = Seen::of(&minimal.outcome, ring, &image_name(&image));
             Case { failure, scenario: minimal.scenario }.write(&out)?;
             let _ = writeln!(stdout, "{0}\n  cargo xtask replay {0}", out.display());
             Ok(status)

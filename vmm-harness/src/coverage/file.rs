@@ -18,7 +18,8 @@ const VERSION: u32 = 1;
 const MOST_EDGES: usize = 100_000_000;
 
 /// What runs of one image have reached together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Coverage {
     image: Instrumented,
     runs: u64,
@@ -50,6 +51,11 @@ impl Coverage {
     pub fn of(edges: &Edges) -> Self {
         let image = Instrumented { build: edges.build(), edges: edges.len() };
         Self { image, runs: 0, features: Features::new() }
+    }
+
+    /// What `runs` runs have reached.
+    pub fn of_runs(edges: &Edges, runs: u64, features: Features) -> Self {
+        Self { runs, features, ..Self::of(edges) }
     }
 
     /// Adds a run, and says what was new.
@@ -96,16 +102,7 @@ impl Coverage {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let written = Written {
-            percpu_coverage: VERSION,
-            build: format!("{:#018x}", self.image.build),
-            edges: self.image.edges,
-            runs: self.runs,
-            reached: self.features.edges.count() + self.features.switches.count(),
-            reached_edges: to_hex(&self.features.edges),
-            reached_switches: to_hex(&self.features.switches),
-        };
-        let text = serde_json::to_string_pretty(&written).expect("strings and numbers");
+        let text = serde_json::to_string_pretty(self).expect("strings and numbers");
         store::write(path, &(text + "\n"))
     }
 
@@ -120,6 +117,29 @@ impl Coverage {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
+        let written: Written = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        written.try_into()
+    }
+}
+
+impl From<Coverage> for Written {
+    fn from(Coverage { image, runs, features }: Coverage) -> Self {
+        Self {
+            percpu_coverage: VERSION,
+            build: format!("{:#018x}", image.build),
+            edges: image.edges,
+            runs,
+            reached: features.edges.count() + features.switches.count(),
+            reached_edges: to_hex(&features.edges),
+            reached_switches: to_hex(&features.switches),
+        }
+    }
+}
+
+impl TryFrom<Written> for Coverage {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
         let Written {
             percpu_coverage,
             build,
@@ -128,7 +148,7 @@ impl Coverage {
             reached,
             reached_edges,
             reached_switches,
-        } = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        } = written;
         if percpu_coverage != VERSION {
             return Err(format!("it is of version {percpu_coverage}, this program's is {VERSION}"));
         }

@@ -73,7 +73,7 @@ impl Case {
         File::open(path)
             .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
             .map_err(unreadable)?;
-        let wrong = |at: usize, why: &str| Error::ScenarioWrong {
+        let wrong = |at: usize, why: &str| Error::FileWrong {
             path: path.into(),
             line: 1 + bytes[..at.min(bytes.len())].iter().filter(|&&b| b == b'\n').count(),
             // One sentence, whatever the parser says.

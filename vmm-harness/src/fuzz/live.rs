@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::FuzzReport;
+use super::{FuzzReport, MachineKind};
+use crate::coverage::Features;
 
 /// Time between two plain lines where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -26,13 +27,13 @@ impl Live {
         Self { bar, shown: Instant::now() }
     }
 
-    pub(super) fn show(&mut self, report: &FuzzReport) {
+    pub(super) fn show(&mut self, report: &FuzzReport, reached: &Features) {
         let every = if self.bar.is_some() { TERMINAL_EVERY } else { PLAIN_EVERY };
         if self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
-        let line = report.line();
+        let line = line(report, reached);
         match &self.bar {
             Some(bar) => {
                 bar.set_message(line);
@@ -55,4 +56,20 @@ impl Live {
             bar.finish_and_clear();
         }
     }
+}
+
+/// How things stand.
+fn line(report: &FuzzReport, reached: &Features) -> String {
+    let mut line = format!("{} runs, {:.0} a second", report.runs, report.runs_per_second);
+    if report.machine == MachineKind::Deterministic {
+        line += &format!(
+            ", {} edges, {} switches, {} kept",
+            reached.edges.count(),
+            reached.switches.count(),
+            report.corpus
+        );
+    }
+    let failures = report.failures.len();
+    let plural = if failures == 1 { "" } else { "s" };
+    line + &format!(", {} plugs, {failures} failure{plural}", report.plugs)
 }

@@ -1,74 +1,46 @@
 //! What came of many runs.
 
-use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Case, FuzzConfig, MachineKind, parallel};
+use super::{Failure, FuzzConfig, MachineKind};
+use crate::coverage::{Coverage, Features};
 use crate::error::{Error, Status};
 use crate::machine::Outcome;
 
 /// Version of the JSON form.
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
-/// A seed whose run did not end well.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Failure {
-    /// The seed.
-    pub seed: u64,
-    /// The invariant by its name, `crash`, `hang`, or `nondeterminism`.
-    pub what: String,
-    /// What was seen.
-    pub detail: String,
-    /// What the seed stands for.
-    pub scenario: String,
-    /// Steps of the run.
-    pub steps: u64,
-    /// Hash of its trace.
-    pub hash: String,
-    /// The file that has all of this and the scenario.
-    pub file: String,
-    /// The command line that repeats it.
-    pub replay: String,
-    /// The command line that makes it small.
-    pub minimise: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.steps {
-            0 => writeln!(f, "FAILED {}: {}", self.what, self.detail)?,
-            steps => writeln!(f, "FAILED {} at step {steps}: {}", self.what, self.detail)?,
-        }
-        writeln!(f, "  seed {}: {}", self.seed, self.scenario)?;
-        write!(f, "  {}", self.replay)?;
-        match self.steps {
-            0 => Ok(()),
-            _ => write!(f, "\n  {}", self.minimise),
-        }
-    }
-}
-
-/// All that seeds have shown.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// All that runs have shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FuzzReport {
-    /// The version of this layout: 1.
+    /// The version of this layout: 2.
     pub schema: u32,
-    /// First seed.
-    pub first_seed: u64,
-    /// Runs.
-    pub runs: u64,
-    /// Seeds that were run twice with equal traces.
-    pub verified: u64,
-    /// Whether each seed was to run twice.
-    pub verify: bool,
-    /// The guest's privilege level.
-    pub ring: u8,
     /// The machine.
     pub machine: MachineKind,
+    /// [`image_name`](super::image_name) of the guest.
+    pub image: String,
+    /// The guest's privilege level.
+    pub ring: u8,
+    /// Threads that ran scenarios.
+    pub jobs: usize,
+    /// Which part of how many this is; reports that were merged have none.
+    pub shard: Option<String>,
+    /// Seeds that were run, each as its first one and the one after its last.
+    pub seeds: Vec<(u64, u64)>,
+    /// Runs.
+    pub runs: u64,
+    /// Of which of scenarios that had been kept before, and were changed.
+    pub runs_changed: u64,
+    /// Of which to see what the kept scenarios of the corpus reach.
+    pub runs_of_corpus: u64,
+    /// Whether each scenario was to run twice.
+    pub verify: bool,
+    /// Scenarios that were run twice with equal traces.
+    pub verified: u64,
     /// Time.
     pub seconds: f64,
     /// Runs a second, in all.
@@ -83,28 +55,45 @@ pub struct FuzzReport {
     pub failed_plugs: u64,
     /// Objects held against invariants.
     pub checks: u64,
-    /// Microseconds to put a guest back: the median's upper bound is not kept, only these two.
+    /// Microseconds to put a guest back, on average.
     pub reset_us_mean: f64,
     /// The longest.
     pub reset_us_max: f64,
+    /// Edges that were reached.
+    pub edges: usize,
+    /// Pairs of places at which a CPU took over from another.
+    pub switches: usize,
+    /// What was reached, to be added up.
+    pub coverage: Option<Coverage>,
+    /// Scenarios in the corpus.
+    pub corpus: usize,
+    /// Files of the corpus that are no scenarios.
+    pub corpus_wrong: usize,
     /// What went wrong.
     pub failures: Vec<Failure>,
     /// Ended by the user.
     pub interrupted: bool,
+    /// What ended it early.
+    pub error: Option<String>,
     #[serde(skip)]
-    resets: Duration,
+    pub(super) resets: Duration,
 }
 
 impl FuzzReport {
-    pub(super) fn new(config: &FuzzConfig) -> Self {
+    pub(super) fn new(config: &FuzzConfig, image: String) -> Self {
         Self {
             schema: SCHEMA,
-            first_seed: config.seeds.start,
-            runs: 0,
-            verified: 0,
-            verify: config.verify,
-            ring: config.ring,
             machine: config.machine,
+            image,
+            ring: config.ring,
+            jobs: config.jobs,
+            shard: Some(config.shard.to_string()),
+            seeds: Vec::new(),
+            runs: 0,
+            runs_changed: 0,
+            runs_of_corpus: 0,
+            verify: config.verify,
+            verified: 0,
             seconds: 0.0,
             runs_per_second: 0.0,
             steps: 0,
@@ -114,8 +103,14 @@ impl FuzzReport {
             checks: 0,
             reset_us_mean: 0.0,
             reset_us_max: 0.0,
+            edges: 0,
+            switches: 0,
+            coverage: None,
+            corpus: 0,
+            corpus_wrong: 0,
             failures: Vec::new(),
             interrupted: false,
+            error: None,
             resets: Duration::ZERO,
         }
     }
@@ -132,52 +127,40 @@ impl FuzzReport {
         self.reset_us_max = self.reset_us_max.max(outcome.reset.as_secs_f64() * 1e6);
     }
 
-    /// Adds a failure, of which there is a file.
-    pub(super) fn add_failure(&mut self, case: &Case, file: &Path) -> &Failure {
-        let seen = case.failure.clone().expect("it has failed");
-        self.failures.push(Failure {
-            seed: case.scenario.seed,
-            what: seen.what,
-            detail: seen.detail,
-            scenario: match self.machine {
-                MachineKind::Deterministic => case.scenario.to_string(),
-                MachineKind::Parallel => parallel::describe(&case.scenario),
-            },
-            steps: seen.steps,
-            hash: seen.hash,
-            file: file.display().to_string(),
-            replay: match self.machine {
-                MachineKind::Deterministic => format!("cargo xtask replay {}", file.display()),
-                MachineKind::Parallel => parallel::replay(case.scenario.seed),
-            },
-            minimise: format!("cargo xtask minimise {}", file.display()),
-        });
-        self.failures.last().expect("just added")
+    /// Notes how long it has taken so far.
+    pub(super) fn set_time(&mut self, time: Duration) {
+        self.seconds = time.as_secs_f64();
+        self.runs_per_second = self.runs as f64 / self.seconds.max(1e-3);
     }
 
-    /// How things stand, in a line.
-    pub(super) fn line(&self) -> String {
-        let failures = self.failures.len();
-        format!(
-            "{} runs, {:.0} a second, {} plugs, {failures} failure{}",
-            self.runs,
-            self.runs as f64 / self.seconds.max(1e-3),
-            self.plugs,
-            if failures == 1 { "" } else { "s" },
-        )
+    /// Notes how much was reached.
+    pub(super) fn note_reached(&mut self, reached: &Features) {
+        (self.edges, self.switches) = (reached.edges.count(), reached.switches.count());
     }
 
-    /// What to tell the caller.
-    pub fn status(&self) -> Status {
-        match self.failures.first().map(|failure| failure.what.as_str()) {
-            None => Status::Held,
-            Some("crash") => Status::Crashed,
-            Some("hang") => Status::Hung,
-            Some(_) => Status::Broken,
+    /// The failures, one of each kind with how many there are of it, in order.
+    pub fn kinds(&self) -> Vec<(&Failure, usize)> {
+        let mut kinds: Vec<(&Failure, usize)> = Vec::new();
+        for failure in &self.failures {
+            match kinds.iter_mut().find(|(kind, _)| kind.key == failure.key) {
+                Some((_, times)) => *times += 1,
+                None => kinds.push((failure, 1)),
+            }
         }
+        kinds
     }
 
-    /// Completes the figures and writes them as JSON.
+    /// What to tell the caller: a broken invariant weighs more than a crash, that more than a hang.
+    pub fn status(&self) -> Status {
+        let status = |failure: &Failure| match failure.what.as_str() {
+            "crash" => Status::Crashed,
+            "hang" => Status::Hung,
+            _ => Status::Broken,
+        };
+        self.failures.iter().map(status).min_by_key(|&status| status as u8).unwrap_or(Status::Held)
+    }
+
+    /// Writes the report as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(self).expect("strings and numbers");
         std::fs::write(path, text + "\n")
@@ -189,15 +172,28 @@ impl FuzzReport {
 pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()> {
     let runs = report.runs.max(1) as f64;
     let each = |sum: u64| sum as f64 / runs;
-    let end = report.first_seed + report.runs;
-    writeln!(out, "seeds {}..{end}, ring {}", report.first_seed, report.ring)?;
+    let seeds: Vec<_> = report.seeds.iter().map(|(from, to)| format!("{from}..{to}")).collect();
+    let seeds =
+        if seeds.is_empty() { "no seeds".into() } else { format!("seeds {}", seeds.join(", ")) };
+    write!(out, "{seeds}, ring {}", report.ring)?;
+    if report.jobs > 1 {
+        write!(out, ", {} jobs", report.jobs)?;
+    }
+    match report.shard.as_deref() {
+        None | Some("0/1") => writeln!(out)?,
+        Some(shard) => writeln!(out, ", shard {shard}")?,
+    }
+    write!(out, "{} runs", report.runs)?;
+    if report.runs_changed > 0 {
+        write!(out, " ({} of changed scenarios)", report.runs_changed)?;
+    }
     writeln!(
         out,
-        "{} runs in {:.1} s: {:.0} a second{}",
-        report.runs,
+        " in {:.1} s: {:.0} a second{}{}",
         report.seconds,
-        report.runs as f64 / report.seconds.max(1e-3),
+        report.runs_per_second,
         if report.verify { " (each twice)" } else { "" },
+        if report.interrupted { ", interrupted" } else { "" },
     )?;
     write!(
         out,
@@ -207,24 +203,38 @@ pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()>
         each(report.checks),
     )?;
     match report.machine {
-        MachineKind::Deterministic => writeln!(
-            out,
-            ", {:.0} steps, {:.0} exits; reset {:.0} us, {:.0} us at most",
-            each(report.steps),
-            each(report.exits),
-            report.reset_us_mean,
-            report.reset_us_max,
-        )?,
+        MachineKind::Deterministic => {
+            writeln!(
+                out,
+                ", {:.0} steps, {:.0} exits; reset {:.0} us, {:.0} us at most",
+                each(report.steps),
+                each(report.exits),
+                report.reset_us_mean,
+                report.reset_us_max,
+            )?;
+            let of_edges = report.coverage.as_ref().map_or(0, Coverage::edges);
+            let FuzzReport { edges, switches, .. } = report;
+            writeln!(
+                out,
+                "reached: {edges} of {of_edges} edges, switches at {switches} pairs of places; \
+                 corpus: {} scenarios",
+                report.corpus
+            )?;
+        }
         MachineKind::Parallel => writeln!(out, "; all CPUs at once")?,
     }
     if report.verify {
-        writeln!(out, "{} of {} seeds gave two equal traces", report.verified, report.runs)?;
+        writeln!(out, "{} of {} runs gave two equal traces", report.verified, report.runs)?;
     }
-    for failure in &report.failures {
+    for (failure, times) in report.kinds() {
         writeln!(out, "{failure}")?;
+        if times > 1 {
+            writeln!(out, "  {times} times")?;
+        }
     }
-    match report.failures.len() {
-        0 => writeln!(out, "HELD"),
-        n => writeln!(out, "{n} FAILED"),
+    match (report.kinds().len(), report.failures.len()) {
+        (_, 0) => writeln!(out, "HELD"),
+        (kinds, n) if kinds < n => writeln!(out, "{n} FAILED, {kinds} of them different"),
+        (_, n) => writeln!(out, "{n} FAILED"),
     }
 }

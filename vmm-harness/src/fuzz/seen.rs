@@ -44,8 +44,8 @@ pub fn image_name(image: &Image) -> String {
 }
 
 impl Seen {
-    /// What a run has shown; `None` if it held.
-    pub fn of(outcome: &Outcome, ring: u8, image: &Image) -> Option<Self> {
+    /// What a run of the guest with this [`image_name`] has shown; `None` if it held.
+    pub fn of(outcome: &Outcome, ring: u8, image: &str) -> Option<Self> {
         let detail = match &outcome.ending {
             Ending::Held => return None,
             Ending::Broken(violations) => {
@@ -59,12 +59,12 @@ impl Seen {
             hash: hash_text(outcome.trace.hash()),
             steps: outcome.steps,
             ring,
-            image: image_name(image),
+            image: image.into(),
         })
     }
 
     /// What two runs of one scenario have shown; `None` if they are equal.
-    pub fn of_two(first: &Outcome, second: &Outcome, ring: u8, image: &Image) -> Option<Self> {
+    pub fn of_two(first: &Outcome, second: &Outcome, ring: u8, image: &str) -> Option<Self> {
         let (a, b) = (&first.trace, &second.trace);
         let (at, one, other) = a.parting(b)?;
         let entry = |entry: Option<_>| {
@@ -82,7 +82,7 @@ impl Seen {
             hash: hash_text(a.hash()),
             steps: first.steps,
             ring,
-            image: image_name(image),
+            image: image.into(),
         })
     }
 
@@ -97,7 +97,7 @@ impl Seen {
         outcome: &Outcome,
         again: Option<&Outcome>,
         ring: u8,
-        image: &Image,
+        image: &str,
     ) -> Likeness {
         let now = match again {
             Some(again) => Self::of_two(outcome, again, ring, image),
@@ -108,7 +108,7 @@ impl Seen {
             what: now.map_or("held".into(), |seen| seen.what),
             hash: hash_text(outcome.trace.hash()),
             ring,
-            image: image_name(image),
+            image: image.into(),
         }
     }
 }

@@ -26,6 +26,14 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     })
 }
 
+/// Makes a directory if there is none, and sees whether files can be made there.
+pub(super) fn check(directory: &Path) -> Result<(), Error> {
+    let wrong = |source| Error::FileUnwritable { path: directory.into(), source };
+    let probe = directory.join(format!(".{}.part", std::process::id()));
+    fs::create_dir_all(directory).map_err(wrong)?;
+    File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(wrong)
+}
+
 fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -169,6 +169,14 @@ impl Scenario {
         Self { seed, strategy, ..self.clone() }
     }
 
+    /// How often CPUs take over from each other, if that is given.
+    pub fn switches(&self) -> Option<usize> {
+        match &self.strategy {
+            Strategy::Fixed(turns) => Some(turns.len()),
+            Strategy::Pct { .. } | Strategy::Walk { .. } => None,
+        }
+    }
+
     /// Any, but none that is given.
     pub(super) fn random_strategy(random: &mut Random) -> Strategy {
         let unit = if random.one_in(2) { Unit::Steps } else { Unit::Points };
