@@ -130,14 +130,11 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
                 .into(),
         ));
     }
+    let scenario = args.scenario.as_deref().map(Case::read).transpose()?.map(|case| case.scenario);
     let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
-    let scenario = match &args.scenario {
-        Some(file) => Some(Case::read(file)?.scenario),
-        None => None,
-    };
     let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
     let change = args.seeds.is_none() && scenario.is_none();
     let seeds = match args.seeds {
