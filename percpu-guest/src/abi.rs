@@ -22,10 +22,12 @@ use percpu_core::view::{Roots, View};
 mod bench;
 mod codes;
 mod image;
+mod turns;
 
 pub use bench::*;
 pub use codes::*;
 pub use image::*;
+pub use turns::*;
 
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
@@ -205,25 +207,6 @@ pub struct SharedHeader {
     pub frames_end: AtomicU64,
 }
 
-/// Steps of a machine that runs its CPUs one at a time: every load, store and branch of an
-/// instrumented guest is one.
-#[repr(C)]
-pub struct Steps {
-    /// Steps of all CPUs so far, counted by the guest.
-    pub done: AtomicU64,
-    /// When `done` reaches this the CPU rings [`Doorbell::Switch`]. Written by the host while the
-    /// guest stands still.
-    pub next: AtomicU64,
-    /// Those of the steps that come before an operation on a per-CPU copy or an atomic
-    /// read-modify-write: where a switch is likelier to matter.
-    pub points: AtomicU64,
-    /// As `next`, for `points`.
-    pub next_point: AtomicU64,
-    /// Steps by which the clock is ahead of `done`, because all CPUs waited. Written by the host
-    /// likewise.
-    pub skipped: AtomicU64,
-}
-
 /// Counts about the balance work, since boot.
 #[repr(C)]
 pub struct BalanceCounts {
@@ -366,6 +349,8 @@ pub struct Shared {
     pub events: [EventRing; MAX_CPUS],
     /// Results of a benchmark.
     pub bench: BenchTable,
+    /// Where CPUs run one at a time: who runs when.
+    pub turns: Turns,
 }
 
 const _: () = {

@@ -60,6 +60,12 @@ pub fn bench() -> &'static percpu_guest::abi::BenchTable {
     &region().bench
 }
 
+/// Who runs when, where CPUs run one at a time.
+#[cfg(percpu_steps)]
+pub fn turns() -> &'static percpu_guest::abi::Turns {
+    &region().turns
+}
+
 /// Tells the host which ABI this image has, and checks the host's.
 pub fn handshake() {
     let header = header();

@@ -38,7 +38,8 @@ codes! {
         Panic = 7,
         /// The guest has nothing more to do.
         Exit = 8,
-        /// A switch point has come: another CPU may run, interrupts may be pending afterwards.
+        /// Where CPUs run one at a time: the moment has come at which the host wants to be asked, or,
+        /// argument 1, no CPU will ever be able to run.
         Switch = 9,
         /// This CPU has nothing to do until an interrupt is pending.
         Idle = 10,
@@ -62,6 +63,44 @@ codes! {
         Dead = 4,
         /// Stopped by a panic or an exception.
         Crashed = 5,
+    }
+
+    /// Where CPUs run one at a time: whether one can.
+    pub enum Standing: u32 {
+        /// It was not started, or is dead.
+        Off = 0,
+        /// It runs when it is its turn.
+        Ready = 1,
+        /// It waits for another CPU in a loop and is let be until a moment.
+        Waiting = 2,
+        /// It waits for an interrupt. From a moment on it gets one early if there is work for it.
+        Idle = 3,
+    }
+
+    /// What the schedule changes at a moment.
+    pub enum ChangeKind: u32 {
+        /// The CPU that would run gets the lowest priority.
+        Demote = 1,
+        /// The CPU that would run is interrupted by its timer, before its time.
+        Interrupt = 2,
+        /// A CPU gets the highest priority.
+        Promote = 3,
+    }
+
+    /// Why a CPU did not run on.
+    pub enum StayEnd: u16 {
+        /// The schedule said so.
+        Due = 0,
+        /// It waits for another CPU in a loop.
+        Yield = 1,
+        /// It waits for an interrupt.
+        Idle = 2,
+        /// It is dead.
+        Dead = 3,
+        /// It has started a CPU, whose number is noted, and goes on.
+        Started = 4,
+        /// It gets an interrupt, whose vector is noted.
+        Interrupted = 5,
     }
 
     /// How CPUs after the first are started.

@@ -7,8 +7,9 @@
 //!   the few services that need one (`service`);
 //! - the host is called by a store to a page without memory (`doorbell`).
 //!
-//! A build with `--cfg percpu_steps` is for a host that runs CPUs one at a time and decides at which
-//! step another goes on (`steps`): it has no timer, no clock and no interrupts but the host's.
+//! A build with `--cfg percpu_steps` is for a host that has one vCPU, on which the CPUs take turns: each
+//! step of theirs is counted (`steps`), and at which another goes on is in a schedule (`turns`). It has
+//! no clock but the steps, and no interrupts but those of the schedule, of other CPUs and of the host.
 
 pub mod doorbell;
 pub mod entry;
@@ -24,3 +25,5 @@ pub mod steps;
 mod stubs;
 pub mod tables;
 pub mod tsc;
+#[cfg(percpu_steps)]
+pub mod turns;

@@ -2,7 +2,7 @@
 //! counter: nothing here depends on how fast the host is.
 //!
 //! The clock is the count of steps, so that each CPU finds it as the schedule makes it. The timer is
-//! a moment in the control block, at which the host sets the bit. An IPI is a bit that the sender
+//! a moment in the control block, at which `turns` sets the bit. An IPI is a bit that the sender
 //! sets in its target's word: nobody else runs meanwhile, and the target sees it when it runs next,
 //! at a step with interrupts unmasked or when it unmasks them.
 
@@ -13,7 +13,7 @@ use percpu_core::cpu::CpuId;
 use percpu_guest::abi::VECTOR_IPI;
 
 use super::irq::{FIRST_VECTOR, IRQ_PENDING};
-use super::tsc;
+use super::{tsc, turns};
 use crate::shared;
 
 /// End-of-interrupt register of the controller that is not used: no stub of an interrupt runs.
@@ -34,6 +34,7 @@ pub fn disable() {
 pub fn arm_timer(us: u32) {
     let ticks = u64::from(us) * u64::from(shared::boot().tsc_mhz);
     shared::this_control().timer.store(tsc::now() + ticks, Ordering::Relaxed);
+    turns::look_again();
 }
 
 /// Interrupts `cpu` with the kernel's own IPI.
@@ -41,7 +42,7 @@ pub fn send_ipi(cpu: u32) {
     raise(cpu, VECTOR_IPI);
 }
 
-/// Never: the host starts CPUs by itself where it runs them one at a time.
+/// Never: CPUs that run one at a time are started without it.
 pub fn send_init_sipi(cpu: u32, _entry: u64) {
     panic!("CPU {cpu} is to be started by INIT and SIPI, and its host knows no such thing");
 }
@@ -53,4 +54,5 @@ fn raise(cpu: u32, vector: u8) {
     // SAFETY: the word is the target's copy of a live variable. The target does not run now, nor
     // does any other CPU before the next step, and there is none in assembly.
     unsafe { asm!("or qword ptr [{}], {}", in(reg) word, in(reg) bit, options(nostack)) };
+    turns::look_again();
 }

@@ -33,7 +33,6 @@ fn call(number: u32) {
 pub fn idle() {
     #[cfg(not(percpu_steps))]
     call(IDLE);
-    // The host looks at what is pending before it stops running this CPU.
     #[cfg(percpu_steps)]
     doorbell::ring(Doorbell::Idle, 0);
 }

@@ -3,11 +3,12 @@
 //! In a build with `--cfg percpu_steps` the compiler calls one of the functions below before every
 //! load and store and on every edge between basic blocks; percpu-core does so before an atomic
 //! read-modify-write and before an operation on a per-CPU copy. Each call is one *step*: it counts,
-//! and compares with the step at which the host wants to be asked. Four instructions, no exit. Those of
-//! percpu-core are counted once more by themselves, for a host that wants to be asked at one of them.
+//! and compares with the step at which something is due. Four instructions, no exit. Those of
+//! percpu-core are counted once more by themselves, for a schedule that changes at one of them.
 //!
-//! When that step has come the CPU rings [`Doorbell::Switch`] and stands still until the host runs it
-//! again; then it takes the interrupts that are pending, as if they had come at this instruction.
+//! When that step has come the CPU stops: what a function must keep is saved on its stack, the scheduler
+//! ([`turns`](super::turns)) chooses a CPU, and that one's stack and GS base are put in place. When
+//! the CPU goes on it takes the interrupts that are pending, as if they had come at this instruction.
 //! Nothing else interrupts such a guest: its timer, its IPIs and the host's doorbell are bits in
 //! [`IRQ_PENDING`](super::irq::IRQ_PENDING), set while it stands still or by another CPU.
 //!
@@ -17,9 +18,10 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use percpu_guest::abi::{DOORBELL, Doorbell, SHARED, SharedHeader, Steps};
+use percpu_guest::abi::{DOORBELL, Decision, Doorbell, SHARED, SharedHeader, Steps};
 
 use super::irq::{IRQ_MASKED, IRQ_PENDING, irq_replay_all};
+use super::turns;
 
 const STEPS: usize = SHARED as usize + offset_of!(SharedHeader, steps);
 
@@ -27,6 +29,16 @@ unsafe extern "C" {
     /// Copies pages for the host, by the guest's own stores: those to page tables must be seen by a
     /// KVM that shadows them. See [`ImageHeader::restore`](percpu_guest::abi::ImageHeader::restore).
     pub fn restore_pages() -> !;
+    /// Lets others run: `end` is why, a [`StayEnd`](percpu_guest::abi::StayEnd). Afterwards it may do
+    /// what an interrupt may do.
+    #[link_name = "percpu_give_way"]
+    pub(super) safe fn give_way(end: u64, argument: u64);
+    static percpu_first_instruction: u8;
+}
+
+/// Where a CPU begins.
+pub(super) fn first_instruction() -> u64 {
+    (&raw const percpu_first_instruction).expose_provenance() as u64
 }
 
 global_asm!(
@@ -62,10 +74,13 @@ global_asm!(
     "6:",
     "  inc qword ptr [{done}]",
     "2:",
+    "  xor edi, edi",
+    "  xor esi, esi",
+    // edi = why, rsi = with what argument.
+    "step percpu_give_way",
     "  push rbp",
     "  mov rbp, rsp",
-    "  mov eax, {doorbell}",
-    "  mov qword ptr [rax], {switch}",
+    "  call 7f",
     "3:",
     "  cmp dword ptr gs:[rip + {masked}], 0",
     "  jne 4f",
@@ -79,6 +94,47 @@ global_asm!(
     "4:",
     "  pop rbp",
     "  ret",
+    // Saves `SavedRegisters`, and returns when this CPU goes on.
+    "7:",
+    "  push rbp",
+    "  mov rbp, rsp",
+    "  push rbx",
+    "  push r12",
+    "  push r13",
+    "  push r14",
+    "  push r15",
+    "  sub rsp, 8",
+    "  mov rdx, rsp",
+    "  mov rcx, qword ptr [{done}]",
+    "  mov r8, qword ptr [{points}]",
+    // Steps of the scheduler itself are not to be noticed, nor to count.
+    "  mov qword ptr [{next}], -1",
+    "  mov qword ptr [{next_point}], -1",
+    "  mov rbx, rcx",
+    "  mov r12, r8",
+    "  call {next_turn}",
+    "  mov qword ptr [{done}], rbx",
+    "  mov qword ptr [{points}], r12",
+    "  mov rcx, qword ptr [rax + {decision_next}]",
+    "  mov qword ptr [{next}], rcx",
+    "  mov rcx, qword ptr [rax + {decision_point}]",
+    "  mov qword ptr [{next_point}], rcx",
+    "  mov rcx, qword ptr [rax + {decision_gs}]",
+    "  wrgsbase rcx",
+    "  mov rsp, qword ptr [rax + {decision_rsp}]",
+    "  add rsp, 8",
+    "  pop r15",
+    "  pop r14",
+    "  pop r13",
+    "  pop r12",
+    "  pop rbx",
+    "  pop rbp",
+    "  ret",
+    // Where a CPU begins; r12 = its number.
+    ".globl percpu_first_instruction",
+    "percpu_first_instruction:",
+    "  mov edi, r12d",
+    "  jmp {ap_start}",
     ".globl restore_pages",
     "restore_pages:",
     "  test r12, r12",
@@ -108,9 +164,14 @@ global_asm!(
     points = const STEPS + offset_of!(Steps, points),
     next_point = const STEPS + offset_of!(Steps, next_point),
     doorbell = const DOORBELL,
-    switch = const Doorbell::Switch as u8,
     restored = const Doorbell::Restored as u8,
     masked = sym IRQ_MASKED,
     pending = sym IRQ_PENDING,
     replay = sym irq_replay_all,
+    next_turn = sym turns::next_turn,
+    ap_start = sym super::entry::ap_start,
+    decision_next = const offset_of!(Decision, next),
+    decision_point = const offset_of!(Decision, next_point),
+    decision_gs = const offset_of!(Decision, gs_base),
+    decision_rsp = const offset_of!(Decision, rsp),
 );

@@ -101,3 +101,11 @@ pub unsafe fn set_start(cpu: u32, rsp: u64, gs_base: u64) {
     // SAFETY: the CPU does not run, so nothing else reads or writes its GDT.
     unsafe { (*t).gdt[7] &= !(0x02 << 40) };
 }
+
+/// The stack and the GS base with which `cpu` starts.
+#[cfg(percpu_steps)]
+pub fn start_of(cpu: u32) -> (u64, u64) {
+    let t = tables(cpu);
+    // SAFETY: the words are atomics inside a static.
+    unsafe { ((*t).start_rsp.load(Ordering::Acquire), (*t).gs_base.load(Ordering::Acquire)) }
+}

@@ -17,15 +17,11 @@ mod trace;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use percpu_core::{cpu, preempt};
-#[cfg(percpu_steps)]
-use percpu_guest::abi::Doorbell;
 use percpu_guest::abi::{
-    EventKind, Fault, Invariant, LEDGER_SLOTS, LEDGER_THREADS, SumKind, Workload,
+    Doorbell, EventKind, Fault, Invariant, LEDGER_SLOTS, LEDGER_THREADS, SumKind, Workload,
 };
 
-#[cfg(percpu_steps)]
-use crate::arch::doorbell;
-use crate::arch::tsc;
+use crate::arch::{doorbell, tsc};
 use crate::rng::Rng;
 use crate::{arch, events, sched, shared, tests};
 
@@ -234,9 +230,6 @@ pub fn start() {
             row += 1;
         }
     }
-    // Idle CPUs are not to wait for their next tick.
-    #[cfg(percpu_steps)]
-    doorbell::ring(Doorbell::Event, 0);
     if let Some(fault) = Fault::from_code(boot.fault).filter(|&fault| fault != Fault::None) {
         sched::spawn(|fault| tests::faults::misbehave(fault as u32), fault as usize, u32::MAX);
     }
@@ -260,7 +253,11 @@ fn run_worker<const WORKLOAD: u32>(row: usize) {
         Workload::Refs => refs::run(worker),
     }
     shared::header().busy.fetch_sub(1, Ordering::SeqCst);
-    shared::header().threads.fetch_sub(1, Ordering::SeqCst);
+    let last = shared::header().threads.fetch_sub(1, Ordering::SeqCst) == 1;
+    // A host that runs CPUs one at a time does not look by itself.
+    if cfg!(percpu_steps) && last {
+        doorbell::ring(Doorbell::Event, 0);
+    }
 }
 
 /// Tells the host of a sum over all CPUs that the ledger accounts for.

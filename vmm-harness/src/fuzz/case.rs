@@ -175,7 +175,7 @@ fn locate(file: &DeTable<'_>, place: &[Place]) -> usize {
 mod tests {
     use super::super::seen::hash_text;
     use super::*;
-    use crate::machine::{Plug, Strategy, Turn};
+    use crate::machine::{Change, Plug, Schedule, Strategy, Topology, Unit, What};
 
     fn seen() -> Seen {
         Seen {
@@ -200,21 +200,26 @@ mod tests {
     }
 
     #[test]
-    fn given_turns_are_read_as_they_are_written() {
-        let turns = (0..3)
-            .map(|i| Turn {
-                at: i * 1000,
-                cpu: i as u32 % 2,
-                forced: i == 1,
-                calls: 2,
-                interrupted: i == 2,
+    fn given_schedules_are_read_as_they_are_written() {
+        let what = [What::Demote, What::Interrupt, What::Promote(1)];
+        let changes = (0..3).map(|i| Change { at: i as u64 * 1000, what: what[i] }).collect();
+        let schedule = |changes| {
+            Strategy::Given(Schedule {
+                unit: Unit::Points,
+                order: vec![1, 0],
+                waits: 1 << 63,
+                changes,
             })
-            .collect();
-        let scenario = Scenario { strategy: Strategy::Fixed(turns), ..Scenario::from_seed(1) };
+        };
+        let seed = Scenario {
+            topology: Topology { possible: 2, boot_cpus: 1 },
+            plugs: vec![],
+            ..Scenario::from_seed(1)
+        };
+        let scenario = Scenario { strategy: schedule(changes), ..seed.clone() };
         let case = Case { failure: None, scenario };
         assert_eq!(Case::parse(&case.text()), Ok(case));
-        let scenario =
-            Scenario { strategy: Strategy::Fixed(vec![]), plugs: vec![], ..Scenario::from_seed(1) };
+        let scenario = Scenario { strategy: schedule(vec![]), ..seed };
         let case = Case { failure: None, scenario };
         assert_eq!(Case::parse(&case.text()), Ok(case));
     }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use percpu_guest::abi::Doorbell;
+use percpu_guest::abi::StayEnd;
 use serde::{Deserialize, Serialize};
 
 use super::Minimal;
 use super::case::Case;
 use super::seen::Seen;
-use crate::machine::{Entry, Scenario};
+use crate::machine::Scenario;
 
 /// Switches, the last ones of a minimal run, whose places are part of what a failure is known by.
 const SWITCHES: usize = 3;
@@ -103,14 +103,16 @@ pub(super) fn key(seen: &Seen, scenario: &Scenario, minimal: Option<&Minimal>) -
 
 /// Where CPUs were made to stop, in order: function and line.
 fn switches(minimal: &Minimal) -> impl DoubleEndedIterator<Item = &str> {
-    let ran = minimal.outcome.trace.entries().iter().filter_map(|entry| match entry {
-        Entry::Ran { bell, .. } => Some(*bell),
-        _ => None,
-    });
-    let places: Vec<_> = ran.zip(&minimal.outcome.places).collect();
-    let forced = places.into_iter().filter(|(bell, _)| *bell == Doorbell::Switch);
+    let ends = [StayEnd::Due, StayEnd::Interrupted].map(|end| end as u16);
+    let stopped: Vec<_> = minimal
+        .outcome
+        .trace
+        .stays()
+        .zip(&minimal.places)
+        .filter(|(stay, _)| ends.contains(&stay.end))
+        .collect();
     // The innermost of the functions that a place is in.
-    let functions = forced.filter_map(|(_, place)| place.split(" < ").next());
+    let functions = stopped.into_iter().filter_map(|(_, place)| place.split(" < ").next());
     functions.filter(|function| !function.is_empty())
 }
 

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
+use percpu_guest::abi::Stay;
+
 use super::{FuzzConfig, MachineKind, Parallel};
 use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
-use crate::machine::{Machine, Outcome, Scenario, Topology};
+use crate::machine::{Machine, Outcome, Scenario, Topology, Trace};
 
 /// Machines, one for each topology that was asked for.
 pub struct Machines<'a> {
@@ -44,14 +46,18 @@ impl<'a> Machines<'a> {
         scenario.check().map_err(|flaw| Error::Usage(flaw.to_string()))?;
         match &self.parallel {
             Some(parallel) => parallel.run(scenario),
-            None => self.machine(scenario)?.run(scenario, None),
+            None => self.machine(scenario)?.run(scenario),
         }
     }
 
-    /// The same, saying where CPUs stood.
-    pub fn explain(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+    /// Where CPUs stood: functions and lines for each [`Entry::Stay`], the innermost first.
+    pub fn places(&self, trace: &Trace) -> Vec<String> {
         let symbols = Symbols::load(self.image.bytes());
-        self.machine(scenario)?.run(scenario, Some(&symbols))
+        let place = |stay: &Stay| {
+            let sites = stay.sites.iter().take_while(|&&site| site != 0).take(2);
+            sites.map(|site| symbols.describe(site - 1)).collect::<Vec<_>>().join(" < ")
+        };
+        trace.stays().map(place).collect()
     }
 
     fn machine(&mut self, scenario: &Scenario) -> Result<&mut Machine<'a>, Error> {

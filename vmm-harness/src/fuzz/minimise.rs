@@ -1,23 +1,25 @@
 //! The smallest scenario that still fails in the same way.
 //!
-//! First the turns that the CPUs took become part of the scenario, so that what is dropped elsewhere
-//! changes no random choice of the scheduler. Then plugs, failures, workloads, threads, operations
-//! and turns are dropped, as long as the run still breaks the same invariant.
+//! First the schedule becomes part of the scenario, so that what is dropped elsewhere changes no
+//! random choice of it. Then plugs, failures, workloads, threads, operations and changes of the
+//! schedule are dropped, as long as the run still breaks the same invariant.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Machines;
 use crate::error::Error;
-use crate::machine::{Ending, Outcome, Scenario, Strategy};
+use crate::machine::{Ending, Outcome, Scenario, Schedule, Strategy};
 
 /// What is left.
 #[derive(Debug)]
 pub struct Minimal {
     /// The scenario.
     pub scenario: Scenario,
-    /// Its run, with the places where CPUs stood.
+    /// Its run.
     pub outcome: Outcome,
+    /// Where CPUs stood, for each stay of its trace.
+    pub places: Vec<String>,
     /// What it was before.
     pub from: String,
     /// Runs that it took.
@@ -43,11 +45,12 @@ pub fn minimise(
         interrupted,
         runs: 1,
     };
-    search.attempt(Scenario { strategy: Strategy::Fixed(outcome.turns), ..scenario.clone() })?;
+    search.attempt(Scenario { strategy: Strategy::Given(outcome.schedule), ..scenario.clone() })?;
     while search.round()? {}
     let Search { best, runs, machines, .. } = search;
-    let outcome = machines.explain(&best)?;
-    Ok(Some(Minimal { scenario: best, outcome, from: scenario.to_string(), runs }))
+    let outcome = machines.run(&best)?;
+    let places = machines.places(&outcome.trace);
+    Ok(Some(Minimal { scenario: best, outcome, places, from: scenario.to_string(), runs }))
 }
 
 struct Search<'s, 'a> {
@@ -85,7 +88,7 @@ impl Search<'_, '_> {
         let mut dropped = false;
         dropped |= self.drop_plugs()?;
         dropped |= self.drop_work()?;
-        dropped |= self.drop_turns()?;
+        dropped |= self.drop_changes()?;
         Ok(dropped && !self.is_over())
     }
 
@@ -136,21 +139,22 @@ impl Search<'_, '_> {
         Ok(dropped)
     }
 
-    /// Delta debugging (Zeller, Hildebrandt, 2002) on the turns: runs of them, of ever smaller length.
-    fn drop_turns(&mut self) -> Result<bool, Error> {
+    /// Delta debugging (Zeller, Hildebrandt, 2002) on the schedule: runs of changes, of ever smaller
+    /// length.
+    fn drop_changes(&mut self) -> Result<bool, Error> {
         let mut dropped = false;
-        let Strategy::Fixed(turns) = &self.best.strategy else { return Ok(false) };
-        let mut length = turns.len();
+        let Strategy::Given(schedule) = self.best.strategy.clone() else { return Ok(false) };
+        let mut changes = schedule.changes.clone();
+        let mut length = changes.len();
         while length > 0 {
             let mut start = 0;
-            while let Strategy::Fixed(turns) = &self.best.strategy
-                && start < turns.len()
-            {
-                let mut fewer = turns.clone();
-                fewer.drain(start..(start + length).min(turns.len()));
-                let strategy = Strategy::Fixed(fewer);
+            while start < changes.len() {
+                let mut fewer = changes.clone();
+                fewer.drain(start..(start + length).min(changes.len()));
+                let given = Schedule { changes: fewer.clone(), ..schedule.clone() };
+                let strategy = Strategy::Given(given);
                 if self.attempt(Scenario { strategy, ..self.best.clone() })? {
-                    dropped = true;
+                    (changes, dropped) = (fewer, true);
                 } else {
                     start += length;
                 }

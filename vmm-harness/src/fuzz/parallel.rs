@@ -16,7 +16,7 @@ use crate::coverage::Features;
 use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
-use crate::machine::{Ending, Outcome, Scenario, Trace};
+use crate::machine::{Ending, Outcome, Scenario, Schedule, Trace};
 use crate::plug::GivenPlug;
 use crate::report::{RunReport, Verdict};
 use crate::run::{self, GivenWork, Length, RunConfig};
@@ -113,8 +113,7 @@ fn outcome(report: RunReport) -> Outcome {
             Verdict::Hung => Ending::Hung(crash),
         },
         trace: Trace::default(),
-        turns: Vec::new(),
-        places: Vec::new(),
+        schedule: Schedule::default(),
         steps: 0,
         points: 0,
         bells: 0,

@@ -2,8 +2,6 @@
 
 use std::io::{self, Write};
 
-use percpu_guest::abi::{VECTOR_COMMAND, VECTOR_TIMER};
-
 use super::Minimal;
 use crate::machine::{Ending, Entry, Outcome, Scenario};
 
@@ -42,7 +40,7 @@ const COLUMN: usize = 36;
 /// Writes a minimal scenario, and its run CPU by CPU: what each did and where it stood when another
 /// took over.
 pub fn write_minimal(out: &mut impl Write, minimal: &Minimal) -> io::Result<()> {
-    let Minimal { scenario, outcome, from, runs } = minimal;
+    let Minimal { scenario, outcome, places, from, runs } = minimal;
     writeln!(out, "seed {}: {from}", scenario.seed)?;
     writeln!(out, "minimal after {runs} runs: {scenario}")?;
     for plug in &scenario.plugs {
@@ -53,22 +51,16 @@ pub fn write_minimal(out: &mut impl Write, minimal: &Minimal) -> io::Result<()> 
     let columns: Vec<_> =
         (0..cpus).map(|cpu| format!("{:COLUMN$}", format!("CPU {cpu}"))).collect();
     writeln!(out, "{:>9}  {}", "step", columns.join(""))?;
-    let mut places = outcome.places.iter();
+    let mut places = places.iter();
     let mut rows = Vec::new();
     for entry in outcome.trace.entries() {
         match entry {
-            Entry::Ran { cpu, steps, bell, .. } => {
+            Entry::Stay(stay) => {
                 let place = places.next().map_or("", String::as_str);
-                rows.push((*steps, *cpu, format!("{bell:?}"), place));
+                rows.push((stay.steps, u32::from(stay.cpu), entry.to_string(), place));
             }
-            Entry::Raised { cpu, steps, vector } => {
-                let what = match *vector {
-                    VECTOR_TIMER => "timer interrupt",
-                    VECTOR_COMMAND => "host: plug or unplug",
-                    _ => "interrupt",
-                };
-                rows.push((*steps, *cpu, what.to_owned(), ""));
-            }
+            Entry::Rang { cpu, steps, .. } => rows.push((*steps, *cpu, entry.to_string(), "")),
+            Entry::Ordered { steps, .. } => rows.push((*steps, 0, entry.to_string(), "")),
             Entry::Event(_) => {}
         }
     }

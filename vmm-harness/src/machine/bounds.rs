@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::restore::MOST_THREADS;
 use super::scenario::{Plug, Scenario, Strategy, Topology};
+use super::schedule::{Schedule, What};
 
 /// Operations at most: a run of more is no run of milliseconds.
 const MOST_OPERATIONS: u64 = 10_000;
@@ -15,9 +16,7 @@ const MOST_STEPS: u64 = 100_000_000;
 /// Hotplug steps that can be named at most; the guest has fewer.
 const MOST_HOTPLUG_STEPS: u64 = 1000;
 /// Change points at most.
-const MOST_CHANGES: u32 = 10_000;
-/// Turns at most.
-const MOST_TURNS: usize = 100_000;
+const MOST_CHANGES: u32 = Schedule::MOST_CHANGES as u32;
 /// Microseconds between timer interrupts at most.
 const MOST_TICK: u32 = 1_000_000;
 
@@ -126,8 +125,7 @@ impl Scenario {
     }
 
     fn check_strategy(&self) -> Result<(), Flaw> {
-        use Place::{Element, Field};
-        let possible = self.topology.possible;
+        use Place::Field;
         match &self.strategy {
             &Strategy::Pct { changes, .. } => within(
                 &[Field("strategy"), Field("pct"), Field("changes")],
@@ -141,23 +139,47 @@ impl Scenario {
                 turn,
                 1..=MOST_STEPS,
             ),
-            Strategy::Fixed(turns) => {
-                let place = [Field("strategy"), Field("fixed")];
-                let most = MOST_TURNS as u64;
-                within(&place, "the number of turns", turns.len() as u64, 0..=most)?;
-                let wild = turns.iter().position(|turn| turn.cpu >= possible);
-                wild.map_or(Ok(()), |i| {
-                    Err(Flaw {
-                        place: [&place[..], &[Element(i), Field("cpu")]].concat(),
-                        why: format!(
-                            "CPU {} cannot be, topology.possible is {possible}: raise that or \
-                             give another CPU",
-                            turns[i].cpu
-                        ),
-                    })
+            Strategy::Given(schedule) => self.check_schedule(schedule),
+        }
+    }
+
+    fn check_schedule(&self, schedule: &Schedule) -> Result<(), Flaw> {
+        use Place::{Element, Field};
+        let possible = self.topology.possible;
+        let place = |field| vec![Field("strategy"), Field("given"), Field(field)];
+        let mut order = schedule.order.clone();
+        order.sort_unstable();
+        if !order.into_iter().eq(0..possible) {
+            let why = format!("order names each CPU below {possible} once, the first to run first");
+            return Err(Flaw { place: place("order"), why });
+        }
+        let changes = &schedule.changes;
+        let most = Schedule::MOST_CHANGES as u64;
+        within(&place("changes"), "the number of changes", changes.len() as u64, 0..=most)?;
+        let mut before = 0;
+        for (i, change) in changes.iter().enumerate() {
+            let flaw = |field, why| {
+                Err(Flaw {
+                    place: [place("changes"), vec![Element(i), Field(field)]].concat(),
+                    why,
                 })
+            };
+            if change.at < before {
+                let why = format!("at {} comes before {before}: give changes in order", change.at);
+                return flaw("at", why);
+            }
+            before = change.at;
+            if let What::Promote(cpu) = change.what
+                && cpu >= possible
+            {
+                let why = format!(
+                    "CPU {cpu} cannot be, topology.possible is {possible}: raise that or give \
+                     another CPU"
+                );
+                return flaw("what", why);
             }
         }
+        Ok(())
     }
 }
 

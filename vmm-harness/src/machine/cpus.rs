@@ -1,156 +1,136 @@
-//! What the host knows of the guest's CPUs, and the words by which it and they speak: the step count,
-//! timers, pending interrupts.
+//! The words by which the host and a guest whose CPUs run one at a time speak: the step count, the
+//! schedule, what CPUs did, pending interrupts.
 
 use std::mem::offset_of;
 
+use kvm_bindings::kvm_regs;
 use percpu_guest::abi::{
-    ControlBlock, SHARED, SharedHeader, Steps, VECTOR_COMMAND, VECTOR_TIMER, control_block,
+    ChangeKind, ChangeSlot, Context, ControlBlock, MAX_CPUS, MOST_CHANGES, MOST_STAYS, SHARED,
+    SavedRegisters, Shared, SharedHeader, Standing, Stay, Steps, Turns, TurnsState, VECTOR_COMMAND,
+    control_block,
 };
 
+use super::scenario::Unit;
+use super::schedule::{Schedule, What};
 use crate::memory::{GuestMem, Wild};
+use crate::vm::Registers;
 
 /// Vector of bit 0 of a word of pending interrupts.
 const FIRST_VECTOR: u8 = 0x40;
+/// A moment that never comes.
+pub(super) const NEVER: u64 = u64::MAX;
+/// Address of what says who runs when.
+const TURNS: u64 = SHARED + offset_of!(Shared, turns) as u64;
+/// Where the part of it lies that is put back between runs.
+pub(super) const STATE: std::ops::Range<u64> = TURNS..TURNS + size_of::<TurnsState>() as u64;
 
-/// Whether a CPU can run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It was not started, or is dead.
-    Off,
-    /// It runs when it is picked.
-    Ready,
-    /// It waits for another CPU in a loop and is let be until this moment.
-    Waiting(u64),
-    /// It waits for an interrupt. From this moment on it gets one early if there is work for it.
-    Idle(u64),
-}
-
-/// All CPUs.
+/// The guest's CPUs, as contexts of one vCPU.
 #[derive(Clone, Debug)]
 pub(super) struct Cpus {
     mem: GuestMem,
-    standings: Vec<Standing>,
 }
 
 impl Cpus {
-    /// The CPUs of a machine that was not started yet.
-    pub(super) fn new(mem: GuestMem, possible: u32) -> Self {
-        Self { mem, standings: vec![Standing::Off; possible as usize] }
+    pub(super) fn new(mem: GuestMem) -> Self {
+        Self { mem }
     }
 
-    pub(super) fn all(&self) -> std::ops::Range<u32> {
-        0..self.standings.len() as u32
+    /// Address of a word of the state.
+    fn state(offset: usize) -> u64 {
+        STATE.start + offset as u64
     }
 
-    pub(super) fn standing(&self, cpu: u32) -> Standing {
-        self.standings[cpu as usize]
+    /// Address of a word of a CPU.
+    fn context(cpu: u32, offset: usize) -> u64 {
+        let at = offset_of!(TurnsState, contexts) + cpu as usize * size_of::<Context>();
+        Self::state(at + offset)
     }
 
-    pub(super) fn set(&mut self, cpu: u32, standing: Standing) {
-        if let Some(slot) = self.standings.get_mut(cpu as usize) {
-            *slot = standing;
+    /// The CPU that runs. Whatever the guest says, one that there is room for.
+    pub(super) fn running(&self) -> Result<u32, Wild> {
+        let cpu = self.mem.load_u64(Self::state(offset_of!(TurnsState, running)))?;
+        Ok((cpu % MAX_CPUS as u64) as u32)
+    }
+
+    /// Says when the guest is to ring next.
+    pub(super) fn ask_at(&self, moment: u64) -> Result<(), Wild> {
+        self.mem.store_u64(Self::state(offset_of!(TurnsState, host_due)), moment)
+    }
+
+    /// Gives the guest a schedule, which begins at moment `now` and after so many points.
+    pub(super) fn follow(&self, schedule: &Schedule, now: u64, points: u64) -> Result<(), Wild> {
+        let state = |offset, value| self.mem.store_u64(Self::state(offset), value);
+        let changes = &schedule.changes[..schedule.changes.len().min(MOST_CHANGES)];
+        let (at_points, base) = match schedule.unit {
+            Unit::Steps => (0, now),
+            Unit::Points => (1, points),
+        };
+        state(offset_of!(TurnsState, changes), changes.len() as u64)?;
+        state(offset_of!(TurnsState, at_points), at_points)?;
+        state(offset_of!(TurnsState, next_change), 0)?;
+        state(offset_of!(TurnsState, waits), schedule.waits)?;
+        state(offset_of!(TurnsState, highest), schedule.order.len() as u64)?;
+        let priorities = (1..=schedule.order.len() as u64).rev();
+        let known = |(cpu, _): &(&u32, u64)| **cpu < MAX_CPUS as u32;
+        for (cpu, priority) in schedule.order.iter().zip(priorities).filter(known) {
+            self.mem.store_u64(Self::context(*cpu, offset_of!(Context, priority)), priority)?;
         }
-    }
-
-    /// Those that can run at moment `now`, ascending, into `able`.
-    ///
-    /// The guest's idle CPUs look for threads when their timer interrupts them. So that they take turns
-    /// like the others, an idle CPU can run, too, when there are more threads than CPUs at work.
-    pub(super) fn able(&self, now: u64, able: &mut Vec<u32>) -> Result<(), Wild> {
-        able.clear();
-        let at_work =
-            |standing: &&Standing| matches!(standing, Standing::Ready | Standing::Waiting(_));
-        let at_work = self.standings.iter().filter(at_work).count();
-        let threads = self.mem.load_u32(SHARED + offset_of!(SharedHeader, threads) as u64)?;
-        let threads_wait = threads as usize > at_work;
-        for cpu in self.all() {
-            let ready = match self.standing(cpu) {
-                Standing::Off => false,
-                Standing::Ready => true,
-                Standing::Waiting(until) => until <= now,
-                Standing::Idle(until) => (threads_wait && until <= now) || self.pending(cpu)? != 0,
+        let mut bytes = Vec::with_capacity(changes.len() * size_of::<ChangeSlot>());
+        for change in changes {
+            let (kind, cpu) = match change.what {
+                What::Demote => (ChangeKind::Demote, 0),
+                What::Interrupt => (ChangeKind::Interrupt, 0),
+                What::Promote(cpu) => (ChangeKind::Promote, cpu),
             };
-            if ready {
-                able.push(cpu);
-            }
+            bytes.extend_from_slice(&base.saturating_add(change.at).to_le_bytes());
+            bytes.extend_from_slice(&(kind as u32).to_le_bytes());
+            bytes.extend_from_slice(&cpu.to_le_bytes());
         }
-        Ok(())
+        self.mem.write(TURNS + offset_of!(Turns, changes) as u64, &bytes)
     }
 
-    /// The next moment at which a CPU that cannot run now may be able to.
-    pub(super) fn next_moment(&self) -> Result<Option<u64>, Wild> {
-        let mut next = None;
-        for cpu in self.all() {
-            let timer = self.timer(cpu)?;
-            let moment = match self.standing(cpu) {
-                Standing::Waiting(until) if timer != 0 => Some(until.min(timer)),
-                Standing::Waiting(until) => Some(until),
-                Standing::Idle(_) if timer != 0 => Some(timer),
-                _ => None,
-            };
-            next = next.into_iter().chain(moment).min();
+    /// Changes of the schedule that have come.
+    pub(super) fn changes_done(&self) -> Result<u64, Wild> {
+        self.mem.load_u64(Self::state(offset_of!(TurnsState, next_change)))
+    }
+
+    /// Takes what CPUs did since the last call, into `stays`.
+    pub(super) fn take_stays(&self, stays: &mut Vec<Stay>) -> Result<(), Wild> {
+        let noted = self.mem.load_u64(Self::state(offset_of!(TurnsState, noted)))?;
+        let read = self.mem.load_u64(Self::state(offset_of!(TurnsState, read)))?;
+        // Whatever the guest says, not more than there can be.
+        let n = noted.wrapping_sub(read).min(MOST_STAYS as u64);
+        for stay in (0..n).map(|i| read.wrapping_add(i) % MOST_STAYS as u64) {
+            let at = TURNS + offset_of!(Turns, stays) as u64 + stay * size_of::<Stay>() as u64;
+            stays.push(self.mem.read(at)?);
         }
-        Ok(next)
+        self.mem.store_u64(Self::state(offset_of!(TurnsState, read)), noted)
     }
 
-    /// The moment of a CPU's next timer interrupt; 0 if none is due.
-    pub(super) fn timer(&self, cpu: u32) -> Result<u64, Wild> {
-        self.mem.load_u64(control_block(cpu) + offset_of!(ControlBlock, timer) as u64)
-    }
-
-    /// Raises the timer interrupts that are due at moment `now`; tells `raised` of each.
-    pub(super) fn raise_timers(
-        &self,
-        now: u64,
-        mut raised: impl FnMut(u32, u8),
-    ) -> Result<(), Wild> {
-        for cpu in self.all() {
-            let timer = self.timer(cpu)?;
-            if timer != 0 && timer <= now && self.standing(cpu) != Standing::Off {
-                let at = control_block(cpu) + offset_of!(ControlBlock, timer) as u64;
-                self.mem.store_u64(at, 0)?;
-                self.raise(cpu, VECTOR_TIMER)?;
-                raised(cpu, VECTOR_TIMER);
-            }
-        }
-        Ok(())
-    }
-
-    /// Raises the timer interrupt of a CPU before its time if that is `wanted`, or if it is idle and
-    /// has no other reason to run.
-    pub(super) fn wake(&self, cpu: u32, wanted: bool) -> Result<Option<u8>, Wild> {
-        let idle = matches!(self.standing(cpu), Standing::Idle(_));
-        let wanted = wanted && self.timer(cpu)? != 0;
-        if !wanted && (!idle || self.pending(cpu)? != 0) {
+    /// The registers with which a CPU goes on that was started and does not run.
+    pub(super) fn registers(&self, cpu: u32) -> Result<Option<Registers>, Wild> {
+        let word = |offset| self.mem.load_u64(Self::context(cpu, offset));
+        let standing = self.mem.load_u32(Self::context(cpu, offset_of!(Context, standing)))?;
+        if standing == Standing::Off as u32 {
             return Ok(None);
         }
-        self.raise(cpu, VECTOR_TIMER)?;
-        Ok(Some(VECTOR_TIMER))
+        let rsp = word(offset_of!(Context, rsp))?;
+        let saved: SavedRegisters = self.mem.read_virt(rsp)?;
+        let SavedRegisters { pad: _, r15, r14, r13, r12, rbx, rbp, rip } = saved;
+        let rsp = rsp.wrapping_add(size_of::<SavedRegisters>() as u64);
+        let regs = kvm_regs { r15, r14, r13, r12, rbx, rbp, rip, rsp, ..Default::default() };
+        Ok(Some(Registers { regs, cr2: 0, gs_base: word(offset_of!(Context, gs_base))?, cpl: 3 }))
     }
 
     /// Raises the interrupt that says "look at the command ring".
-    pub(super) fn raise_command(&self, cpu: u32) -> Result<u8, Wild> {
-        self.raise(cpu, VECTOR_COMMAND)?;
-        Ok(VECTOR_COMMAND)
-    }
-
-    /// Sets the bit of `vector` in the CPU's word. The CPU has one: it was online.
-    fn raise(&self, cpu: u32, vector: u8) -> Result<(), Wild> {
-        let Some(word) = self.pending_word(cpu)? else { return Ok(()) };
-        self.mem.store_u64(word, self.mem.load_u64(word)? | 1 << (vector - FIRST_VECTOR))
-    }
-
-    fn pending(&self, cpu: u32) -> Result<u64, Wild> {
-        self.pending_word(cpu)?.map_or(Ok(0), |word| self.mem.load_u64(word))
-    }
-
-    /// Physical address of the CPU's word of pending interrupts.
-    fn pending_word(&self, cpu: u32) -> Result<Option<u64>, Wild> {
+    pub(super) fn raise_command(&self, cpu: u32) -> Result<(), Wild> {
         let at = control_block(cpu) + offset_of!(ControlBlock, pending) as u64;
-        match self.mem.load_u64(at)? {
-            0 => Ok(None),
-            word => self.mem.translate(word).map(Some),
-        }
+        let word = match self.mem.load_u64(at)? {
+            0 => return Ok(()),
+            word => self.mem.translate(word)?,
+        };
+        let bit = 1 << (VECTOR_COMMAND - FIRST_VECTOR);
+        self.mem.store_u64(word, self.mem.load_u64(word)? | bit)
     }
 }
 
@@ -165,40 +145,22 @@ impl Clock {
         Self { mem }
     }
 
-    fn at(offset: usize) -> u64 {
-        SHARED + (offset_of!(SharedHeader, steps) + offset) as u64
+    fn word(&self, offset: usize) -> Result<u64, Wild> {
+        self.mem.load_u64(SHARED + (offset_of!(SharedHeader, steps) + offset) as u64)
     }
 
     /// Steps of all CPUs so far.
     pub(super) fn steps(&self) -> Result<u64, Wild> {
-        self.mem.load_u64(Self::at(offset_of!(Steps, done)))
+        self.word(offset_of!(Steps, done))
     }
 
     /// The guest's clock.
     pub(super) fn now(&self) -> Result<u64, Wild> {
-        Ok(self.steps()?.wrapping_add(self.skipped()?))
-    }
-
-    fn skipped(&self) -> Result<u64, Wild> {
-        self.mem.load_u64(Self::at(offset_of!(Steps, skipped)))
-    }
-
-    /// Lets time pass, in which no CPU does anything.
-    pub(super) fn skip(&self, ticks: u64) -> Result<(), Wild> {
-        let skipped = self.skipped()?.wrapping_add(ticks);
-        self.mem.store_u64(Self::at(offset_of!(Steps, skipped)), skipped)
+        Ok(self.steps()?.wrapping_add(self.word(offset_of!(Steps, skipped))?))
     }
 
     /// Steps of all CPUs so far that come before an operation on shared or per-CPU data.
     pub(super) fn points(&self) -> Result<u64, Wild> {
-        self.mem.load_u64(Self::at(offset_of!(Steps, points)))
-    }
-
-    /// Sets the moment at which the guest asks who runs next, or the point, whichever comes first: at
-    /// its next step, at the earliest.
-    pub(super) fn ask_at(&self, moment: u64, point: u64) -> Result<(), Wild> {
-        self.mem.store_u64(Self::at(offset_of!(Steps, next_point)), point)?;
-        let step = moment.saturating_sub(self.skipped()?).max(self.steps()? + 1);
-        self.mem.store_u64(Self::at(offset_of!(Steps, next)), step)
+        self.word(offset_of!(Steps, points))
     }
 }

@@ -7,7 +7,8 @@
 //! in a hash, and two runs of a seed can be compared entry by entry.
 //!
 //! - [`Scenario`]: what a seed stands for;
-//! - `schedule`: who runs next, and for how many steps;
+//! - [`Schedule`]: who runs, and when that changes. The guest follows it by itself: its CPUs are
+//!   contexts of one vCPU;
 //! - [`Trace`]: what happened;
 //! - [`Machine`]: a VM that goes through one scenario after the other, put back between them to the
 //!   moment at which its guest had booted.
@@ -28,6 +29,6 @@ pub use bounds::{Flaw, Place};
 pub use random::Random;
 pub use run::{Ending, Outcome};
 pub use scenario::{Plug, Scenario, Strategy, Topology, Unit};
-pub use schedule::Turn;
+pub use schedule::{Change, Schedule, What};
 pub use serial::Machine;
 pub use trace::{Entry, Trace};

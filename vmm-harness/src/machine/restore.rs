@@ -6,7 +6,7 @@
 //!
 //! Page tables are different. A KVM without nested paging keeps shadows of them and learns of changes
 //! from the guest's own stores and flushes only. So those that differ are put back by the guest, by a
-//! few instructions of it that are there for this; and each vCPU is made to forget all translations
+//! few instructions of it that are there for this; and the vCPU is made to forget all translations
 //! by being given another CR3 and then its own.
 
 use std::mem::offset_of;
@@ -19,7 +19,7 @@ use percpu_guest::abi::{
     PAGE_TABLES, SHARED, Shared, SharedHeader,
 };
 
-use super::cpus::Cpus;
+use super::cpus;
 use crate::error::Error;
 use crate::image::Image;
 use crate::memory::{GuestMem, Wild};
@@ -32,8 +32,7 @@ const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// The guest at a moment.
 pub(super) struct Snapshot {
     mem: GuestMem,
-    vcpus: Vec<Option<Saved>>,
-    cpus: Cpus,
+    vcpu: Saved,
     /// Memory by its address.
     ranges: Vec<(u64, Vec<u8>)>,
     /// The chunk space's page tables: address and contents, the topmost first.
@@ -47,13 +46,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn take(
-        vm: &mut SerialVm,
-        image: &Image,
-        mem: &GuestMem,
-        cpus: &Cpus,
-    ) -> Result<Self, Error> {
-        let vcpus = vm.save()?;
+    pub(super) fn take(vm: &mut SerialVm, image: &Image, mem: &GuestMem) -> Result<Self, Error> {
+        let vcpu = vm.save()?;
         let boot: BootParams = boot_params(mem)?;
         let frames_end = frames_end(mem)?;
         let tables = tables(mem)?;
@@ -68,6 +62,7 @@ impl Snapshot {
             keep(range)?;
         }
         keep(SHARED..SHARED + size_of::<SharedHeader>() as u64)?;
+        keep(cpus::STATE)?;
         let possible = u64::from(boot.possible);
         let part = |offset: usize, each: usize, n: u64| {
             let start = SHARED + offset as u64;
@@ -98,8 +93,7 @@ impl Snapshot {
         keep(at..frames_end)?;
         Ok(Self {
             mem: mem.clone(),
-            vcpus,
-            cpus: cpus.clone(),
+            vcpu,
             ranges,
             tables,
             frames_end,
@@ -109,11 +103,7 @@ impl Snapshot {
     }
 
     /// Puts everything back; how long that took.
-    pub(super) fn restore(
-        &mut self,
-        vm: &mut SerialVm,
-        cpus: &mut Cpus,
-    ) -> Result<Duration, Error> {
+    pub(super) fn restore(&mut self, vm: &mut SerialVm) -> Result<Duration, Error> {
         let began = Instant::now();
         let now_used = frames_end(&self.mem)?;
         let now_tables = tables(&self.mem)?;
@@ -130,8 +120,7 @@ impl Snapshot {
             at = hole + PAGE;
         }
         self.zero(at..now_used)?;
-        vm.restore(&self.vcpus)?;
-        cpus.clone_from(&self.cpus);
+        vm.restore(&self.vcpu)?;
         Ok(began.elapsed())
     }
 
@@ -172,7 +161,7 @@ impl Snapshot {
         if n == 0 {
             return Ok(());
         }
-        match vm.call(&self.vcpus, self.restore_code, list, n) {
+        match vm.call(&self.vcpu, self.restore_code, list, n) {
             Ok((Doorbell::Restored, _)) => Ok(()),
             other => {
                 Err(Error::GuestBoot(format!("it does not put its page tables back: {other:?}")))

@@ -5,32 +5,31 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use percpu_guest::abi::{
-    BootParams, ControlBlock, CpuState, Doorbell, SHARED, SharedHeader, control_block,
+    BootParams, ControlBlock, CpuState, Doorbell, SHARED, SharedHeader, Stay, control_block,
 };
 
-use super::cpus::Standing;
+use super::cpus::NEVER;
 use super::scenario::{Plug, Scenario};
-use super::schedule::{NEVER, Scheduler, Turn};
+use super::schedule::Schedule;
 use super::serial::Machine;
 use super::trace::{Entry, Trace};
 use crate::coverage::Features;
 use crate::crash;
-use crate::diag::{Symbols, backtrace};
 use crate::error::{Error, Status};
 use crate::judge::{Judge, Quiescent, Signal, Violation};
 use crate::memory::{Wild, write_view};
 use crate::plug::{Injector, Order, Pending};
 use crate::report;
-use crate::vm::{Crash, Machine as _};
+use crate::vm::Crash;
 
 /// The CPU that takes commands.
 const CONTROL_CPU: u32 = 0;
 /// Steps after which a run that has not ended counts as hung, for each that was expected.
 const HANG: u64 = 200;
-/// Bells likewise.
-const MOST_BELLS: u64 = 100_000;
-/// Bells between two looks at the event rings.
-const BELLS_A_DRAIN: u64 = 64;
+/// Steps between two looks of the judge while a CPU goes down.
+const LOOK: u64 = 4096;
+/// Steps until the next look where the guest was not at rest yet.
+const REST: u64 = 2048;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -76,10 +75,8 @@ pub struct Outcome {
     pub ending: Ending,
     /// What happened.
     pub trace: Trace,
-    /// The CPUs' turns, of which [`Strategy::Fixed`](super::Strategy::Fixed) makes the same run.
-    pub turns: Vec<Turn>,
-    /// Where each CPU stood when it rang, one for each [`Entry::Ran`], if that was asked for.
-    pub places: Vec<String>,
+    /// The schedule as far as it came.
+    pub schedule: Schedule,
     /// Steps of all CPUs.
     pub steps: u64,
     /// Of which before operations on per-CPU copies and atomic read-modify-writes.
@@ -110,7 +107,6 @@ pub(super) enum Stopped {
     /// It goes on for ever.
     Endless,
     Wild(Wild),
-    Host(Error),
 }
 
 impl From<Wild> for Stopped {
@@ -136,7 +132,6 @@ impl Stopped {
             }
             Self::Endless => Ok(crash::hang(&scene, "the run does not end", &[])),
             Self::Wild(wild) => Err(wild.into()),
-            Self::Host(error) => Err(error),
         }
     }
 }
@@ -144,142 +139,54 @@ impl Stopped {
 /// A run under way.
 pub(super) struct Run<'m, 'a> {
     machine: &'m mut Machine<'a>,
-    scheduler: Scheduler,
     trace: Trace,
     bells: u64,
-    able: Vec<u32>,
-    /// The last CPU was made to stop at a step.
-    stopped: bool,
-    /// The moment at which the host wants to be asked, whoever runs.
-    wake_at: u64,
-    /// To name places with, if they are asked for.
-    symbols: Option<&'m Symbols>,
-    places: Vec<String>,
+    /// What CPUs did since the last exit.
+    stays: Vec<Stay>,
 }
 
 impl<'m, 'a> Run<'m, 'a> {
-    pub(super) fn new(machine: &'m mut Machine<'a>, scheduler: Scheduler) -> Self {
-        let (trace, able) = (Trace::default(), Vec::new());
-        let (symbols, places) = (None, Vec::new());
-        Self {
-            stopped: false,
-            machine,
-            scheduler,
-            trace,
-            bells: 0,
-            able,
-            wake_at: NEVER,
-            symbols,
-            places,
-        }
+    pub(super) fn new(machine: &'m mut Machine<'a>) -> Self {
+        Self { machine, trace: Trace::default(), bells: 0, stays: Vec::new() }
     }
 
-    /// Notes where each CPU stands when it rings.
-    pub(super) fn name_places(mut self, symbols: Option<&'m Symbols>) -> Self {
-        self.symbols = symbols;
-        self
-    }
-
-    fn note_place(&mut self, cpu: u32) {
-        let Some(symbols) = self.symbols else { return };
-        let registers = self.machine.vm.registers();
-        let place = registers.into_iter().find(|(n, _)| *n == cpu).and_then(|(_, registers)| {
-            let regs = registers?.regs;
-            // The caller of the step, or of the doorbell.
-            let frames = backtrace(&self.machine.mem, regs.rip, regs.rbp, regs.rsp);
-            let names = frames.iter().skip(1).take(2).map(|f| symbols.describe(f.lookup(false)));
-            Some(names.collect::<Vec<_>>().join(" < "))
-        });
-        self.places.push(place.unwrap_or_default());
-    }
-
-    /// Lets one CPU run until it rings, and does what it asks for.
-    pub(super) fn advance(&mut self) -> Result<(Doorbell, u32), Stopped> {
-        let Turn { cpu, interrupted, .. } = self.choose()?;
+    /// Lets the guest run until it calls the host.
+    pub(super) fn advance(&mut self) -> Result<Doorbell, Stopped> {
         let machine = &mut *self.machine;
-        if let Some(vector) = machine.cpus.wake(cpu, interrupted)? {
-            let steps = machine.clock.steps()?;
-            self.trace.push(Entry::Raised { cpu, steps, vector });
-        }
-        machine.cpus.set(cpu, Standing::Ready);
-        let (switch, point) = self.scheduler.next_switch();
-        let mut moment = switch.min(self.wake_at);
-        for other in machine.cpus.all() {
-            if other == cpu {
-                let timer = machine.cpus.timer(cpu)?;
-                moment = moment.min(if timer == 0 { NEVER } else { timer });
-            } else if let Standing::Waiting(until) = machine.cpus.standing(other)
-                && self.scheduler.precedes(other, cpu)
-            {
-                moment = moment.min(until);
-            }
-        }
-        machine.clock.ask_at(moment, point)?;
-        let (bell, argument) =
-            machine.vm.run(cpu).map_err(|crash| Stopped::Crash { cpu, crash })?;
+        let rang = machine.vm.run();
+        let cpu = machine.cpus.running()?;
         self.bells += 1;
-        self.stopped = bell == Doorbell::Switch;
-        let steps = machine.clock.steps()?;
-        self.trace.push(Entry::Ran { cpu, steps, bell, argument });
-        self.note_place(cpu);
-        let machine = &mut *self.machine;
-        let standing = match bell {
-            Doorbell::Yield => Standing::Waiting(machine.clock.now()? + self.scheduler.wait()),
-            Doorbell::Idle => Standing::Idle(machine.clock.now()? + self.scheduler.wait()),
-            Doorbell::Dead => Standing::Off,
-            Doorbell::StartCpu => {
-                let started = u32::try_from(argument).unwrap_or(u32::MAX);
-                machine.vm.start(started).map_err(Stopped::Host)?;
-                machine.cpus.set(started, Standing::Ready);
-                Standing::Ready
-            }
-            Doorbell::Exception => {
-                return Err(Stopped::Crash { cpu, crash: Crash::Exception(argument) });
-            }
-            Doorbell::Panic => return Err(Stopped::Crash { cpu, crash: Crash::Panic(argument) }),
-            Doorbell::Exit | Doorbell::Restored => {
-                let value = argument << 8 | bell as u64;
-                return Err(Stopped::Crash { cpu, crash: Crash::BadDoorbell(value) });
-            }
-            Doorbell::Hello | Doorbell::Event | Doorbell::Switch | Doorbell::Ready => {
-                Standing::Ready
-            }
-        };
-        machine.cpus.set(cpu, standing);
-        Ok((bell, cpu))
-    }
-
-    /// The CPU that runs next. If none can, time passes until one can.
-    fn choose(&mut self) -> Result<Turn, Stopped> {
-        loop {
-            let machine = &mut *self.machine;
-            let (now, steps) = (machine.clock.now()?, machine.clock.steps()?);
-            let trace = &mut self.trace;
-            machine.cpus.raise_timers(now, |cpu, vector| {
-                trace.push(Entry::Raised { cpu, steps, vector })
-            })?;
-            machine.cpus.able(now, &mut self.able)?;
-            if !self.able.is_empty() {
-                return Ok(self.scheduler.pick(
-                    &self.able,
-                    now,
-                    machine.clock.points()?,
-                    self.stopped,
-                ));
-            }
-            let next = machine.cpus.next_moment()?.ok_or(Stopped::Deadlock)?;
-            machine.clock.skip(next.saturating_sub(now).max(1))?;
+        machine.cpus.take_stays(&mut self.stays)?;
+        for stay in self.stays.drain(..) {
+            self.trace.push(Entry::Stay(stay));
         }
+        let (bell, argument) = rang.map_err(|crash| Stopped::Crash { cpu, crash })?;
+        let steps = machine.clock.steps()?;
+        self.trace.push(Entry::Rang { cpu, steps, bell, argument });
+        let crash = match bell {
+            Doorbell::Hello | Doorbell::Event | Doorbell::Ready => return Ok(bell),
+            Doorbell::Switch if argument == 0 => return Ok(bell),
+            Doorbell::Switch => return Err(Stopped::Deadlock),
+            Doorbell::Exception => Crash::Exception(argument),
+            Doorbell::Panic => Crash::Panic(argument),
+            _ => Crash::BadDoorbell(argument << 8 | bell as u64),
+        };
+        Err(Stopped::Crash { cpu, crash })
     }
 
     /// Goes through the scenario, from the moment at which the guest has booted.
-    pub(super) fn complete(mut self, scenario: &Scenario) -> Result<Outcome, Error> {
+    pub(super) fn complete(
+        mut self,
+        scenario: &Scenario,
+        mut schedule: Schedule,
+    ) -> Result<Outcome, Error> {
         self.give_orders(scenario)?;
         let machine = &*self.machine;
+        let (now, points) = (machine.clock.now()?, machine.clock.points()?);
+        machine.cpus.follow(&schedule, now, points)?;
         let mut judge = Judge::new(machine.mem.clone(), machine.topology.possible)?;
         judge.record();
-        let mut plugs =
-            Plugs::new(Injector::new(machine.mem.clone()), scenario, machine.clock.now()?);
+        let mut plugs = Plugs::new(Injector::new(machine.mem.clone()), scenario, now);
         judge.drain();
         let stopped = self.drive(scenario, &mut judge, &mut plugs)?;
         judge.drain();
@@ -292,6 +199,7 @@ impl<'m, 'a> Run<'m, 'a> {
             }
             Some(stopped) => Ending::Crashed(stopped.report(self.machine, Some(&judge))?),
         };
+        schedule.changes.truncate(self.machine.cpus.changes_done()? as usize);
         Ok(Outcome {
             ending,
             steps: self.machine.clock.steps()?,
@@ -303,8 +211,7 @@ impl<'m, 'a> Run<'m, 'a> {
             features: Features::new(),
             reset: Duration::ZERO,
             trace: self.trace,
-            turns: self.scheduler.into_turns(),
-            places: self.places,
+            schedule,
         })
     }
 
@@ -331,25 +238,28 @@ impl<'m, 'a> Run<'m, 'a> {
         plugs: &mut Plugs,
     ) -> Result<Option<Stopped>, Error> {
         let most_steps = self.machine.clock.now()? + scenario.expected_steps() * HANG;
+        // The moment at which the guest may be at rest for a last look.
+        let mut rest = NEVER;
         loop {
             let now = self.machine.clock.now()?;
-            if let Some(vector) = plugs.give(self.machine, judge, now)? {
-                let steps = self.machine.clock.steps()?;
-                self.trace.push(Entry::Raised { cpu: CONTROL_CPU, steps, vector });
+            if let Some(entry) = plugs.give(self.machine, judge, now)? {
+                self.trace.push(entry);
             }
-            self.wake_at = plugs.due();
+            let look = if plugs.unplug_is_under_way() { now + LOOK } else { NEVER };
+            self.machine.cpus.ask_at(plugs.due().min(look).min(rest).min(most_steps))?;
             let bell = match self.advance() {
-                Ok((bell, _)) => bell,
+                Ok(bell) => bell,
                 Err(stopped) => return Ok(Some(stopped)),
             };
-            if bell == Doorbell::Event || self.bells.is_multiple_of(BELLS_A_DRAIN) {
+            let now = self.machine.clock.now()?;
+            if bell == Doorbell::Event {
                 let signals = judge.drain();
                 self.note_events(judge);
-                let now = self.machine.clock.now()?;
                 for signal in signals {
                     plugs.take(signal, judge, now);
                 }
-            } else if plugs.unplug_is_under_way() {
+            }
+            if plugs.unplug_is_under_way() {
                 judge.during_unplug();
             }
             if !judge.violations().is_empty() {
@@ -361,8 +271,9 @@ impl<'m, 'a> Run<'m, 'a> {
                 if quiescent == Quiescent::Checked {
                     return Ok(None);
                 }
+                rest = now + REST;
             }
-            if self.bells > MOST_BELLS || self.machine.clock.now()? > most_steps {
+            if now >= most_steps {
                 return Ok(Some(Stopped::Endless));
             }
         }
@@ -417,13 +328,13 @@ impl Plugs {
         self.injector.pending().is_none() && self.next.is_none()
     }
 
-    /// Gives the next order if it is due; the interrupt that announces it.
+    /// Gives the next order if it is due, and says so.
     fn give(
         &mut self,
         machine: &Machine<'_>,
         judge: &mut Judge,
         now: u64,
-    ) -> Result<Option<u8>, Error> {
+    ) -> Result<Option<Entry>, Error> {
         let Some((plug, _)) = self.next.filter(|_| now >= self.due()) else { return Ok(None) };
         judge.before_plug();
         if let Some(step) = plug.fail {
@@ -433,7 +344,9 @@ impl Plugs {
         let online = machine.mem.load_u32(state)? == CpuState::Online as u32;
         let order = if online { Order::Unplug(plug.cpu) } else { Order::Plug(plug.cpu) };
         self.injector.post(order)?;
-        Ok(Some(machine.cpus.raise_command(CONTROL_CPU)?))
+        machine.cpus.raise_command(CONTROL_CPU)?;
+        let steps = machine.clock.steps()?;
+        Ok(Some(Entry::Ordered { steps, up: !online, cpu: plug.cpu, fail: plug.fail }))
     }
 
     fn unplug_is_under_way(&self) -> bool {

@@ -6,7 +6,7 @@ use percpu_guest::abi::Workload;
 use serde::{Deserialize, Serialize};
 
 use super::random::Random;
-use super::schedule::Turn;
+use super::schedule::Schedule;
 use super::written;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
@@ -51,10 +51,11 @@ pub struct Plug {
 }
 
 /// Where switches may come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// At any step.
+    #[default]
     Steps,
     /// Before operations on per-CPU copies and atomic read-modify-writes only.
     Points,
@@ -81,8 +82,8 @@ pub enum Strategy {
         /// Where.
         unit: Unit,
     },
-    /// As written here; a CPU that cannot run is stood in for by the lowest that can.
-    Fixed(Vec<Turn>),
+    /// As written here.
+    Given(Schedule),
     /// Any CPU, for a random number of steps.
     Walk {
         /// Length of a turn, on average.
@@ -169,10 +170,10 @@ impl Scenario {
         Self { seed, strategy, ..self.clone() }
     }
 
-    /// How often CPUs take over from each other, if that is given.
+    /// How often the schedule makes a CPU stop, if that is given.
     pub fn switches(&self) -> Option<usize> {
         match &self.strategy {
-            Strategy::Fixed(turns) => Some(turns.len()),
+            Strategy::Given(schedule) => Some(schedule.changes.len()),
             Strategy::Pct { .. } | Strategy::Walk { .. } => None,
         }
     }
@@ -216,7 +217,7 @@ impl fmt::Display for Scenario {
             self.plugs.len(),
         )?;
         match &self.strategy {
-            Strategy::Fixed(turns) => write!(f, "{} given turns", turns.len()),
+            Strategy::Given(schedule) => write!(f, "{} given changes", schedule.changes.len()),
             Strategy::Pct { changes, unit } => write!(f, "PCT with {changes} changes at {unit}"),
             Strategy::Walk { turn, unit } => write!(f, "random walk with turns of {turn} {unit}"),
         }

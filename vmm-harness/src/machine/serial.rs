@@ -2,19 +2,18 @@
 
 use percpu_guest::abi::{BootMode, BootParams, Doorbell};
 
-use super::cpus::{Clock, Cpus, Standing};
+use super::cpus::{Clock, Cpus};
 use super::restore::Snapshot;
 use super::run::{Outcome, Run};
 use super::scenario::{Scenario, Topology};
-use super::schedule::Scheduler;
+use super::schedule::Schedule;
 use crate::coverage::{Covered, Features};
 use crate::crash;
-use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
 use crate::memory::GuestMem;
 use crate::run::boot_defaults;
-use crate::vm::{SerialVm, VmConfig};
+use crate::vm::{self, Registers, SerialVm, VmConfig};
 
 /// Steps a microsecond of the guest's clock.
 const STEPS_A_US: u32 = 100;
@@ -22,7 +21,8 @@ const STEPS_A_US: u32 = 100;
 const MEMORY: u64 = 64 << 20;
 /// Bytes at its end that the guest does not know of, for the host's use.
 const KEPT: u64 = 2 << 20;
-/// How often a guest that boots may ring before it counts as hung.
+/// Steps, and calls of the host, after which a guest that boots counts as hung.
+const BOOT_STEPS: u64 = 100_000_000;
 const BOOT_BELLS: u64 = 10_000;
 
 /// The deterministic machine.
@@ -56,47 +56,41 @@ impl<'a> Machine<'a> {
             image,
             vm,
             topology,
-            cpus: Cpus::new(mem.clone(), topology.possible),
+            cpus: Cpus::new(mem.clone()),
             clock: Clock::new(mem.clone()),
             mem,
             snapshot: None,
         };
         machine.go_to_ready()?;
-        let snapshot = Snapshot::take(&mut machine.vm, image, &machine.mem, &machine.cpus)?;
+        let snapshot = Snapshot::take(&mut machine.vm, image, &machine.mem)?;
         machine.snapshot = Some(snapshot);
         Ok(machine)
     }
 
     /// Runs the guest until it says that it has booted.
     fn go_to_ready(&mut self) -> Result<(), Error> {
-        self.vm.start(0)?;
-        self.cpus.set(0, Standing::Ready);
+        self.cpus.ask_at(BOOT_STEPS)?;
         for _ in 0..BOOT_BELLS {
-            match Run::new(self, Scheduler::boot()).advance() {
-                Ok((Doorbell::Ready, _)) => return Ok(()),
+            match Run::new(self).advance() {
+                Ok(Doorbell::Ready) => return Ok(()),
+                Ok(Doorbell::Switch) => break,
                 Ok(_) => {}
                 Err(stopped) => return Err(Error::GuestBoot(stopped.describe(self).to_string())),
             }
         }
-        Err(Error::GuestBoot(format!("it is not done after {BOOT_BELLS} exits")))
+        Err(Error::GuestBoot(format!("it is not done after {BOOT_STEPS} steps")))
     }
 
-    /// Puts the guest back to where it had booted, and lets it go through a scenario; with symbols,
-    /// the outcome says where CPUs stood.
-    pub fn run(
-        &mut self,
-        scenario: &Scenario,
-        symbols: Option<&Symbols>,
-    ) -> Result<Outcome, Error> {
+    /// Puts the guest back to where it had booted, and lets it go through a scenario.
+    pub fn run(&mut self, scenario: &Scenario) -> Result<Outcome, Error> {
         assert_eq!(self.topology, scenario.topology, "the machine was booted for the scenario");
         let mut snapshot = self.snapshot.take().expect("every machine has booted");
-        let restored = snapshot.restore(&mut self.vm, &mut self.cpus);
+        let restored = snapshot.restore(&mut self.vm);
         self.snapshot = Some(snapshot);
         let reset = restored?;
-        let (now, points) = (self.clock.now()?, self.clock.points()?);
-        let run = Run::new(self, Scheduler::new(scenario, now, points)).name_places(symbols);
-        let outcome = run.complete(scenario)?;
-        let features = self.features()?;
+        let outcome = Run::new(self).complete(scenario, Schedule::of(scenario))?;
+        let mut features = self.features()?;
+        features.note_stays(outcome.trace.stays().map(|stay| (stay.cpu.into(), stay.sites[0])));
         Ok(Outcome { reset, features, ..outcome })
     }
 
@@ -111,11 +105,27 @@ impl<'a> Machine<'a> {
 
     pub(super) fn scene<'s>(&'s self, judge: Option<&'s crate::judge::Judge>) -> crash::Scene<'s> {
         crash::Scene {
-            vm: &self.vm,
+            vm: self,
             mem: &self.mem,
             image: self.image,
             judge,
             possible: self.topology.possible,
         }
+    }
+}
+
+/// The guest's CPUs, of which the vCPU is one; the others stand where they stopped.
+impl vm::Machine for Machine<'_> {
+    fn stop(&self) {}
+
+    fn registers(&self) -> Vec<(u32, Option<Registers>)> {
+        let running = self.cpus.running().unwrap_or(0);
+        let of = |cpu| {
+            if cpu == running {
+                return self.vm.registers();
+            }
+            self.cpus.registers(cpu).ok().flatten()
+        };
+        (0..self.topology.possible).map(|cpu| (cpu, of(cpu))).collect()
     }
 }

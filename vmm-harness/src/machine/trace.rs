@@ -1,34 +1,38 @@
-//! What happened in a run: each stay of a CPU in the guest, each event of the guest, in order, and a
-//! hash of all that.
+//! What happened in a run: each turn of a CPU, each event of the guest, in order, and a hash of all
+//! that.
 
 use std::fmt;
 
-use percpu_guest::abi::{Doorbell, Event};
+use percpu_guest::abi::{Doorbell, Event, Stay, StayEnd};
 
 use crate::judge::EventLine;
 
 /// One thing that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A CPU ran until it rang.
-    Ran {
+    /// A CPU gave way to another, was interrupted, or started one.
+    Stay(Stay),
+    /// The guest rang.
+    Rang {
         /// The CPU.
         cpu: u32,
-        /// Steps of all CPUs when it rang.
+        /// Steps of all CPUs by then.
         steps: u64,
         /// How it rang.
         bell: Doorbell,
         /// With what argument.
         argument: u64,
     },
-    /// The host gave the guest an interrupt.
-    Raised {
-        /// The CPU.
-        cpu: u32,
+    /// The host ordered something.
+    Ordered {
         /// Steps of all CPUs by then.
         steps: u64,
-        /// The vector.
-        vector: u8,
+        /// To plug the CPU in; else out.
+        up: bool,
+        /// The CPU.
+        cpu: u32,
+        /// Number of the hotplug step that is to fail.
+        fail: Option<u64>,
     },
     /// The guest told the host of something.
     Event(Event),
@@ -51,11 +55,15 @@ impl Trace {
     /// Adds an entry.
     pub(super) fn push(&mut self, entry: Entry) {
         match entry {
-            Entry::Ran { cpu, steps, bell, argument } => {
+            Entry::Stay(Stay { steps, cpu, end, argument, sites, reserved: _ }) => {
+                self.mix(&[0, steps, cpu.into(), end.into(), argument.into()]);
+                self.mix(&sites);
+            }
+            Entry::Rang { cpu, steps, bell, argument } => {
                 self.mix(&[1, u64::from(cpu), steps, bell as u64, argument]);
             }
-            Entry::Raised { cpu, steps, vector } => {
-                self.mix(&[2, u64::from(cpu), steps, u64::from(vector)]);
+            Entry::Ordered { steps, up, cpu, fail } => {
+                self.mix(&[2, steps, up.into(), cpu.into(), fail.unwrap_or(u64::MAX)]);
             }
             Entry::Event(event) => {
                 let Event { seq, tsc, kind, cpu, thread, args } = event;
@@ -85,6 +93,14 @@ impl Trace {
         &self.entries
     }
 
+    /// What CPUs did.
+    pub fn stays(&self) -> impl Iterator<Item = &Stay> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Stay(stay) => Some(stay),
+            _ => None,
+        })
+    }
+
     /// Where this trace and `other` part, and what each has there; `None` if they are equal.
     pub fn parting(&self, other: &Self) -> Option<(usize, Option<Entry>, Option<Entry>)> {
         let (a, b) = (&self.entries, &other.entries);
@@ -96,11 +112,29 @@ impl Trace {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ran { cpu, steps, bell, argument } => {
-                write!(f, "step {steps}: CPU {cpu} ran until {bell:?} ({argument:#x})")
+            Self::Stay(stay) => {
+                let Stay { steps, cpu, argument, .. } = stay;
+                let what = match StayEnd::from_code(stay.end) {
+                    Some(StayEnd::Due) => "another one's turn",
+                    Some(StayEnd::Yield) => "waits for another one",
+                    Some(StayEnd::Idle) => "is idle",
+                    Some(StayEnd::Dead) => "is dead",
+                    Some(StayEnd::Started) => {
+                        return write!(f, "step {steps}: CPU {cpu} has started CPU {argument}");
+                    }
+                    Some(StayEnd::Interrupted) => {
+                        return write!(f, "step {steps}: CPU {cpu} gets vector {argument:#x}");
+                    }
+                    None => "nobody knows what",
+                };
+                write!(f, "step {steps}: CPU {cpu}: {what}, at {:#x}", stay.sites[0])
             }
-            Self::Raised { cpu, steps, vector } => {
-                write!(f, "step {steps}: vector {vector:#x} for CPU {cpu}")
+            Self::Rang { cpu, steps, bell, argument } => {
+                write!(f, "step {steps}: CPU {cpu} rang {bell:?} ({argument:#x})")
+            }
+            Self::Ordered { steps, up, cpu, fail } => {
+                write!(f, "step {steps}: host: CPU {cpu} {}", if *up { "in" } else { "out" })?;
+                fail.map_or(Ok(()), |step| write!(f, ", step {step} fails"))
             }
             Self::Event(event) => write!(f, "event: {}", EventLine(event)),
         }
@@ -112,7 +146,7 @@ mod tests {
     use super::*;
 
     fn ran(steps: u64) -> Entry {
-        Entry::Ran { cpu: 1, steps, bell: Doorbell::Switch, argument: 0 }
+        Entry::Rang { cpu: 1, steps, bell: Doorbell::Switch, argument: 0 }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The virtual machine as nouns: its memory layout, its image, the state CPUs boot in, a vCPU.
 //!
-//! There are two machines on the same hardware. A [`SerialVm`] runs its CPUs one at a time, on the
-//! caller's thread. A [`Vm`] owns the KVM handles and one thread for each vCPU that was ever needed. vCPUs are made
+//! There are two machines on the same hardware. A [`SerialVm`] has one vCPU, which runs on the caller's
+//! thread and is all of its guest's CPUs in turn. A [`Vm`] owns the KVM handles and one thread for each vCPU that was ever needed. vCPUs are made
 //! when a CPU is first plugged, while the others run; an unplugged one is parked and its file
 //! descriptor reused, since KVM cannot destroy a vCPU while its VM lives.
 

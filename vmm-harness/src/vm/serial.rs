@@ -1,48 +1,33 @@
-//! The machine that runs its CPUs one at a time, on the thread of whoever calls.
+//! The machine with one vCPU, which runs on the thread of whoever calls. All CPUs of its guest are
+//! contexts of that one.
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use percpu_guest::abi::Doorbell;
 use vm_memory::GuestMemoryMmap;
 
-use super::Machine;
 use super::hardware::{Hardware, VmConfig};
 use super::state::CpuState;
 use super::vcpu::{Crash, Exit, Registers, registers, run_once};
 use crate::error::Error;
 use crate::image::Image;
 
-/// A doorbell that a CPU rang, and its argument.
+/// A doorbell that was rung, and its argument.
 pub type Bell = (Doorbell, u64);
 
-/// A virtual machine whose vCPUs run only while they are told to.
-#[derive(Debug)]
+/// A virtual machine that runs only while it is told to.
 pub struct SerialVm {
     hardware: Hardware,
-    /// By CPU; made when it is first started.
-    vcpus: Vec<Option<Vcpu>>,
-}
-
-struct Vcpu {
-    fd: VcpuFd,
-    /// The state of a new vCPU.
-    pristine: CpuState,
-}
-
-impl Vcpu {
-    fn new(fd: VcpuFd) -> Result<Self, Error> {
-        Ok(Self { pristine: CpuState::save(&fd)?, fd })
-    }
+    vcpu: VcpuFd,
 }
 
 impl SerialVm {
-    /// Makes a VM with `image` and the shared region in memory, and the boot CPU, which does not run
-    /// yet.
+    /// Makes a VM with `image` and the shared region in memory, and puts its vCPU to the boot CPU's
+    /// beginning.
     pub fn new(image: &Image, config: VmConfig) -> Result<Self, Error> {
-        let (hardware, boot) = Hardware::new(image, config)?;
-        let mut vcpus: Vec<_> = (0..config.boot.possible).map(|_| None).collect();
-        vcpus[0] = Some(Vcpu::new(boot)?);
-        Ok(Self { hardware, vcpus })
+        let (hardware, vcpu) = Hardware::new(image, config)?;
+        CpuState::save(&vcpu)?.enter(&vcpu, &hardware.boot_entry())?;
+        Ok(Self { hardware, vcpu })
     }
 
     /// Guest memory.
@@ -50,31 +35,10 @@ impl SerialVm {
         &self.hardware.mem
     }
 
-    /// Puts the boot CPU, or another one, to its beginning.
-    pub fn start(&mut self, cpu: u32) -> Result<(), Error> {
-        let possible = self.vcpus.len() as u32;
-        let Some(slot) = self.vcpus.get_mut(cpu as usize) else {
-            return Err(Error::no_such_cpu(cpu, possible));
-        };
-        let vcpu = match slot {
-            Some(vcpu) => vcpu,
-            None => slot.insert(Vcpu::new(self.hardware.create_vcpu(cpu)?)?),
-        };
-        let entry = match cpu {
-            0 => self.hardware.boot_entry(),
-            _ => self.hardware.ap_entry(cpu)?,
-        };
-        complete_exit(&mut vcpu.fd);
-        vcpu.pristine.enter(&vcpu.fd, &entry)
-    }
-
-    /// Runs a CPU that was started until it rings a doorbell.
-    pub fn run(&mut self, cpu: u32) -> Result<Bell, Crash> {
-        let Some(Some(vcpu)) = self.vcpus.get_mut(cpu as usize) else {
-            return Err(Crash::Host(format!("CPU {cpu} is to run and was never started")));
-        };
+    /// Runs the guest until it rings a doorbell.
+    pub fn run(&mut self) -> Result<Bell, Crash> {
         loop {
-            match run_once(&mut vcpu.fd) {
+            match run_once(&mut self.vcpu) {
                 Exit::Doorbell(value) => {
                     let bell = Doorbell::from_code(value as u8).ok_or(Crash::BadDoorbell(value))?;
                     return Ok((bell, value >> 8));
@@ -85,55 +49,45 @@ impl SerialVm {
         }
     }
 
-    /// The registers of each vCPU that exists, from which [`restore`](Self::restore) lets it go on.
-    pub fn save(&mut self) -> Result<Vec<Option<Saved>>, Error> {
-        self.vcpus
-            .iter_mut()
-            .map(|vcpu| {
-                let Some(vcpu) = vcpu else { return Ok(None) };
-                complete_exit(&mut vcpu.fd);
-                let regs = vcpu.fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
-                let sregs = vcpu.fd.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
-                Ok(Some(Saved { regs, sregs }))
-            })
-            .collect()
+    /// The registers, from which [`restore`](Self::restore) lets it go on.
+    pub fn save(&mut self) -> Result<Saved, Error> {
+        // An MMIO exit is finished by the next `KVM_RUN`, which must not be one from other
+        // registers. It ends at once with EINTR.
+        self.vcpu.set_kvm_immediate_exit(1);
+        let _ = self.vcpu.run();
+        self.vcpu.set_kvm_immediate_exit(0);
+        let regs = self.vcpu.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
+        let sregs = self.vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+        Ok(Saved { regs, sregs })
     }
 
-    /// Lets the boot CPU execute `code` from its saved state, with two arguments, until it rings.
-    pub fn call(
-        &mut self,
-        saved: &[Option<Saved>],
-        code: u64,
-        rbx: u64,
-        r12: u64,
-    ) -> Result<Bell, Crash> {
-        let (Some(Some(vcpu)), Some(Some(saved))) = (self.vcpus.first_mut(), saved.first()) else {
-            return Err(Crash::Host("the boot CPU was never started".into()));
-        };
+    /// Executes `code` from a saved state, with two arguments, until it rings.
+    pub fn call(&mut self, saved: &Saved, code: u64, rbx: u64, r12: u64) -> Result<Bell, Crash> {
         let regs = kvm_regs { rip: code, rbx, r12, ..saved.regs };
-        let set = vcpu.fd.set_sregs(&saved.sregs).and_then(|()| vcpu.fd.set_regs(&regs));
+        let set = self.vcpu.set_sregs(&saved.sregs).and_then(|()| self.vcpu.set_regs(&regs));
         set.map_err(|e| Crash::Host(format!("its registers cannot be set: {e}")))?;
-        self.run(0)
+        self.run()
+    }
+
+    /// Puts the vCPU back to where it was. Everything else of it (vector registers, model-specific
+    /// registers, the APIC) the guest does not change once it runs.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), Error> {
+        // What a store to the doorbell still owes is nothing that registers show.
+        // Another CR3 first: what the vCPU remembers of page tables is forgotten by that.
+        let other = kvm_sregs { cr3: saved.sregs.cr3 + 4096, ..saved.sregs };
+        self.vcpu.set_sregs(&other).map_err(Error::kvm("KVM_SET_SREGS"))?;
+        self.vcpu.set_sregs(&saved.sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
+        self.vcpu.set_regs(&saved.regs).map_err(Error::kvm("KVM_SET_REGS"))
+    }
+
+    /// The registers by now.
+    pub fn registers(&self) -> Option<Registers> {
+        registers(&self.vcpu)
     }
 
     /// Bytes of guest memory.
     pub fn memory_size(&self) -> u64 {
         self.hardware.memory
-    }
-
-    /// Puts vCPUs back to where they were. Everything else of them (vector registers, model-specific
-    /// registers, the APIC) the guest does not change once a CPU runs.
-    pub fn restore(&mut self, saved: &[Option<Saved>]) -> Result<(), Error> {
-        for (vcpu, saved) in self.vcpus.iter_mut().zip(saved) {
-            let (Some(vcpu), Some(saved)) = (vcpu, saved) else { continue };
-            // What a store to the doorbell still owes is nothing that registers show.
-            // Another CR3 first: what the vCPU remembers of page tables is forgotten by that.
-            let other = kvm_sregs { cr3: saved.sregs.cr3 + 4096, ..saved.sregs };
-            vcpu.fd.set_sregs(&other).map_err(Error::kvm("KVM_SET_SREGS"))?;
-            vcpu.fd.set_sregs(&saved.sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
-            vcpu.fd.set_regs(&saved.regs).map_err(Error::kvm("KVM_SET_REGS"))?;
-        }
-        Ok(())
     }
 }
 
@@ -144,27 +98,8 @@ pub struct Saved {
     sregs: kvm_sregs,
 }
 
-/// An MMIO exit is finished by the next `KVM_RUN`, which must not be one from other registers.
-fn complete_exit(fd: &mut VcpuFd) {
-    fd.set_kvm_immediate_exit(1);
-    // Ends at once with EINTR.
-    let _ = fd.run();
-    fd.set_kvm_immediate_exit(0);
-}
-
-impl Machine for SerialVm {
-    fn stop(&self) {}
-
-    fn registers(&self) -> Vec<(u32, Option<Registers>)> {
-        (0..)
-            .zip(&self.vcpus)
-            .filter_map(|(cpu, vcpu)| Some((cpu, registers(&vcpu.as_ref()?.fd))))
-            .collect()
-    }
-}
-
-impl std::fmt::Debug for Vcpu {
+impl std::fmt::Debug for SerialVm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vcpu").finish_non_exhaustive()
+        f.debug_struct("SerialVm").field("hardware", &self.hardware).finish_non_exhaustive()
     }
 }
