@@ -268,10 +268,7 @@ impl<'a> Campaign<'a> {
         match (self.config.machine, file) {
             (MachineKind::Deterministic, Some(file)) => format!("cargo xtask replay {file}"),
             (MachineKind::Deterministic, None) => format!("cargo xtask replay {seed}"),
-            (MachineKind::Parallel, Some(file)) if changed => {
-                format!("cargo xtask fuzz --machine parallel --scenario {file}")
-            }
-            (MachineKind::Parallel, _) => parallel::replay(seed),
+            (MachineKind::Parallel, file) => parallel::replay(seed, file, changed),
         }
     }
 

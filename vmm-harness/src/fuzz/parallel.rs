@@ -74,16 +74,30 @@ pub(super) fn describe(scenario: &Scenario) -> String {
     format!("{scenario}; here {operations} operations, and turns as the hardware has them")
 }
 
-/// What can be done about a failure of `seed`.
-pub(super) fn replay(seed: u64) -> String {
-    format!(
-        "cannot be replayed exactly: the CPUs took turns as the hardware would have it. The same \
-         scenario again, as often as you like:\n    \
-         cargo xtask fuzz --machine parallel --seeds {seed}..{}\n  \
-         step by step, which shows it only if it does not hang on weak ordering or real time:\n    \
-         cargo xtask replay {seed}",
-        seed.saturating_add(1)
-    )
+/// What can be done about a failure of `seed`, whose scenario is in `file`; it is `given` if it is not
+/// the seed's own.
+pub(super) fn replay(seed: u64, file: Option<&str>, given: bool) -> String {
+    let fuzz = "cargo xtask fuzz";
+    let seeds = format!("--seeds {seed}..{}", seed.saturating_add(1));
+    let mut text =
+        "it cannot be replayed exactly: the CPUs took turns as the hardware had it".to_owned();
+    let scenario = file.map(|file| format!("--scenario {file}"));
+    match &scenario {
+        Some(scenario) if given => {
+            text += &format!("\n  once more:\n    {fuzz} --machine parallel {scenario} {seeds}");
+        }
+        _ if given => {}
+        _ => text += &format!("\n  once more:\n    {fuzz} --machine parallel {seeds}"),
+    }
+    if let Some(scenario) = scenario {
+        text += &format!(
+            "\n  the same work again and again, with other random choices:\n    \
+             {fuzz} --machine parallel {scenario} --time 60\n  \
+             the same one CPU at a time, where what is found can be replayed:\n    \
+             {fuzz} {scenario} --time 60"
+        );
+    }
+    text
 }
 
 /// What the scenario asks for. Its plugs are so many steps apart, which here are a part of all
@@ -161,9 +175,18 @@ mod tests {
 
     #[test]
     fn a_failure_says_that_it_cannot_be_replayed_and_what_can_be_done() {
-        let text = replay(354);
+        let text = replay(354, Some("a.toml"), false);
         assert!(text.contains("cannot be replayed"), "{text}");
-        assert!(text.contains("fuzz --machine parallel --seeds 354..355"), "{text}");
-        assert!(text.contains("replay 354"), "{text}");
+        for command in [
+            "fuzz --machine parallel --seeds 354..355\n",
+            "fuzz --machine parallel --scenario a.toml --time",
+            "fuzz --scenario a.toml --time",
+        ] {
+            assert!(text.contains(command), "{text}");
+        }
+        // The seed's own scenario is another one.
+        let text = replay(354, Some("a.toml"), true);
+        assert!(text.contains("parallel --scenario a.toml --seeds 354..355"), "{text}");
+        assert!(!replay(354, None, true).contains("cargo"));
     }
 }
