@@ -58,6 +58,10 @@ pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<repor
     scene.vm.stop();
     let mut context = None;
     let text = match crash {
+        Crash::Stuck(time) => {
+            let text = format!("CPU {cpu} executes without a step, for {} s now", time.as_secs());
+            return Ok(hang(scene, &text, &[cpu]));
+        }
         Crash::Panic(record) => match scene.mem.read::<PanicRecord>(*record) {
             Ok(record) => {
                 context = Some(Context { rip: None, rbp: record.rbp, registers: None });

@@ -116,6 +116,11 @@ impl From<Wild> for Stopped {
 }
 
 impl Stopped {
+    /// Whether the guest would go on, if it were let, and lead nowhere.
+    fn is_hang(&self) -> bool {
+        matches!(self, Self::Deadlock | Self::Endless | Self::Crash { crash: Crash::Stuck(_), .. })
+    }
+
     /// As a report.
     pub(super) fn describe(self, machine: &Machine<'_>) -> report::Crash {
         self.report(machine, None)
@@ -194,7 +199,7 @@ impl<'m, 'a> Run<'m, 'a> {
         let ending = match stopped {
             _ if !judge.violations().is_empty() => Ending::Broken(judge.violations().to_vec()),
             None => Ending::Held,
-            Some(stopped @ (Stopped::Deadlock | Stopped::Endless)) => {
+            Some(stopped) if stopped.is_hang() => {
                 Ending::Hung(stopped.report(self.machine, Some(&judge))?)
             }
             Some(stopped) => Ending::Crashed(stopped.report(self.machine, Some(&judge))?),

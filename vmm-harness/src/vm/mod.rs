@@ -5,6 +5,7 @@
 //! when a CPU is first plugged, while the others run; an unplugged one is parked and its file
 //! descriptor reused, since KVM cannot destroy a vCPU while its VM lives.
 
+mod alarm;
 mod boot;
 mod hardware;
 mod machine;

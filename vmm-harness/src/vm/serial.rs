@@ -6,6 +6,7 @@ use kvm_ioctls::VcpuFd;
 use percpu_guest::abi::Doorbell;
 use vm_memory::GuestMemoryMmap;
 
+use super::alarm::Alarm;
 use super::hardware::{Hardware, VmConfig};
 use super::state::CpuState;
 use super::vcpu::{Crash, Exit, Registers, registers, run_once};
@@ -19,6 +20,8 @@ pub type Bell = (Doorbell, u64);
 pub struct SerialVm {
     hardware: Hardware,
     vcpu: VcpuFd,
+    /// For a guest that never leaves.
+    alarm: Alarm,
 }
 
 impl SerialVm {
@@ -27,7 +30,7 @@ impl SerialVm {
     pub fn new(image: &Image, config: VmConfig) -> Result<Self, Error> {
         let (hardware, vcpu) = Hardware::new(image, config)?;
         CpuState::save(&vcpu)?.enter(&vcpu, &hardware.boot_entry())?;
-        Ok(Self { hardware, vcpu })
+        Ok(Self { hardware, vcpu, alarm: Alarm::new(Alarm::PATIENCE)? })
     }
 
     /// Guest memory.
@@ -38,11 +41,13 @@ impl SerialVm {
     /// Runs the guest until it rings a doorbell.
     pub fn run(&mut self) -> Result<Bell, Crash> {
         loop {
-            match run_once(&mut self.vcpu) {
+            let (exit, late) = self.alarm.around(|| run_once(&mut self.vcpu));
+            match exit {
                 Exit::Doorbell(value) => {
                     let bell = Doorbell::from_code(value as u8).ok_or(Crash::BadDoorbell(value))?;
                     return Ok((bell, value >> 8));
                 }
+                Exit::Nothing if late => return Err(Crash::Stuck(Alarm::PATIENCE)),
                 Exit::Nothing => {}
                 Exit::Crash(crash) => return Err(crash),
             }

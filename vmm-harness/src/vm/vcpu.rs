@@ -76,6 +76,8 @@ pub enum Crash {
     UnexpectedExit(String),
     /// An ioctl failed.
     Host(String),
+    /// It did not leave the guest for so long, and was made to.
+    Stuck(Duration),
 }
 
 /// General registers and those that say where the vCPU is.
@@ -198,11 +200,13 @@ impl Drop for VcpuHandle {
     }
 }
 
-fn kick_signal() -> libc::c_int {
+/// The signal that ends a `KVM_RUN`.
+pub(super) fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-fn install_kick_handler() -> Result<(), Error> {
+/// Lets that signal do nothing else.
+pub(super) fn install_kick_handler() -> Result<(), Error> {
     static ONCE: Once = Once::new();
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     let mut result = Ok(());
