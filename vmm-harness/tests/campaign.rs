@@ -184,7 +184,7 @@ fn a_failure_is_a_file_that_replays_and_is_made_small() {
     let Some(_vm) = vm("a_failure_is_a_file_that_replays_and_is_made_small") else { return };
     let (kept, path) = (directory("failure"), scratch("failure.json"));
     let fuzz = || {
-        let mut command = command("fuzz", broken_image());
+        let mut command = self::command("fuzz", broken_image());
         command.args(["--seeds", "0..20", "--jobs", "2"]).arg("--keep").arg(&kept);
         command
     };
@@ -289,21 +289,8 @@ fn a_corpus_that_cannot_be_written_is_refused_before_the_first_run() {
     }
 }
 
-#[test]
-fn a_full_disk_ends_the_campaign_with_its_report_and_leaves_whole_files() {
-    let Some(_vm) = vm("a_full_disk_ends_the_campaign") else { return };
-    let corpus = directory("full");
-    ended(fuzz().args(["--seeds", "0..3", "--corpus"]).arg(&corpus)).with_status(0);
-    let read = || {
-        names(&corpus).into_iter().map(|name| {
-            let text = std::fs::read_to_string(corpus.join(&name)).expect("readable");
-            (name, text)
-        })
-    };
-    let before: Vec<_> = read().collect();
-    let mut command = fuzz();
-    command.args(["--seeds", "3..1000000", "--corpus"]).arg(&corpus);
-    // No file gets longer than this, as if there were no more room.
+/// No file gets longer than a few bytes, as if the disk were full.
+fn leave_no_room(command: &mut Command) {
     let limit = libc::rlimit { rlim_cur: 100, rlim_max: 100 };
     // SAFETY: both calls are safe between fork and exec, and touch nothing of this process's memory
     // but the closure's own copy of the limit.
@@ -316,20 +303,45 @@ fn a_full_disk_ends_the_campaign_with_its_report_and_leaves_whole_files() {
             }
         });
     }
+}
+
+#[test]
+fn a_full_disk_ends_the_campaign_with_its_report_and_leaves_whole_files() {
+    let Some(_vm) = vm("a_full_disk_ends_the_campaign") else { return };
+    let corpus = directory("full");
+    ended(fuzz().args(["--seeds", "0..3", "--corpus"]).arg(&corpus)).with_status(0);
+    let read = |directory: &Path| -> Vec<_> {
+        let text = |name: &String| std::fs::read_to_string(directory.join(name));
+        names(directory).iter().map(|name| (name.clone(), text(name).expect("readable"))).collect()
+    };
+    let before = read(&corpus);
+    let mut command = fuzz();
+    command.args(["--seeds", "3..1000000", "--corpus"]).arg(&corpus);
+    leave_no_room(&mut command);
     let end = ended(&mut command).with_status(2);
     let corpus_name = corpus.to_str().expect("UTF-8");
     assert!(end.stderr.contains(corpus_name), "{}", end.stderr);
     assert!(end.stderr.contains("cannot be written") && end.stderr.contains("free space"));
     assert!(end.stdout.contains("\nHELD"), "{}", end.stdout);
-    assert_eq!(read().collect::<Vec<_>>(), before);
+    assert_eq!(read(&corpus), before);
 
-    // A failure is reported though its file cannot be written.
-    let mut command = self::command("fuzz", broken_image());
-    command.args(["--seeds", "0..20", "--keep", "/proc/nowhere"]);
+    // A failure is reported though its file cannot be written; one that is there stays whole.
+    let keep = directory("full-failures");
+    let failing = || {
+        let mut command = self::command("fuzz", broken_image());
+        command.args(["--seeds", "0..20", "--keep"]).arg(&keep);
+        command
+    };
+    ended(&mut failing()).with_status(4);
+    let before = read(&keep.join("failures"));
+    assert_eq!(before.len(), 2);
+    let mut command = failing();
+    leave_no_room(&mut command);
     let end = ended(&mut command).with_status(4);
     assert!(end.stdout.contains("FAILED crash"), "{}", end.stdout);
     assert!(end.stdout.contains("cargo xtask replay "), "{}", end.stdout);
-    assert!(end.stderr.contains("error: /proc/nowhere/failures/"), "{}", end.stderr);
+    assert!(end.stderr.contains("cannot be written"), "{}", end.stderr);
+    assert_eq!(read(&keep.join("failures")), before);
 }
 
 #[test]
@@ -411,7 +423,7 @@ fn one_bug_that_several_shards_find_is_one_in_their_sum() {
     let keep = directory("merged");
     let shards = ["0/2", "1/2"].map(|shard| {
         let path = scratch(&format!("bug{}.json", &shard[..1]));
-        let mut command = command("fuzz", broken_image());
+        let mut command = self::command("fuzz", broken_image());
         command.args(["--seeds", "0..40", "--shard", shard, "--keep"]).arg(&keep);
         ended(command.arg("--json").arg(&path)).with_status(4);
         path
