@@ -175,6 +175,12 @@ fn a_given_scenario_runs_with_the_turns_of_many_seeds() {
     assert_eq!(one["steps"], run("10..11")["steps"]);
     assert!(report["runs_per_second"].as_f64() > Some(1.0), "{report:#}");
 
+    // Little work and a plug long after it is done is no hang.
+    let late = SCENARIO.replace("= 60", "= 1").replace("= 5000", "= 90000000");
+    let late = scenario("late.toml", &late);
+    let end = ended(command("replay", image()).arg(&late)).with_status(0);
+    assert!(end.stdout.contains(" 1 plugs (0 failed)"), "{}", end.stdout);
+
     let replay = ended(command("replay", image()).arg(&file)).with_status(0);
     assert!(replay.stdout.contains("counter and mount of 2 threads each"), "{}", replay.stdout);
 }

@@ -99,10 +99,12 @@ pub struct MinimiseArgs {
     /// Look no longer than so many seconds.
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     time: f64,
-    /// Where the smallest scenario is written [default: beside FILE as FILE-minimal.toml, for a seed
-    /// as seed-SEED-minimal.toml].
+    /// Where the smallest scenario is written [default: beside FILE.toml as FILE-minimal.toml, for a
+    /// seed as target/fuzz/failures/seed-SEED-minimal.toml].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[arg(long, env = "PERCPU_FUZZ_DIR", default_value = "target/fuzz", hide = true)]
+    keep: PathBuf,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
     /// emulates it].
     #[arg(long)]
@@ -238,7 +240,10 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
             let _ = fuzz::write_minimal(&mut stdout, &minimal);
             let out = args.out.clone().unwrap_or_else(|| match file {
                 Some(file) => fuzz::minimal_beside(file),
-                None => format!("seed-{}-minimal.toml", case.scenario.seed).into(),
+                None => {
+                    let name = format!("seed-{}-minimal.toml", case.scenario.seed);
+                    args.keep.join("failures").join(name)
+                }
             });
             let status = minimal.outcome.ending.status();
             let failure = Seen::of(&minimal.outcome, ring, &image_name(&image));

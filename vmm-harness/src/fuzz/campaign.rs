@@ -16,7 +16,7 @@ use super::minimise::{Minimal, minimise};
 use super::report::FuzzReport;
 use super::seen::{Seen, image_name};
 use super::{FuzzConfig, MachineKind, Machines, parallel};
-use crate::coverage::{Coverage, New};
+use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::image::Image;
 use crate::machine::{Ending, Outcome, Random, Scenario};
@@ -184,12 +184,12 @@ impl<'a> Campaign<'a> {
         report.verified += u64::from(equal);
         report.runs_changed += u64::from(origin == Origin::Changed);
         report.runs_of_corpus += u64::from(origin == Origin::Corpus);
-        let new = if held {
+        let is_kept = if held {
             corpus.add(scenario, &outcome.features)
         } else {
             // Changed, it would fail again and again.
             corpus.note(&outcome.features);
-            New::default()
+            false
         };
         report.corpus = corpus.len();
         let time = self.began.elapsed();
@@ -199,7 +199,7 @@ impl<'a> Campaign<'a> {
         // Disks are slow, and the other threads need not wait.
         drop(state);
         if let Some(directory) = &self.config.corpus
-            && new.any()
+            && is_kept
             && origin != Origin::Corpus
         {
             Case { failure: None, scenario: scenario.clone() }.write_below(directory)?;

@@ -13,6 +13,10 @@ use crate::machine::{Random, Scenario};
 /// One changed scenario in so many is made of two.
 const SPLICED: u64 = 8;
 
+/// New places at which CPUs gave way to each other for which a scenario is kept. There are many more of
+/// those than of edges, and most runs have one or two that no other had.
+const SWITCHES: usize = 16;
+
 /// What is kept.
 pub(super) struct Corpus {
     entries: Vec<Scenario>,
@@ -49,13 +53,14 @@ impl Corpus {
         Ok((scenarios, wrong))
     }
 
-    /// Keeps a scenario whose run reached something new; how much of it was.
-    pub(super) fn add(&mut self, scenario: &Scenario, reached: &Features) -> New {
-        let new = self.known.add(reached);
-        if new.any() {
+    /// Keeps a scenario whose run reached enough that is new; whether it did.
+    pub(super) fn add(&mut self, scenario: &Scenario, reached: &Features) -> bool {
+        let New { edges, switches } = self.known.add(reached);
+        let is_kept = edges > 0 || switches >= SWITCHES;
+        if is_kept {
             self.entries.push(scenario.clone());
         }
-        new
+        is_kept
     }
 
     /// Notes what a run reached that is not to be run again.
@@ -102,17 +107,31 @@ mod tests {
         let mut random = Random::new(1, 0);
         assert_eq!(corpus.changed(&mut random), None);
         let scenarios: Vec<_> = (0..4).map(Scenario::from_seed).collect();
-        assert!(corpus.add(&scenarios[0], &reached(&[1, 2])).any());
-        assert!(!corpus.add(&scenarios[1], &reached(&[2])).any());
-        assert!(corpus.add(&scenarios[2], &reached(&[2, 3])).any());
+        assert!(corpus.add(&scenarios[0], &reached(&[1, 2])));
+        assert!(!corpus.add(&scenarios[1], &reached(&[2])));
+        assert!(corpus.add(&scenarios[2], &reached(&[2, 3])));
         corpus.note(&reached(&[4]));
-        assert!(!corpus.add(&scenarios[3], &reached(&[4])).any());
+        assert!(!corpus.add(&scenarios[3], &reached(&[4])));
         assert_eq!((corpus.len(), corpus.known().edges.count()), (2, 4));
         for _ in 0..1000 {
             let changed = corpus.changed(&mut random).expect("there are two");
             assert_eq!(changed.check(), Ok(()), "{changed:?}");
             assert!(!scenarios.contains(&changed));
         }
+    }
+
+    #[test]
+    fn some_new_places_of_switches_are_enough_and_few_are_not() {
+        let mut corpus = Corpus::new(None).expect("there is no directory");
+        let switches = |from: usize, n: usize| Features {
+            switches: (from..from + n).collect(),
+            ..Features::new()
+        };
+        let scenario = Scenario::from_seed(0);
+        assert!(!corpus.add(&scenario, &switches(0, SWITCHES - 1)));
+        assert!(!corpus.add(&scenario, &switches(0, SWITCHES)), "all but one were known");
+        assert!(corpus.add(&scenario, &switches(100, SWITCHES)));
+        assert_eq!(corpus.len(), 1);
     }
 
     #[test]

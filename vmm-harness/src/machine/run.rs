@@ -24,8 +24,6 @@ use crate::vm::Crash;
 
 /// The CPU that takes commands.
 const CONTROL_CPU: u32 = 0;
-/// Steps after which a run that has not ended counts as hung, for each that was expected.
-const HANG: u64 = 200;
 /// Steps between two looks of the judge while a CPU goes down.
 const LOOK: u64 = 4096;
 /// Steps until the next look where the guest was not at rest yet.
@@ -242,7 +240,7 @@ impl<'m, 'a> Run<'m, 'a> {
         judge: &mut Judge,
         plugs: &mut Plugs,
     ) -> Result<Option<Stopped>, Error> {
-        let most_steps = self.machine.clock.now()? + scenario.expected_steps() * HANG;
+        let most_steps = self.machine.clock.now()? + scenario.most_steps();
         // The moment at which the guest may be at rest for a last look.
         let mut rest = NEVER;
         loop {

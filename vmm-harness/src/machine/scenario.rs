@@ -19,6 +19,8 @@ const SHORTEST_TURN: u64 = 1000;
 const TURNS: u64 = 6;
 pub(super) const OPERATIONS: u64 = 200;
 pub(super) const PLUGS: u64 = 4;
+/// Steps after which a run that has not ended counts as hung, for each that was expected.
+const HANG: u64 = 200;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
 pub(super) const STEPS_TO_FAIL: u64 = 12;
 /// Microseconds between timer interrupts, at least and at most.
@@ -194,6 +196,14 @@ impl Scenario {
     /// Steps that the run will take, roughly.
     pub(crate) fn expected_steps(&self) -> u64 {
         self.operations * STEPS_AN_OPERATION
+    }
+
+    /// Steps after which the run counts as hung if it has not ended. A plug may take as long as many
+    /// operations.
+    pub(super) fn most_steps(&self) -> u64 {
+        let plugs = self.plugs.len() as u64 * (OPERATIONS / PLUGS);
+        let waits: u64 = self.plugs.iter().map(|plug| plug.after).sum();
+        (self.operations + plugs) * STEPS_AN_OPERATION * HANG + waits
     }
 
     /// Points likewise.
