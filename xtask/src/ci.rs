@@ -15,8 +15,12 @@ pub struct Args {
     no_tests: bool,
 }
 
-/// Checks form, lints, documentation, builds for other machines, the locks' models, a short run,
-/// tests.
+/// Regressions that are looked for: one of the allocator, two on a CPU's way down. All there are take too
+/// long here.
+const REGRESSIONS: [&str; 3] = ["A1", "C1", "H2"];
+
+/// Checks form, lints, documentation, builds for other machines, the locks' models, short runs on both
+/// machines, a few regressions, tests.
 pub fn ci(args: &Args) -> Result<ExitCode> {
     let no_vm = !kvm::exists();
     if no_vm {
@@ -52,11 +56,26 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
             let args = ["--seeds", "0..200", "--verify"].map(Into::into);
             succeed(fuzz::command("fuzz", &args)?)
         });
+        parts.part("a short fuzz, with the corpus", || succeed(short_fuzz()?));
+        parts.part("scenarios with all CPUs at once", || {
+            let args = ["--machine", "parallel", "--time", "10"].map(Into::into);
+            succeed(fuzz::command("fuzz", &args)?)
+        });
+        parts.part("a few regressions", || mutants::look_for(&REGRESSIONS));
     }
     if !args.no_tests {
         test::tests(&test::Args::all(no_vm), &mut parts)?;
     }
     Ok(parts.exit_code())
+}
+
+/// `vmm-harness fuzz` for half a minute, from what earlier ones have kept.
+fn short_fuzz() -> Result<Command> {
+    let mut command = fuzz::command("fuzz", &["--time", "30", "--failures", "5"].map(Into::into))?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    command.arg("--jobs").arg(jobs.to_string());
+    command.arg("--corpus").arg(cargo::target_dir()?.join("fuzz/corpus"));
+    Ok(command)
 }
 
 fn succeed(mut command: Command) -> Result<()> {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::{cargo, kvm};
@@ -24,12 +24,15 @@ pub use bank::check;
 use copy::Copy;
 use hunt::{Found, Hunt};
 
+/// Seconds for each regression, unless said otherwise.
+const TIME: f64 = 60.0;
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Regressions, by name [default: all, and the source without one]
     names: Vec<String>,
     /// Look no longer than so many seconds for each
-    #[arg(long, value_name = "S", default_value = "60")]
+    #[arg(long, value_name = "S", default_value_t = TIME)]
     time: f64,
     /// Run so many seeds at the same time [default: one a CPU]
     #[arg(long, value_name = "J")]
@@ -114,6 +117,14 @@ pub fn mutants(args: &Args) -> Result<ExitCode> {
     }
     let all = rows.iter().all(Row::is_as_expected);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Looks for some regressions, by name; an error if one is not found.
+pub fn look_for(names: &[&str]) -> Result<()> {
+    let names = names.iter().map(ToString::to_string).collect();
+    let code = mutants(&Args { names, time: TIME, jobs: None, json: None, list: false })?;
+    ensure!(code == ExitCode::SUCCESS, "not all were found");
+    Ok(())
 }
 
 impl Row {
