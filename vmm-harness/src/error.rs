@@ -223,17 +223,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A file that should hold coverage does not.
-    #[error(
-        "{path} holds no coverage ({why}): remove it, or give a file that `cargo xtask fuzz --coverage` \
-         wrote"
-    )]
-    CoverageWrong {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
     /// Coverage of two images is to be put together.
     #[error(
         "coverage of {other} is not coverage of {one}: the numbers of edges mean other places there; \
@@ -286,7 +275,6 @@ impl Error {
             | Self::FuzzReportUnreadable { .. }
             | Self::FileWrong { .. }
             | Self::FileUnwritable { .. }
-            | Self::CoverageWrong { .. }
             | Self::CoverageOfAnotherImage { .. }
             | Self::ReportUnwritable { .. } => Status::Usage,
         }

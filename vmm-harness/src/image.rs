@@ -127,6 +127,11 @@ impl Image {
     }
 }
 
+/// The bytes that the file has for a range of addresses.
+pub(crate) fn content<'a>(elf: &object::File<'a>, range: std::ops::Range<u64>) -> Option<&'a [u8]> {
+    bytes(elf, range.start, range.end.checked_sub(range.start)?)
+}
+
 /// Reads a structure at a virtual address of the ELF file; `None` where the file has no bytes
 /// for it.
 fn read<T: View>(elf: &object::File<'_>, address: u64) -> Option<T> {

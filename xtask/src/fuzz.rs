@@ -18,9 +18,13 @@ pub fn become_harness(subcommand: &str, args: &[OsString]) -> Result<ExitCode> {
     Err(command(subcommand, args)?.exec()).context("vmm-harness does not start")
 }
 
-/// Becomes `vmm-harness fuzz-merge`, which needs no guest. Returns only if that fails.
+/// Becomes `vmm-harness fuzz-merge`, which needs a guest for reports with source lines only. Returns
+/// only if that fails.
 pub fn merge(args: &[OsString]) -> Result<ExitCode> {
     let mut command = Command::new(cargo::build_harness()?);
+    if wants_lines(args) && std::env::var_os(cargo::IMAGE).is_none() {
+        command.env(cargo::IMAGE, guest::image_for_steps()?);
+    }
     Err(command.arg("fuzz-merge").args(args).exec()).context("vmm-harness does not start")
 }
 
@@ -33,6 +37,12 @@ pub fn command(subcommand: &str, args: &[OsString]) -> Result<Command> {
         command.env(KEEP, relative(cargo::target_dir()?.join("fuzz")));
     }
     Ok(command)
+}
+
+/// Whether the arguments ask for a report with source lines.
+fn wants_lines(args: &[OsString]) -> bool {
+    let mut names = args.iter().filter_map(|arg| arg.to_str()?.split('=').next());
+    names.any(|name| name == "--lcov" || name == "--html")
 }
 
 /// Whether the arguments name the parallel machine.
@@ -50,6 +60,13 @@ fn relative(path: PathBuf) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reports_with_source_lines_are_told_from_the_arguments() {
+        let wants = |arg: &str| wants_lines(&["a.json".into(), arg.into()]);
+        assert!(wants("--lcov") && wants("--html=x") && wants("--html"));
+        assert!(!wants("--json") && !wants("--html-x") && !wants("html"));
+    }
 
     #[test]
     fn the_machine_is_told_from_the_arguments() {

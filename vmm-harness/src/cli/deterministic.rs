@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use vmm_harness::coverage::Reports;
 use vmm_harness::error::{Error, Status};
 use vmm_harness::fuzz::{
     self, Case, FuzzConfig, FuzzReport, MachineKind, Machines, Seen, Shard, image_name,
@@ -58,6 +59,8 @@ pub struct FuzzArgs {
     /// Write the report to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    coverage: Reports,
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
     #[arg(long, default_value = "auto")]
     ring: RingChoice,
@@ -71,6 +74,11 @@ pub struct MergeArgs {
     /// Write the sum to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    coverage: Reports,
+    /// The guest's ELF image that the reports are of, for --lcov and --html.
+    #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
+    image: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -132,11 +140,18 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
                 .into(),
         ));
     }
+    if args.coverage.any() && args.machine == MachineKind::Parallel {
+        return Err(Error::Usage(
+            "--lcov and --html tell of what the deterministic machine ran: leave out --machine parallel"
+                .into(),
+        ));
+    }
     let scenario = args.scenario.as_deref().map(Case::read).transpose()?.map(|case| case.scenario);
     let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
+    args.coverage.check()?;
     let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
     let change = args.seeds.is_none() && scenario.is_none();
     let seeds = match args.seeds {
@@ -160,7 +175,8 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
         host,
     };
     let fuzz::Ended { report, error } = fuzz::run(&image, &config, &*interrupted()?)?;
-    let written = write(&report, args.json.as_deref());
+    let written = write(&report, args.json.as_deref())
+        .and_then(|()| write_coverage(&report, &args.coverage, &image));
     // What was found counts for more than what then went wrong, which is said all the same.
     match error.or(written.err()) {
         Some(error) if report.failures.is_empty() => Err(error),
@@ -178,11 +194,25 @@ fn write(report: &FuzzReport, json: Option<&Path>) -> Result<(), Error> {
     json.map_or(Ok(()), |path| report.write_json(path))
 }
 
+fn write_coverage(report: &FuzzReport, reports: &Reports, image: &Image) -> Result<(), Error> {
+    report.coverage.as_ref().map_or(Ok(()), |coverage| reports.write(image, coverage))
+}
+
 pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
     let read = |path: &PathBuf| Ok((path.clone(), fuzz::read_report(path)?));
     let reports = args.reports.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
     let sum = fuzz::merge(&reports)?;
     write(&sum, args.json.as_deref())?;
+    if args.coverage.any() {
+        let Some(image) = &args.image else {
+            return Err(Error::Usage(
+                "--lcov and --html need the guest that the reports are of: give it by --image"
+                    .into(),
+            ));
+        };
+        args.coverage.check()?;
+        write_coverage(&sum, &args.coverage, &Image::open(image)?)?;
+    }
     Ok(sum.status())
 }
 

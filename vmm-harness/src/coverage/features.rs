@@ -1,7 +1,5 @@
 //! What a run reached, in all kinds: what a fuzzer keeps scenarios for.
 
-use std::collections::HashMap;
-
 use super::covered::Covered;
 
 /// Bits of a number that stands for a pair of places.
@@ -49,11 +47,17 @@ impl Features {
     /// Notes the switches of a run out of the stays of its CPUs in the guest, one after the other: the
     /// CPU, and the address at which its stay ended. It goes on from there when it is its turn again.
     pub fn note_stays(&mut self, stays: impl IntoIterator<Item = (u32, u64)>) {
-        // Where each CPU stands: those that never ran begin nowhere.
-        let mut stands = HashMap::new();
+        // Where each CPU stands; they are few. Those that never ran begin nowhere.
+        let mut stands: Vec<(u32, u64)> = Vec::new();
         let mut last = None;
         for (cpu, end) in stays {
-            let went_on = stands.insert(cpu, end).unwrap_or(0);
+            let went_on = match stands.iter_mut().find(|(other, _)| *other == cpu) {
+                Some((_, stood)) => std::mem::replace(stood, end),
+                None => {
+                    stands.push((cpu, end));
+                    0
+                }
+            };
             if let Some((before, stopped)) = last.replace((cpu, end))
                 && before != cpu
             {

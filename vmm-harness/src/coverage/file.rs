@@ -1,8 +1,7 @@
-//! Coverage of many runs, in a file: what shards of one campaign hand over, and what reports are
-//! made of.
+//! Coverage of many runs, and how it is written in a campaign's report: what shards hand over, and what
+//! pages are made of.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +9,8 @@ use super::covered::Covered;
 use super::edges::Edges;
 use super::features::{Features, New, PAIRS};
 use crate::error::Error;
-use crate::fuzz::store;
 
-/// Version of the file's form.
+/// Version of the written form.
 const VERSION: u32 = 1;
 /// Edges of an image, at most; ten times what a large kernel has.
 const MOST_EDGES: usize = 100_000_000;
@@ -33,7 +31,7 @@ struct Instrumented {
     edges: usize,
 }
 
-/// The file: JSON, sets as hexadecimal bytes.
+/// As it is written: sets as hexadecimal bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -95,30 +93,6 @@ impl Coverage {
     /// It is not.
     pub fn check(&self, edges: &Edges) -> Result<(), Error> {
         Instrumented { build: edges.build(), edges: edges.len() }.is(self.image)
-    }
-
-    /// Writes it to a file, whole or not at all.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(self).expect("strings and numbers");
-        store::write(path, &(text + "\n"))
-    }
-
-    /// Reads a file that was [saved](Self::save).
-    ///
-    /// # Errors
-    /// The file cannot be read, or is something else, or damaged.
-    pub fn load(path: &Path) -> Result<Self, Error> {
-        let wrong = |why: String| Error::CoverageWrong { path: path.into(), why };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        Self::parse(&text).map_err(wrong)
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
-        let written: Written = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        written.try_into()
     }
 }
 
@@ -214,8 +188,6 @@ fn from_hex(hex: &str) -> Option<Covered> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -226,18 +198,13 @@ mod tests {
     }
 
     fn text_of(coverage: &Coverage) -> String {
-        static FILES: AtomicU32 = AtomicU32::new(0);
-        let n = FILES.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("percpu-coverage-{}-{n}", std::process::id()));
-        coverage.save(&path).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(Coverage::load(&path).unwrap(), *coverage);
-        std::fs::remove_file(&path).unwrap();
+        let text = serde_json::to_string_pretty(coverage).unwrap();
+        assert_eq!(serde_json::from_str::<Coverage>(&text).unwrap(), *coverage);
         text
     }
 
     #[test]
-    fn what_is_saved_is_loaded() {
+    fn what_is_written_is_read() {
         let mut saved = coverage(0xabc, 11_580, &[0, 1, 63, 64, 11_579]);
         saved.features.note_switch(1, 2);
         text_of(&saved);
@@ -274,10 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_refused_with_what_is_wrong() {
+    fn damaged_text_is_refused_with_what_is_wrong() {
         let good = text_of(&coverage(7, 100, &[1, 2, 99]));
-        assert!(Coverage::parse(&good).is_ok());
-        let why = |text: &str| Coverage::parse(text).unwrap_err();
+        let parse = |text: &str| serde_json::from_str::<Coverage>(text);
+        assert!(parse(&good).is_ok());
+        let why = |text: &str| parse(text).unwrap_err().to_string();
         for cut in [0, 1, good.len() / 2, good.len() - 3] {
             assert!(!why(&good[..cut]).is_empty());
         }
@@ -293,11 +261,5 @@ mod tests {
         assert!(spoiled("\"06", "\"6").contains("hexadecimal"));
         assert!(spoiled("\"06", "\"02").contains("it has 2 of the 3"));
         assert!(spoiled("\"runs\": 1", "\"runs\": -1").contains("-1"));
-        let missing = Path::new("/nonexistent/coverage.json");
-        let error = Coverage::load(missing).unwrap_err().to_string();
-        assert!(
-            error.contains("/nonexistent/coverage.json") && error.contains("No such"),
-            "{error}"
-        );
     }
 }

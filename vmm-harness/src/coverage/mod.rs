@@ -12,11 +12,21 @@
 //! # What is counted
 //! Between two runs the flags are put back, with the rest of the guest's memory, to what they were when
 //! the guest had booted. So what boot reached is part of every run, and what a run before reached is not.
+//! Runs are added up in a [`Coverage`], which belongs to one image and is part of a campaign's report.
+//!
+//! # For people
+//! [`Reports`] are written in the form of lcov and as a page: which lines and functions of percpu-core
+//! ran, and which never did. [`SourceCoverage`] says what "ran" means.
 
+mod code;
 mod covered;
 mod edges;
 mod features;
 mod file;
+mod html;
+mod lcov;
+mod reports;
+mod source;
 #[cfg(test)]
 mod testing;
 
@@ -25,3 +35,5 @@ pub use edges::Edges;
 pub(crate) use edges::FLAGS;
 pub use features::{Features, New};
 pub use file::Coverage;
+pub use reports::Reports;
+pub use source::{FileCoverage, FunctionCoverage, Part, SourceCoverage};

@@ -1,6 +1,10 @@
-//! ELF files as no compiler makes them, for tests.
+//! What tests are made of: ELF files as no compiler makes them, and coverage of source files.
+
+use std::collections::BTreeMap;
 
 use percpu_guest::abi;
+
+use super::source::{FileCoverage, FunctionCoverage, Part, SourceCoverage};
 
 /// Where such a file has 64 bytes of code.
 pub const CODE: u64 = abi::IMAGE + 0x1000;
@@ -116,4 +120,33 @@ impl ElfFile {
         file.extend(headers);
         file
     }
+}
+
+/// Coverage of two files: one with all there can be, one without its text.
+pub fn source_coverage() -> SourceCoverage {
+    let part = |reached, all| Part { reached, all };
+    let function =
+        |line, name: &str, reached| FunctionCoverage { line, name: name.into(), reached };
+    let whole = FileCoverage {
+        path: "percpu-core/src/a.rs".into(),
+        edges: part(2, 5),
+        lines: BTreeMap::from([(2, true), (3, false), (5, false)]),
+        functions: vec![
+            function(2, "reached", true),
+            function(3, "missed", false),
+            function(5, "missed", false),
+        ],
+        source: Some(
+            "// One & two.\nfn reached() {}\nfn missed() {}\n\nfn missed() { a < b && \"</code>\" }\n"
+                .into(),
+        ),
+    };
+    let bare = FileCoverage {
+        path: "percpu-core/src/b.rs".into(),
+        edges: part(1, 1),
+        lines: BTreeMap::from([(7, true)]),
+        functions: Vec::new(),
+        source: None,
+    };
+    SourceCoverage { files: vec![whole, bare], runs: 3 }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use addr2line::Context;
@@ -76,6 +77,12 @@ impl Symbols {
             };
         }
         text
+    }
+
+    /// Where the function that covers an address begins and ends, if that is known.
+    pub fn extent(&self, address: u64) -> Option<Range<u64>> {
+        let function = self.function(address).filter(|function| function.size != 0)?;
+        Some(function.start..function.start.checked_add(function.size)?)
     }
 
     /// The function that covers an address.
