@@ -61,6 +61,16 @@ const fn round(usual: u32) -> u32 {
     if cfg!(percpu_steps) { 1 } else { usual }
 }
 
+/// Which of `n` things to do: all of them, or, where each is to be done by itself, one.
+fn parts(n: u64, random: u64) -> core::ops::Range<u64> {
+    if cfg!(percpu_steps) {
+        let one = random % n;
+        one..one + 1
+    } else {
+        0..n
+    }
+}
+
 /// How long a thread works before it gives its CPU away by itself: short, since that is when
 /// threads migrate and waiting ones get their turn, and long against the switch.
 const TURN_US: u64 = 50;
@@ -201,7 +211,8 @@ pub fn start() {
         match workload {
             Workload::Statics => statics::init(),
             Workload::Counter => counter::init(),
-            Workload::Alloc | Workload::Trace => {}
+            Workload::Alloc => {}
+            Workload::Trace => trace::init(),
             Workload::Mount => mount::init(),
             Workload::Refs => refs::init(),
         }

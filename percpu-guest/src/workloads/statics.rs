@@ -11,7 +11,7 @@ use percpu_core::var::{Alignment, PerCpu};
 use percpu_core::{irq, percpu, preempt};
 use percpu_guest::abi::SumKind;
 
-use super::{Worker, announce_sum, book_interrupt, slots};
+use super::{Worker, announce_sum, book_interrupt, parts, slots};
 use crate::arch::tsc;
 use crate::rng::Rng;
 
@@ -190,27 +190,39 @@ fn dawdle(rng: &mut Rng) {
 
 /// The timer interrupt's share.
 pub(super) fn on_interrupt() {
-    ADDED.add(1);
-    book_interrupt(ADD, 1);
-    MASKED.write(MASKED.read().wrapping_add(5));
-    book_interrupt(MASK, 5);
-    exchange(7);
-    book_interrupt(EXCHANGE, 7);
-    let random = tsc::now();
-    mix_in_interrupt(&BYTES, BYTE, random);
-    mix_in_interrupt(&SHORTS, SHORT, random >> 1);
-    mix_in_interrupt(&HALVES, HALF, random >> 2);
-    mix_in_interrupt(&WORDS, WORD, random >> 3);
-    mix_in_interrupt(&ON_A_LINE, LINE, random >> 4);
-    mix_in_interrupt(&ON_A_PAGE, PAGE, random >> 5);
-    book_interrupt(FLAG, mixed::flag_in_interrupt(&FLAGS));
-    book_interrupt(BYTE_FLAG, mixed::flag_in_interrupt(&BYTE_FLAGS));
-    mix_in_interrupt(&HOT, HOTS, random >> 6);
-    mix_in_interrupt(&READ_MOSTLY, MOSTLY, random >> 7);
-    // The handler stays where it is, and nothing comes in between.
-    book_interrupt(NO_GUARD, mixed::change_here(&UNGUARDED.unguarded(), random >> 8, 3));
-    words::on_interrupt();
-    inside::on_interrupt();
+    let now = tsc::now();
+    for part in parts(16, now) {
+        // Of each part's own.
+        let random = now >> part;
+        match part {
+            0 => {
+                ADDED.add(1);
+                book_interrupt(ADD, 1);
+            }
+            1 => {
+                MASKED.write(MASKED.read().wrapping_add(5));
+                book_interrupt(MASK, 5);
+            }
+            2 => {
+                exchange(7);
+                book_interrupt(EXCHANGE, 7);
+            }
+            3 => mix_in_interrupt(&BYTES, BYTE, random),
+            4 => mix_in_interrupt(&SHORTS, SHORT, random),
+            5 => mix_in_interrupt(&HALVES, HALF, random),
+            6 => mix_in_interrupt(&WORDS, WORD, random),
+            7 => mix_in_interrupt(&ON_A_LINE, LINE, random),
+            8 => mix_in_interrupt(&ON_A_PAGE, PAGE, random),
+            9 => book_interrupt(FLAG, mixed::flag_in_interrupt(&FLAGS)),
+            10 => book_interrupt(BYTE_FLAG, mixed::flag_in_interrupt(&BYTE_FLAGS)),
+            11 => mix_in_interrupt(&HOT, HOTS, random),
+            12 => mix_in_interrupt(&READ_MOSTLY, MOSTLY, random),
+            // The handler stays where it is, and nothing comes in between.
+            13 => book_interrupt(NO_GUARD, mixed::change_here(&UNGUARDED.unguarded(), random, 3)),
+            14 => words::on_interrupt(),
+            _ => inside::on_interrupt(),
+        }
+    }
 }
 
 fn mix_in_interrupt<T: Amount, A: Alignment>(variable: &PerCpu<T, A>, slot: u32, random: u64) {

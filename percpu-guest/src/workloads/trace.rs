@@ -5,7 +5,8 @@
 //! freed by another thread, on another CPU, than it was allocated by. What the trace leaves live is
 //! freed at its end, and the next pass begins.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use percpu_core::alloc::AllocFlags;
 use percpu_core::sync::SpinLock;
@@ -14,6 +15,7 @@ use percpu_guest::abi::EventKind;
 
 use super::Worker;
 use super::areas::{Area, Fill, most_bytes};
+use crate::mem::{PAGE, frames};
 use crate::{events, sched, shared};
 
 /// `a ID SIZE ALIGN` allocates, `f ID` frees; an operation a line.
@@ -111,16 +113,24 @@ const NOTHING: u64 = 0;
 /// There was no memory for it.
 const FAILED: u64 = 1;
 
-static LIVE: [Object; OBJECTS] = [const { Object::EMPTY }; OBJECTS];
+/// The first of the objects.
+static LIVE: AtomicPtr<Object> = AtomicPtr::new(null_mut());
+
+/// Takes memory for the objects: much, so only where the trace is replayed.
+pub(super) fn init() {
+    let frames = frames::alloc_fresh((OBJECTS * size_of::<Object>()).div_ceil(PAGE));
+    let frames = frames.expect("memory for the objects of the trace");
+    LIVE.store(with_exposed_provenance_mut(frames), Ordering::Release);
+}
+
+fn live(id: usize) -> &'static Object {
+    assert!(id < OBJECTS);
+    // SAFETY: the memory that `init` took before any thread began is for so many objects, of which
+    // zeroes are valid ones, and it is never given back.
+    unsafe { &*LIVE.load(Ordering::Acquire).add(id) }
+}
 
 impl Object {
-    #[expect(clippy::declare_interior_mutable_const, reason = "copied into the table, never used")]
-    const EMPTY: Self = Self {
-        pointer: AtomicU64::new(NOTHING),
-        rest: AtomicU64::new(0),
-        filled: AtomicU64::new(0),
-    };
-
     /// Waits until the operation before this one has ended, and returns what it has left.
     fn wait(&self, allocated: bool) -> u64 {
         loop {
@@ -167,9 +177,9 @@ pub(super) fn run(mut worker: Worker) {
             let op = REPLAY.lock().next();
             match op {
                 Some(Op::Alloc { id, size, align }) => {
-                    LIVE[id].alloc(size, align, worker.rng.next() as u32);
+                    live(id).alloc(size, align, worker.rng.next() as u32);
                 }
-                Some(Op::Free { id }) => LIVE[id].free(),
+                Some(Op::Free { id }) => live(id).free(),
                 None => {
                     sched::yield_to_others();
                     break;

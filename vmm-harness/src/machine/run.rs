@@ -24,8 +24,8 @@ use crate::vm::Crash;
 
 /// The CPU that takes commands.
 const CONTROL_CPU: u32 = 0;
-/// Steps between two looks of the judge while a CPU goes down.
-const LOOK: u64 = 4096;
+/// Steps from the order to take a CPU down until the judge looks first; then twice as many, and so on.
+const LOOK: u64 = 1024;
 /// Steps until the next look where the guest was not at rest yet.
 const REST: u64 = 2048;
 
@@ -248,7 +248,7 @@ impl<'m, 'a> Run<'m, 'a> {
             if let Some(entry) = plugs.give(self.machine, judge, now)? {
                 self.trace.push(entry);
             }
-            let look = if plugs.unplug_is_under_way() { now + LOOK } else { NEVER };
+            let look = plugs.next_look(now);
             self.machine.cpus.ask_at(plugs.due().min(look).min(rest).min(most_steps))?;
             let bell = match self.advance() {
                 Ok(bell) => bell,
@@ -303,6 +303,8 @@ struct Plugs {
     left: std::vec::IntoIter<Plug>,
     /// The next one, and the moment from which it may be given.
     next: Option<(Plug, u64)>,
+    /// The moment of the latest order.
+    ordered: u64,
     done: u64,
     failed: u64,
 }
@@ -310,7 +312,7 @@ struct Plugs {
 impl Plugs {
     fn new(injector: Injector, scenario: &Scenario, now: u64) -> Self {
         let left = scenario.plugs.clone().into_iter();
-        let mut plugs = Self { injector, left, next: None, done: 0, failed: 0 };
+        let mut plugs = Self { injector, left, next: None, ordered: now, done: 0, failed: 0 };
         plugs.prepare(now);
         plugs
     }
@@ -347,6 +349,7 @@ impl Plugs {
         let online = machine.mem.load_u32(state)? == CpuState::Online as u32;
         let order = if online { Order::Unplug(plug.cpu) } else { Order::Plug(plug.cpu) };
         self.injector.post(order)?;
+        self.ordered = now;
         machine.cpus.raise_command(CONTROL_CPU)?;
         let steps = machine.clock.steps()?;
         Ok(Some(Entry::Ordered { steps, up: !online, cpu: plug.cpu, fail: plug.fail }))
@@ -354,6 +357,15 @@ impl Plugs {
 
     fn unplug_is_under_way(&self) -> bool {
         matches!(self.injector.pending(), Some(Pending { order: Order::Unplug(_), .. }))
+    }
+
+    /// The moment after `now` at which the judge is to look, if a CPU goes down.
+    fn next_look(&self, now: u64) -> u64 {
+        if !self.unplug_is_under_way() {
+            return NEVER;
+        }
+        let passed = now.saturating_sub(self.ordered);
+        self.ordered + (passed + 1).next_power_of_two().max(LOOK)
     }
 
     /// Follows what the guest announces, and has the answer to an order judged.

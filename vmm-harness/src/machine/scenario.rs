@@ -11,7 +11,7 @@ use super::written;
 
 /// Steps that an operation takes, roughly: the unit in which plugs and change points are spread over
 /// a run.
-pub(super) const STEPS_AN_OPERATION: u64 = 750;
+pub(super) const STEPS_AN_OPERATION: u64 = 400;
 /// Steps to a point, roughly.
 const STEPS_A_POINT: u64 = 16;
 /// Steps of the shortest turn of a walk, and orders of magnitude (doublings) above.
