@@ -133,8 +133,14 @@ impl SourceCoverage {
             .collect();
         for (start, end) in extents {
             let Some(content) = image::content(&elf, start..end) else { continue };
+            // One instruction tells of its line, and looking lines up is what takes time here.
+            let lines = symbols.line_starts(start..end);
+            let line = |address| lines.partition_point(|&begin| begin <= address);
+            let mut told = None;
             for Ran { address, ran } in code::ran(start, content, &flags) {
-                files.add_code(&symbols.frames(address), ran);
+                if told.replace((line(address), ran)) != Some((line(address), ran)) {
+                    files.add_code(&symbols.frames(address), ran);
+                }
             }
         }
         Ok(Self { files: files.into_coverage(read_source), runs: coverage.runs() })

@@ -116,6 +116,15 @@ impl Symbols {
         std::iter::from_fn(next).collect()
     }
 
+    /// Where code of another line begins, ascending, within a range of addresses.
+    pub fn line_starts(&self, range: Range<u64>) -> Vec<u64> {
+        let rows = self
+            .lines
+            .as_ref()
+            .and_then(|lines| lines.find_location_range(range.start, range.end).ok());
+        rows.into_iter().flatten().map(|(start, ..)| start).collect()
+    }
+
     /// Source file and line of an address, and the function that was inlined there, if one was.
     fn place(&self, address: u64) -> Option<(Option<String>, String)> {
         let mut frames = self.frames(address).into_iter();
