@@ -65,7 +65,15 @@ pub fn violation_in_interrupt(
 /// Whether this CPU has room for an event. Interrupts are masked, so that it keeps it until then.
 pub fn has_room() -> bool {
     let ring = shared::events(percpu_core::cpu::this_cpu_raw());
-    ring.head.load(Ordering::Relaxed) - ring.tail.load(Ordering::Acquire) < EVENT_RING_LEN as u64
+    let is_full = || {
+        let used = ring.head.load(Ordering::Relaxed) - ring.tail.load(Ordering::Acquire);
+        used >= EVENT_RING_LEN as u64
+    };
+    // Where CPUs run one at a time the host reads when it is called, and not before.
+    if cfg!(percpu_steps) && is_full() {
+        doorbell::ring(Doorbell::Event, 0);
+    }
+    !is_full()
 }
 
 /// Tells the host of `kind` if there is room; says whether there was. From any context.

@@ -181,6 +181,16 @@ fn a_given_scenario_runs_with_the_turns_of_many_seeds() {
     let end = ended(command("replay", image()).arg(&late)).with_status(0);
     assert!(end.stdout.contains(" 1 plugs (0 failed)"), "{}", end.stdout);
 
+    // Nor are events lost where nothing else calls the host for long.
+    let (before, after) = SCENARIO.split_once("[[scenario.plugs]]").expect("there is a plug");
+    let strategy = after.split_once("[scenario.strategy").expect("there is a strategy").1;
+    let long = format!("{before}[scenario.strategy{strategy}")
+        .replace("= 60", "= 10000")
+        .replace("mount", "alloc");
+    let long = scenario("long.toml", &long);
+    let end = ended(command("replay", image()).arg(&long)).with_status(0);
+    assert!(end.stdout.contains("10000 operations, 0 plugs"), "{}", end.stdout);
+
     let replay = ended(command("replay", image()).arg(&file)).with_status(0);
     assert!(replay.stdout.contains("counter and mount of 2 threads each"), "{}", replay.stdout);
 }

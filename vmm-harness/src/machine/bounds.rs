@@ -17,8 +17,9 @@ const MOST_STEPS: u64 = 100_000_000;
 const MOST_HOTPLUG_STEPS: u64 = 1000;
 /// Change points at most.
 const MOST_CHANGES: u32 = Schedule::MOST_CHANGES as u32;
-/// Microseconds between timer interrupts at most.
-const MOST_TICK: u32 = 1_000_000;
+/// Microseconds between timer interrupts at least and at most: where there is one after the other
+/// nothing else gets done.
+const TICKS: (u32, u32) = (20, 1_000_000);
 
 /// A step on the way to a part of a scenario, as it is written in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,12 @@ impl Scenario {
             1..=most_threads,
         )?;
         within(&[Field("operations")], "operations", self.operations, 1..=MOST_OPERATIONS)?;
-        within(&[Field("tick_us")], "tick_us", self.tick_us.into(), 1..=MOST_TICK.into())?;
+        within(
+            &[Field("tick_us")],
+            "tick_us",
+            self.tick_us.into(),
+            TICKS.0.into()..=TICKS.1.into(),
+        )?;
         self.check_plugs()?;
         self.check_strategy()
     }
