@@ -163,6 +163,11 @@ impl Judge {
         self.signals.drain(..).collect()
     }
 
+    /// Whether events wait for one with a lower number, which some CPU is about to write.
+    pub fn waits(&self) -> bool {
+        self.rings.waiting() > 0
+    }
+
     /// Keeps every event from now on, for [`take_recorded`](Self::take_recorded).
     pub fn record(&mut self) {
         self.recorded = Some(Vec::new());

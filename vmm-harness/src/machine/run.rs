@@ -26,8 +26,8 @@ use crate::vm::Crash;
 const CONTROL_CPU: u32 = 0;
 /// Steps from the order to take a CPU down until the judge looks first; then twice as many, and so on.
 const LOOK: u64 = 1024;
-/// Steps until the next look where the guest was not at rest yet.
-const REST: u64 = 2048;
+/// Steps until the next look where the guest was not at rest yet, or had not said all.
+const AGAIN: u64 = 2048;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -241,25 +241,30 @@ impl<'m, 'a> Run<'m, 'a> {
         plugs: &mut Plugs,
     ) -> Result<Option<Stopped>, Error> {
         let most_steps = self.machine.clock.now()? + scenario.most_steps();
-        // The moment at which the guest may be at rest for a last look.
-        let mut rest = NEVER;
+        // The moment at which what was not there yet may be.
+        let mut again = NEVER;
         loop {
             let now = self.machine.clock.now()?;
             if let Some(entry) = plugs.give(self.machine, judge, now)? {
                 self.trace.push(entry);
             }
             let look = plugs.next_look(now);
-            self.machine.cpus.ask_at(plugs.due().min(look).min(rest).min(most_steps))?;
+            self.machine.cpus.ask_at(plugs.due().min(look).min(again).min(most_steps))?;
             let bell = match self.advance() {
                 Ok(bell) => bell,
                 Err(stopped) => return Ok(Some(stopped)),
             };
             let now = self.machine.clock.now()?;
-            if bell == Doorbell::Event {
+            again = NEVER;
+            if bell == Doorbell::Event || judge.waits() {
                 let signals = judge.drain();
                 self.note_events(judge);
                 for signal in signals {
                     plugs.take(signal, judge, now);
+                }
+                // A CPU was stopped between an event's number and the event: nobody will ring for it.
+                if judge.waits() {
+                    again = now + AGAIN;
                 }
             }
             if plugs.unplug_is_under_way() {
@@ -274,7 +279,7 @@ impl<'m, 'a> Run<'m, 'a> {
                 if quiescent == Quiescent::Checked {
                     return Ok(None);
                 }
-                rest = now + REST;
+                again = now + AGAIN;
             }
             if now >= most_steps {
                 return Ok(Some(Stopped::Endless));
