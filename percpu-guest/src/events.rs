@@ -27,8 +27,7 @@ pub fn emit(kind: EventKind, args: [u64; 5]) {
                 .fetch_add(1, Ordering::Relaxed);
             return;
         }
-        // A host that runs CPUs one at a time reads when it is called.
-        doorbell::ring(if cfg!(percpu_steps) { Doorbell::Event } else { Doorbell::Yield }, 0);
+        doorbell::ring(Doorbell::Yield, 0);
     }
 }
 
