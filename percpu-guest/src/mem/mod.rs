@@ -7,6 +7,7 @@ pub mod paging;
 mod routines;
 pub mod shortage;
 pub mod space;
+pub mod words;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;

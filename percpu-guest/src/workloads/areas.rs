@@ -8,6 +8,7 @@ use percpu_core::cpu;
 use percpu_core::var::PerCpuPtr;
 use percpu_guest::abi::{AreaContent, EventKind, Invariant, pattern_word};
 
+use crate::mem::words::{fill_words, find_other_word};
 use crate::{events, shared};
 
 /// An area that somebody owns.
@@ -62,11 +63,8 @@ impl Area {
             cpus |= 1 << cpu.index();
             let word = pattern_word(seed, cpu.index() as u32);
             let words = self.pointer.on(cpu).cast::<u32>();
-            for i in 0..self.size as usize / 4 {
-                // SAFETY: the caller owns the area, `i` stays inside it, and areas are aligned
-                // to 4.
-                unsafe { words.add(i).write_volatile(word) };
-            }
+            // SAFETY: the caller owns the area, which is so long.
+            unsafe { fill_words(words, word, self.size as usize / 4) };
         }
         self.fill = Some(Fill { seed, cpus });
     }
@@ -92,11 +90,15 @@ impl Area {
             let pattern = self.fill.filter(|fill| fill.cpus >> n & 1 != 0);
             let expected = pattern.map_or(0, |fill| pattern_word(fill.seed, n));
             let words = self.pointer.on(cpu).cast::<u32>();
-            (0..self.size as usize / 4).find_map(|i| {
-                // SAFETY: as in `fill`.
-                let seen = unsafe { words.add(i).read_volatile() };
-                let address = self.pointer.raw() as u64 + 4 * i as u64;
-                (seen != expected).then_some(Damage { cpu: n, address, seen, expected })
+            // SAFETY: as in `fill`.
+            let at = unsafe { find_other_word(words, expected, self.size as usize / 4) }?;
+            // SAFETY: the word lies in the area.
+            let seen = unsafe { words.add(at).read_volatile() };
+            Some(Damage {
+                cpu: n,
+                address: self.pointer.raw() as u64 + 4 * at as u64,
+                seen,
+                expected,
             })
         })
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{Ordering, fence};
 
 use percpu_core::view::{LAZY_PER_CPU, LazyView};
 use percpu_guest::abi::{
-    ACCOUNTS, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, PAIR_FACTOR, SHARED, STATS,
-    Shared, SumKind, control_block,
+    ACCOUNTS, BootParams, ControlBlock, LEDGER_SLOTS, LEDGER_THREADS, LedgerRow, PAIR_FACTOR,
+    SHARED, STATS, Shared, SharedHeader, SumKind, control_block,
 };
 
 use super::finding::{Findings, Violation};
@@ -32,7 +32,8 @@ impl LedgerBook {
         let words = |field: usize, len: usize| {
             words(mem, SHARED + field as u64, len).following(|| "the ledger")
         };
-        let rows = words(offset_of!(Shared, ledger), LEDGER_THREADS * size_of::<LedgerRow>() / 8)?;
+        let used = rows_in_use(mem)?;
+        let rows = words(offset_of!(Shared, ledger), used * size_of::<LedgerRow>() / 8)?;
         let accounts = words(offset_of!(Shared, accounts), ACCOUNTS)?;
         let mut threads = [0i64; LEDGER_SLOTS];
         for row in rows.chunks_exact(LEDGER_SLOTS) {
@@ -51,7 +52,10 @@ impl LedgerBook {
     pub(crate) fn by_threads(&self, ledger: Ledger) -> i64 {
         match ledger {
             Ledger::All(slot) => self.threads[slot as usize],
-            Ledger::Row { slot, row } => self.rows[row as usize * LEDGER_SLOTS + slot as usize],
+            Ledger::Row { slot, row } => {
+                let at = row as usize * LEDGER_SLOTS + slot as usize;
+                self.rows.get(at).copied().unwrap_or(0)
+            }
             Ledger::Account(n) => self.accounts[n as usize],
         }
     }
@@ -71,6 +75,15 @@ pub(crate) fn by_interrupts(mem: &GuestMem, possible: u32, slot: u32) -> Result<
         let row = control_block(cpu) + offset_of!(ControlBlock, irq_ledger) as u64;
         let amount = mem.load_u64(row + 8 * u64::from(slot)).following(|| "the ledger")?;
         Ok(sum.wrapping_add(amount as i64))
+    })
+}
+
+/// Rows of the ledger that threads can have: most of the ledger is never written.
+fn rows_in_use(mem: &GuestMem) -> Result<usize, Wild> {
+    let boot: BootParams = mem.read(SHARED + offset_of!(SharedHeader, boot) as u64)?;
+    Ok(match boot.threads.saturating_mul(boot.workloads.count_ones()) {
+        0 => LEDGER_THREADS,
+        threads => LEDGER_THREADS.min(threads as usize),
     })
 }
 

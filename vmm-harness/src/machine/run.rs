@@ -24,8 +24,9 @@ use crate::vm::Crash;
 
 /// The CPU that takes commands.
 const CONTROL_CPU: u32 = 0;
-/// Steps from the order to take a CPU down until the judge looks first; then twice as many, and so on.
-const LOOK: u64 = 1024;
+/// Steps from the order to take a CPU down until the judge looks first; then four times as many, and so
+/// on.
+const LOOK: u64 = 2048;
 /// Steps until the next look where the guest was not at rest yet, or had not said all.
 const AGAIN: u64 = 2048;
 
@@ -370,7 +371,11 @@ impl Plugs {
             return NEVER;
         }
         let passed = now.saturating_sub(self.ordered);
-        self.ordered + (passed + 1).next_power_of_two().max(LOOK)
+        let mut look = LOOK;
+        while look <= passed {
+            look = look.saturating_mul(4);
+        }
+        self.ordered.saturating_add(look)
     }
 
     /// Follows what the guest announces, and has the answer to an order judged.
