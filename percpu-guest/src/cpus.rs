@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use percpu_core::cpu::CpuId;
 use percpu_core::hotplug::{self, CpuOps, Section, Serve, StartError};
-use percpu_core::{area, irq, preempt};
+use percpu_core::{area, irq, percpu, preempt};
 use percpu_guest::abi::{BootMode, CpuState, Doorbell, EventKind, MAX_CPUS, TRAMPOLINE};
 
 use crate::arch::irq::{IRQ_MASKED, IRQ_PENDING};
@@ -77,6 +77,26 @@ pub fn register_hotplug_steps() {
         Some(|_| lapic::disable()),
     )
     .expect("a place for the machine's hotplug steps");
+    // Nothing is done but that it is done by turns: what a plug that fails, before this step or after
+    // it, takes back and does again.
+    hotplug::register(
+        Section::Online,
+        "guest:online",
+        Some(|cpu| {
+            assert!(!ONLINE.xchg(true), "CPU {} is brought online twice", cpu.index());
+            Ok(())
+        }),
+        Some(|cpu| {
+            assert!(ONLINE.xchg(false), "CPU {} is taken offline twice", cpu.index());
+        }),
+    )
+    .expect("a place for the machine's hotplug steps");
+}
+
+percpu! {
+    /// Whether the CPU's ONLINE step was done and not undone. Only that step's callbacks, on the CPU's
+    /// own thread, touch it.
+    static ONLINE: PerCpu<bool> = false;
 }
 
 /// The idle and the hotplug thread of `cpu`.

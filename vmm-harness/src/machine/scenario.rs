@@ -22,7 +22,7 @@ pub(super) const PLUGS: u64 = 4;
 /// Steps after which a run that has not ended counts as hung, for each that was expected.
 const HANG: u64 = 200;
 /// Numbers of hotplug steps that are made to fail; those beyond the guest's last one do nothing.
-pub(super) const STEPS_TO_FAIL: u64 = 12;
+pub(super) const STEPS_TO_FAIL: u64 = 8;
 /// Microseconds between timer interrupts, at least and at most.
 pub(super) const TICKS: (u32, u32) = (100, 600);
 /// What can be mixed.
