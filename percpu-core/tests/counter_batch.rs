@@ -26,6 +26,11 @@ fn local(counter: &PercpuCounter, n: usize) -> i32 {
     unsafe { counter.locals().read_on(cpu(n)) }
 }
 
+/// Takes a CPU down, from a thread that is on none.
+fn hotplug_down(n: usize) {
+    std::thread::spawn(move || hotplug::cpu_down(cpu(n)).unwrap()).join().unwrap();
+}
+
 #[test]
 fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     host::boot(CPUS).unwrap();
@@ -87,5 +92,24 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     assert_eq!((counter::batch(), local(&counter, 0)), (38, 39));
     counter.add(0);
     assert_eq!((local(&counter, 0), counter.read()), (0, 39));
+
+    // Another smallest batch: what was added under a larger one is reckoned with.
+    for n in (4..CPUS - 1).rev() {
+        hotplug_down(n);
+    }
+    counter.set(0);
+    counter::set_smallest_batch(3);
+    assert_eq!(counter::batch(), 8, "twice the CPUs that are online");
+    counter.add(7);
+    assert_eq!((local(&counter, 0), counter.read()), (7, 0));
+    // SAFETY: as in `local`.
+    unsafe { counter.locals().add(24) };
+    assert_eq!(counter.compare(30), Ordering::Greater);
+    counter.add(1);
+    assert_eq!((local(&counter, 0), counter.read()), (0, 32));
+    for n in (1..4).rev() {
+        hotplug_down(n);
+    }
+    assert_eq!(counter::batch(), 3);
     drop(held);
 }

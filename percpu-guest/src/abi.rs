@@ -32,7 +32,7 @@ pub use turns::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -128,8 +128,8 @@ pub struct BootParams {
     pub bench_us: u32,
     /// Not 0: the host emulates this ring, and has no instruction that exchanges two words.
     pub emulated: u32,
-    /// 0.
-    pub reserved: u32,
+    /// The smallest batch of counters.
+    pub smallest_batch: u32,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for BootParams {}

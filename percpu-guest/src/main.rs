@@ -75,6 +75,17 @@ static PERCPU_GUEST_IMAGE: Header = Header(ImageHeaderPointers {
     restore: None,
 });
 
+/// Areas of which a short run uses up the first chunk, and sees others come and go. Two units to a piece
+/// of memory: an odd number of CPUs leaves the last unit of a chunk without one.
+fn for_short_runs(usual: area::Config) -> area::Config {
+    area::Config {
+        reserved_size: 4 << 10,
+        dyn_size: area::MIN_DYN_SIZE,
+        atom_size: 128 << 10,
+        ..usual
+    }
+}
+
 /// The first Rust function of the boot CPU: interrupts masked, its own stack, GS base 0, which
 /// makes the template its per-CPU area until there are real ones.
 extern "C" fn boot_main() -> ! {
@@ -84,12 +95,13 @@ extern "C" fn boot_main() -> ! {
     mem::frames::init();
 
     let possible = shared::boot().possible;
-    let config = area::Config {
+    let usual = area::Config {
         reserved_size: 8 << 10,
         units_on_demand: true,
         boot_cpu: Some(CONTROL_CPU),
         ..area::Config::default()
     };
+    let config = if cfg!(percpu_steps) { for_short_runs(usual) } else { usual };
     // SAFETY: the boot CPU is alone and has made no use of per-CPU data that would not survive the
     // copying. It uses none again before it has its offset.
     let areas = unsafe { area::setup_per_cpu_areas(0..possible, &config) };
@@ -104,6 +116,7 @@ extern "C" fn boot_main() -> ! {
     for cpu in (0..possible as usize).filter_map(CpuId::new) {
         hotplug::set_present(cpu);
     }
+    counter::set_smallest_batch(shared::boot().smallest_batch as i32);
     counter::register_hotplug_steps().expect("a place for the counters' hotplug steps");
     cpus::register_hotplug_steps();
     alloc::register_hotplug_steps().expect("a place for the allocator's hotplug step");

@@ -37,6 +37,9 @@ pub struct Args {
     /// Run so many seeds at the same time [default: one a CPU]
     #[arg(long, value_name = "J")]
     jobs: Option<usize>,
+    /// Make each failure small, for so many seconds at most
+    #[arg(long, value_name = "S", default_value = "20")]
+    minimise: f64,
     /// Write the table to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -64,6 +67,20 @@ struct Row {
 }
 
 impl Row {
+    /// Nothing was run.
+    fn new(mutant: &Mutant) -> Self {
+        Self {
+            name: mutant.name.clone(),
+            what: mutant.what.clone(),
+            expected: mutant.finds.clone(),
+            found: None,
+            runs: 0,
+            seconds: 0.0,
+            otherwise: Vec::new(),
+            error: None,
+        }
+    }
+
     fn is_as_expected(&self) -> bool {
         let quiet = self.expected.is_empty() && self.otherwise.is_empty();
         self.error.is_none() && (quiet || self.found.is_some())
@@ -84,7 +101,8 @@ pub fn mutants(args: &Args) -> Result<ExitCode> {
     let copy = Copy::new(cargo::target_dir()?.join("mutants"))?;
     let jobs =
         args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let hunt = Hunt { harness, jobs, time: Duration::from_secs_f64(args.time) };
+    let time = Duration::try_from_secs_f64(args.time).context("--time")?;
+    let hunt = Hunt { harness, jobs, time, minimise: args.minimise };
 
     let subjects: Vec<_> = match args.names.is_empty() {
         true => std::iter::once(Mutant::none()).chain(bank).collect(),
@@ -101,9 +119,11 @@ pub fn mutants(args: &Args) -> Result<ExitCode> {
     let mut rows = Vec::new();
     println!("{}", heading());
     for (mutant, image) in subjects.into_iter().zip(images) {
+        let failed =
+            |error: anyhow::Error| Row { error: Some(format!("{error:#}")), ..Row::new(&mutant) };
         let row = match image {
-            Ok(image) => hunt.run(mutant, &image, say)?,
-            Err(error) => Row::without_run(mutant, format!("{error:#}")),
+            Ok(image) => hunt.run(&mutant, &image, say).unwrap_or_else(&failed),
+            Err(error) => failed(error),
         };
         clear();
         println!("{}", line(&row));
@@ -122,24 +142,9 @@ pub fn mutants(args: &Args) -> Result<ExitCode> {
 /// Looks for some regressions, by name; an error if one is not found.
 pub fn look_for(names: &[&str]) -> Result<()> {
     let names = names.iter().map(ToString::to_string).collect();
-    let code = mutants(&Args { names, time: TIME, jobs: None, json: None, list: false })?;
+    let code = mutants(&Args { names, time: TIME, jobs: None, minimise: 0.0, json: None, list: false })?;
     ensure!(code == ExitCode::SUCCESS, "not all were found");
     Ok(())
-}
-
-impl Row {
-    fn without_run(mutant: Mutant, error: String) -> Self {
-        Self {
-            name: mutant.name,
-            what: mutant.what,
-            expected: mutant.finds,
-            found: None,
-            runs: 0,
-            seconds: 0.0,
-            otherwise: Vec::new(),
-            error: Some(error),
-        }
-    }
 }
 
 fn heading() -> String {

@@ -9,8 +9,9 @@
 
 use crate::atomic::AtomicI32;
 use crate::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::cpu;
 
-/// The smallest batch, and the one before hotplug is known of.
+/// The smallest batch, and the one before hotplug is known of, unless somebody wants another one.
 const MIN_BATCH: i32 = 32;
 
 /// Both on a cache line that nobody else writes: each add reads it.
@@ -21,16 +22,29 @@ struct Batches {
     /// The largest there has been. Raised before `current`, so that whoever finds a local part that
     /// was made under a batch finds a `largest` that is no smaller.
     largest: AtomicI32,
+    /// What `current` does not fall below.
+    smallest: AtomicI32,
 }
 
-static BATCHES: Batches =
-    Batches { current: AtomicI32::new(MIN_BATCH), largest: AtomicI32::new(MIN_BATCH) };
+static BATCHES: Batches = Batches {
+    current: AtomicI32::new(MIN_BATCH),
+    largest: AtomicI32::new(MIN_BATCH),
+    smallest: AtomicI32::new(MIN_BATCH),
+};
 
 /// From which local value on [`add`](super::PercpuCounter::add) folds: twice the number of online
-/// CPUs, at least 32. One load. Linux: `percpu_counter_batch`.
+/// CPUs, at least 32 or what was [chosen](set_smallest_batch). One load. Linux: `percpu_counter_batch`.
 #[inline]
 pub fn batch() -> i32 {
     BATCHES.current.load(Acquire)
+}
+
+/// Makes `batch`, at least 1, the smallest that is ever in force, in place of 32. Smaller ones fold more
+/// often, and [`read`](super::PercpuCounter::read) is off by less from then on: by what was added
+/// under a larger batch until that is folded. Linux has no such choice.
+pub fn set_smallest_batch(batch: i32) {
+    BATCHES.smallest.store(batch.max(1), Relaxed);
+    compute(cpu::online().count());
 }
 
 /// The largest batch that was ever in force: what every local part is smaller than, unless it was
@@ -41,7 +55,8 @@ pub(super) fn largest_batch() -> i32 {
 
 /// Makes the batch that of so many online CPUs.
 pub(super) fn compute(online: usize) {
-    let new = i32::try_from(online.saturating_mul(2)).unwrap_or(i32::MAX).max(MIN_BATCH);
+    let twice = i32::try_from(online.saturating_mul(2)).unwrap_or(i32::MAX);
+    let new = twice.max(BATCHES.smallest.load(Relaxed));
     BATCHES.largest.fetch_max(new, Relaxed);
     BATCHES.current.store(new, Release);
 }

@@ -62,7 +62,7 @@ mod node;
 mod percpu;
 pub mod v26;
 
-pub use batch::batch;
+pub use batch::{batch, set_smallest_batch};
 pub use count::Count;
 pub use hierarchical::{HierarchicalCounter, HierarchicalError};
 pub use hotplug::{cpu_dead, fold_excess, register_hotplug_steps};

@@ -273,6 +273,8 @@ codes! {
         K4 = 104,
         /// A sum while a CPU goes down counts that CPU.
         K6 = 106,
+        /// A comparison with a value is one of the exact value.
+        K7 = 107,
         /// A conserved per-CPU sum lost or gained something.
         S1 = 201,
         /// Words that change as one are never seen apart.
@@ -281,6 +283,8 @@ codes! {
         S3 = 203,
         /// No `tryget_live` succeeds once a kill is confirmed.
         P3 = 303,
+        /// What somebody looks up is not given back before he is done.
+        P7 = 307,
         /// No page goes back before every TLB was made to forget it.
         T1 = 401,
         /// Memory is put behind reserved addresses alone, which have none, and taken away once.
@@ -343,10 +347,12 @@ impl Invariant {
             Self::K2 => "K2",
             Self::K4 => "K4",
             Self::K6 => "K6",
+            Self::K7 => "K7",
             Self::S1 => "S1",
             Self::S2 => "S2",
             Self::S3 => "S3",
             Self::P3 => "P3",
+            Self::P7 => "P7",
             Self::T1 => "T1",
             Self::T2 => "T2",
             Self::G1 => "G1",

@@ -28,9 +28,10 @@ percpu! {
 
 pub(super) fn run(mut worker: Worker) {
     let mut held: [Option<Area>; HELD] = [None; HELD];
+    let mut tide = Tide::Coming;
     loop {
         for _ in 0..ROUND {
-            let which = worker.rng.below(HELD as u64) as usize;
+            let which = tide.choose(&mut worker, &held);
             held[which] = match held[which] {
                 None => take(&mut worker),
                 Some(area) if area.fill.is_none() && worker.rng.one_in(2) => {
@@ -49,11 +50,56 @@ pub(super) fn run(mut worker: Worker) {
             break;
         }
     }
-    held.into_iter().flatten().for_each(Area::retire);
+    // At the end of a short run the host looks at what is there: let it be something.
+    if !cfg!(percpu_steps) {
+        held.into_iter().flatten().for_each(Area::retire);
+    }
+}
+
+/// Which way a thread's number of areas goes. In a short run it must go up and down at a stretch, or no
+/// chunk would ever come or go.
+#[derive(Clone, Copy, PartialEq)]
+enum Tide {
+    Coming,
+    Going,
+}
+
+impl Tide {
+    /// One operation in so many turns it.
+    const TURNS: u64 = 12;
+
+    /// The place that is used next.
+    fn choose(&mut self, worker: &mut Worker, held: &[Option<Area>; HELD]) -> usize {
+        let which = worker.rng.below(HELD as u64) as usize;
+        if !cfg!(percpu_steps) {
+            return which;
+        }
+        if worker.rng.one_in(Self::TURNS) {
+            *self = if *self == Self::Coming { Self::Going } else { Self::Coming };
+        }
+        let wanted = |i: &usize| held[*i].is_none() == (*self == Self::Coming);
+        (which..HELD).chain(0..which).find(wanted).unwrap_or(which)
+    }
+}
+
+/// Sizes for a short run: parts of a unit, so that chunks fill; whole pages, or all but a few granules,
+/// so that blocks do; and small ones for the holes.
+fn size_in_a_short_run(worker: &mut Worker) -> usize {
+    const PAGE: u64 = 4096;
+    let size = match worker.rng.below(32) {
+        0..3 => PAGE * (2 + worker.rng.below(7)),
+        3..11 => PAGE * (1 + worker.rng.below(2)) - 4 * worker.rng.below(4),
+        11..16 => 1 + worker.rng.below(1024),
+        _ => 4 << worker.rng.below(4),
+    };
+    size as usize
 }
 
 /// Sizes as kernels ask for them: mostly a few words, now and then a page or more.
 fn size(worker: &mut Worker) -> usize {
+    if cfg!(percpu_steps) {
+        return size_in_a_short_run(worker);
+    }
     let usual = (USUAL_REACH / u64::from(shared::boot().possible)).clamp(64, 4096);
     let size = match worker.rng.below(64) {
         0 => 4096 + worker.rng.below(4096) as usize,

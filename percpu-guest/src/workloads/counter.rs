@@ -123,9 +123,16 @@ fn add_much(random: u64, counter: &PercpuCounter) -> i64 {
     amount
 }
 
+/// The largest amount that is added to counters of a thread's own: often less than the batch, so that
+/// locals fill.
+fn usual_most() -> u64 {
+    if shared::boot().smallest_batch < 32 { 4 } else { 50 }
+}
+
 /// The batch when all possible CPUs are online.
 fn largest_batch() -> i64 {
-    (2 * i64::from(shared::boot().possible)).max(32)
+    let boot = shared::boot();
+    i64::from(2 * boot.possible).max(boot.smallest_batch.into())
 }
 
 /// K2 on the spot: whatever CPU this is by now, its local is below the batch. One that is not would
@@ -217,13 +224,20 @@ pub(super) fn run(mut worker: Worker) {
     tree.end();
 }
 
-/// The timer interrupt's share: an addition that stays local mostly, and one that folds.
+/// The timer interrupt's share: an addition that stays local mostly, one that folds, and one that makes a
+/// local to which a thread may be about to add larger by much.
 pub(super) fn on_interrupt() {
     let now = tsc::now();
-    for part in parts(3, now) {
+    for part in parts(4, now) {
         match part {
             0 => add_in_interrupt(0, 1 + (now >> 4) as i64 % 12, 32),
             1 => add_in_interrupt(1, -2, 2),
+            2 => {
+                let which = SMALL_AMOUNTS + (now >> 4) as usize % (SHARED_COUNTERS - SMALL_AMOUNTS);
+                let much = largest_batch() / 2 - 1;
+                COUNTERS[which].get().add(much);
+                book_interrupt(slots::COUNTERS + which as u32, much);
+            }
             _ => kinds::on_interrupt(),
         }
     }

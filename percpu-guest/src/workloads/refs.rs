@@ -12,8 +12,9 @@
 //! | P4 | at rest the shared count and the open words make up the references held, and the bias |
 //! | P5 | at rest the words are closed in atomic mode; those that are open count like one CPU's |
 //! | P6 | after the release there is nothing left in any of them |
+//! | P7 | what a thread has looked up is not given back before it is done |
 //!
-//! P3 is checked here, the others by the host.
+//! P3 and P7 are checked here, the others by the host.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use crate::arch::tsc;
 use crate::events;
 
 mod control;
+mod table;
 
 use control::Control;
 
@@ -36,6 +38,10 @@ const REFS: usize = 4;
 const HELD: u32 = 6;
 /// Operations of a round between two boundaries.
 const ROUND: u32 = super::round(32);
+/// One operation in so many that takes nothing looks something up in the table.
+const LOOK_UPS: u64 = 3;
+/// One of the others in so many replaces something there: it may interrupt every CPU.
+const REPLACEMENTS: u64 = if cfg!(percpu_steps) { 6 } else { 1 << 13 };
 /// What is taken and given back at the price of one.
 const MANY: u32 = 3;
 
@@ -142,6 +148,10 @@ pub(super) fn run(mut worker: Worker) {
                 let taken = take_some(&mut worker, i, held[i]);
                 held[i] += taken;
                 worker.book(slot(i), taken.into());
+            } else if worker.rng.one_in(LOOK_UPS) {
+                table::look_up(&mut worker);
+            } else if worker.rng.one_in(REPLACEMENTS) {
+                table::replace(&mut worker);
             } else if held[i] > 0 {
                 let given = if worker.rng.one_in(4) { held[i] } else { 1 };
                 held[i] -= given;

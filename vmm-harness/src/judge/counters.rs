@@ -15,11 +15,6 @@ use crate::memory::{AddressSpace, Following, GuestMem, Wild};
 /// Counters a list may have: beyond it, the list is no list.
 const MAX_COUNTERS: usize = 1 << 16;
 
-/// The batch that belongs to a number of online CPUs.
-pub(crate) fn batch_for(online: u32) -> i64 {
-    i64::from(online).saturating_mul(2).max(32)
-}
-
 /// K2: the batch is the one that the CPUs online now ask for.
 pub(crate) fn check_batch(
     space: &AddressSpace<'_>,
@@ -27,7 +22,7 @@ pub(crate) fn check_batch(
     findings: &mut Findings,
 ) -> Result<(), Wild> {
     let online = layout.masks(space)?.online.count_ones();
-    let (batch, expected) = (i64::from(layout.batch(space)?), batch_for(online));
+    let (batch, expected) = (i64::from(layout.batch(space)?), layout.batch_for(online));
     findings.checked("K2", 1);
     if batch != expected {
         let detail = format!(

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use percpu_core::view::{AllocatorView, AreasView, Roots, VIEW_VERSION};
-use percpu_guest::abi::{SHARED, Shared, SharedHeader};
+use percpu_guest::abi::{BootParams, SHARED, Shared, SharedHeader};
 
 use super::finding::{Violation, kind};
 use crate::memory::{AddressSpace, Following, Wild};
@@ -17,6 +17,8 @@ pub(crate) struct Layout {
     pub(crate) offsets: Vec<u64>,
     /// Where each possible CPU's unit lies in a chunk, or will lie.
     pub(crate) unit_offsets: Vec<u64>,
+    /// What the host ordered the counters' batch not to fall below.
+    smallest_batch: u32,
     /// CPUs that had a unit when the guest had booted, a bit each.
     at_boot: u64,
 }
@@ -72,7 +74,10 @@ impl Layout {
             .following(|| "the unit offsets")?;
         let at_boot = (0..possible).filter(|&cpu| offsets[cpu as usize] != 0);
         let at_boot = at_boot.fold(0, |set, cpu| set | 1 << cpu);
-        Ok(Self { roots, areas, offsets, unit_offsets, at_boot })
+        let smallest = SHARED
+            + (offset_of!(SharedHeader, boot) + offset_of!(BootParams, smallest_batch)) as u64;
+        let smallest_batch = space.mem().load_u32(smallest).following(|| "the shared header")?;
+        Ok(Self { roots, areas, offsets, unit_offsets, smallest_batch, at_boot })
     }
 
     /// Learns of units that CPUs have got since. What is known of others stays: that it does so in
@@ -130,6 +135,11 @@ impl Layout {
             space.read::<u64>(address).following(|| "the CPU masks")
         };
         Ok(Masks { online: mask(2)?, dying: mask(4)? })
+    }
+
+    /// The batch that belongs to a number of online CPUs.
+    pub(crate) fn batch_for(&self, online: u32) -> i64 {
+        i64::from(online).saturating_mul(2).max(self.smallest_batch.into())
     }
 
     /// The counters' batch as it is now.

@@ -372,6 +372,6 @@ impl Judge {
     fn note_batch(&mut self, space: &AddressSpace<'_>, layout: &Layout) {
         let online = layout.masks(space).map_or(0, |masks| masks.online.count_ones());
         let online = online.max(self.shadow.max_online);
-        self.max_batch = self.max_batch.max(counters::batch_for(online));
+        self.max_batch = self.max_batch.max(layout.batch_for(online));
     }
 }

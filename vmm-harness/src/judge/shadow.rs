@@ -361,10 +361,12 @@ fn guest_violation(event: &Event, findings: &mut Findings) {
         Invariant::K2 => ("counter", "CPU's local, or what a read is off by,"),
         Invariant::K4 => ("counter", "answer of a limited addition"),
         Invariant::K6 => ("counter", "sum while a CPU goes down"),
+        Invariant::K7 => ("counter", "order by comparison with a value"),
         Invariant::S1 => ("sum", "sum, after that CPU's addition,"),
         Invariant::S2 => ("words", "second of the words that change as one"),
         Invariant::S3 => ("data", "number of those inside"),
         Invariant::P3 => ("reference", "answer of tryget_live after the kill was confirmed"),
+        Invariant::P7 => ("object", "answer whether it was given back under a reader"),
         Invariant::T1 => ("page", "entry, when its memory went back,"),
         Invariant::T2 => ("page", "entry, when its memory came or went,"),
         Invariant::G1 => ("thread", "number of guards after an operation"),
@@ -372,7 +374,9 @@ fn guest_violation(event: &Event, findings: &mut Findings) {
     let object = format!("{what} {object:#x}");
     let number = |value: u64| match invariant {
         Invariant::I14 | Invariant::S2 | Invariant::T1 | Invariant::T2 => format!("{value:#x}"),
-        Invariant::K4 | Invariant::P3 => if value == 0 { "no" } else { "yes" }.to_owned(),
+        Invariant::K4 | Invariant::P3 | Invariant::P7 => {
+            if value == 0 { "no" } else { "yes" }.to_owned()
+        }
         _ => (value as i64).to_string(),
     };
     let (seen, expected) = match invariant {

@@ -92,7 +92,7 @@ impl Still {
         findings: &mut Findings,
     ) {
         let Some(masks) = findings.sound(layout.masks(space)) else { return };
-        let batch = counters::batch_for(masks.online.count_ones());
+        let batch = layout.batch_for(masks.online.count_ones());
         for (counter, before) in std::mem::take(&mut self.before).into_values() {
             let Some(after) = Parts::read(space, layout, &counter, findings) else { continue };
             findings.checked("K3", 1);

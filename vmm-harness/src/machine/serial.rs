@@ -25,6 +25,10 @@ const KEPT: u64 = 2 << 20;
 const BOOT_STEPS: u64 = 100_000_000;
 const BOOT_BELLS: u64 = 10_000;
 
+/// Few CPUs, so that twice their number is more: the batch follows them up and down, and folds come
+/// often in a short run.
+const SMALLEST_BATCH: u32 = 2;
+
 /// The deterministic machine.
 pub struct Machine<'a> {
     pub(super) image: &'a Image,
@@ -48,6 +52,7 @@ impl<'a> Machine<'a> {
             possible: topology.possible,
             boot_cpus: topology.boot_cpus,
             boot_mode: BootMode::Direct as u32,
+            smallest_batch: SMALLEST_BATCH,
             ..boot_defaults(ring)
         };
         let vm = SerialVm::new(image, VmConfig { boot, memory: MEMORY, kept: KEPT })?;

@@ -20,6 +20,8 @@ const EMULATED_THREADS: u32 = 6;
 const MOST_THREADS: u32 = 16;
 /// KiB that one allocation may take over all CPUs: no bound in practice.
 const REACH_KIB: u32 = 1 << 20;
+/// Linux's.
+const SMALLEST_BATCH: u32 = 32;
 const EMULATED_REACH_KIB: u32 = 8;
 /// How many times slower everything may be where ring 0 is emulated.
 const EMULATION_FACTOR: u32 = 4;
@@ -169,7 +171,7 @@ pub(crate) fn boot_defaults(ring: u8) -> BootParams {
         bench_rounds: 0,
         bench_us: 0,
         emulated: 0,
-        reserved: 0,
+        smallest_batch: SMALLEST_BATCH,
     }
 }
 

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cargo;
 
 /// The regressions that there must be a patch for.
-const NAMES: [&str; 12] = ["A1", "A2", "A4", "A6", "A7", "C1", "C2", "C3", "L1", "H1", "H2", "H3"];
+const NAMES: [&str; 15] =
+    ["A1", "A2", "A4", "A6", "A7", "A9", "C1", "C2", "C3", "C4", "L1", "R1", "H1", "H2", "H3"];
 
 /// A regression.
 pub struct Mutant {

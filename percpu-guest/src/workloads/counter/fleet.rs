@@ -4,7 +4,7 @@
 use percpu_core::counter::PercpuCounters;
 use percpu_guest::abi::{ACCOUNTS, CounterRole, IN_ACCOUNT};
 
-use super::{announce, announce_end};
+use super::{announce, announce_end, usual_most};
 use crate::shared;
 use crate::workloads::Worker;
 
@@ -13,7 +13,7 @@ const COUNTERS: u32 = if cfg!(percpu_steps) { 32 } else { 1024 };
 /// The same where each instruction takes a microsecond.
 const EMULATED_COUNTERS: u32 = if cfg!(percpu_steps) { COUNTERS } else { 64 };
 /// Additions of a round.
-const ADDITIONS: u32 = 4;
+const ADDITIONS: u32 = if cfg!(percpu_steps) { 2 } else { 4 };
 /// One round in so many ends the fleet and makes another one.
 const LIFE: u64 = if cfg!(percpu_steps) { 8 } else { 1024 };
 
@@ -50,9 +50,10 @@ impl Fleet {
     /// Adds to a few, on whatever CPUs the thread comes by; sometimes all go, and others come.
     pub(super) fn work(&mut self, worker: &mut Worker) {
         if let Some(counters) = self.counters.as_deref().filter(|counters| !counters.is_empty()) {
+            let most = usual_most();
             for _ in 0..ADDITIONS {
                 let which = worker.rng.below(counters.len() as u64) as usize;
-                let amount = worker.rng.below(60) as i64 - 20;
+                let amount = worker.rng.below(2 * most) as i64 - most as i64 / 2;
                 counters[which].add(amount);
                 worker.book_account(self.first + which as u32, amount);
             }

@@ -6,23 +6,26 @@
 //! read as its maker was promised (K2).
 
 use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering;
 
 use percpu_core::counter::{HierarchicalCounter, LazyCounter};
 use percpu_core::cpu;
 use percpu_guest::abi::{AreaContent, EventKind, Invariant, SumKind};
 
 use crate::arch::tsc;
-use crate::events;
 use crate::workloads::{Worker, announce_sum, book_interrupt, checked, slots};
+use crate::{events, shared};
 
 /// Each becomes per-CPU once, so there are some, and all threads go from one to the next.
 const LAZY: usize = 16;
-/// How long all are at one of them, in nanoseconds.
-const LAZY_TURN: u64 = 300_000_000;
+/// How long all are at one of them, in nanoseconds or, in a short run, in operations.
+const LAZY_TURN: u64 = if cfg!(percpu_steps) { 8 } else { 300_000_000 };
+/// One addition in so many finds that its counter had better be per-CPU.
+const UPGRADES: u64 = if cfg!(percpu_steps) { 4 } else { 1 << 20 };
 /// How far off reads of the hierarchical counters may be.
 const ERRORS: [u64; 2] = [100, 5000];
 /// Additions of a round to each.
-const ADDITIONS: u32 = 4;
+const ADDITIONS: u32 = if cfg!(percpu_steps) { 2 } else { 4 };
 
 static LAZIES: [LazyCounter; LAZY] = [const { LazyCounter::new(-7) }; LAZY];
 
@@ -63,7 +66,12 @@ pub(super) fn init() {
 
 /// The lazy counter whose turn it is.
 fn lazy() -> usize {
-    (tsc::now_ns() / LAZY_TURN) as usize % LAZY
+    let now = if cfg!(percpu_steps) {
+        shared::header().operations_done.load(Ordering::Relaxed)
+    } else {
+        tsc::now_ns()
+    };
+    (now / LAZY_TURN) as usize % LAZY
 }
 
 /// A thread's own hierarchical counter.
@@ -86,6 +94,10 @@ impl Tree {
         for _ in 0..ADDITIONS {
             let amount = worker.rng.below(100) as i64 - 30;
             let which = lazy();
+            if worker.rng.one_in(UPGRADES) {
+                // Where there is no memory the counter stays what it is.
+                let _ = LAZIES[which].make_per_cpu();
+            }
             LAZIES[which].add(amount);
             worker.book(slots::LAZY_COUNTERS + which as u32, amount);
             let which = worker.rng.below(ERRORS.len() as u64) as usize;

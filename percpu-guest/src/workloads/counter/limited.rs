@@ -5,14 +5,15 @@ use percpu_core::counter::PercpuCounter;
 use percpu_core::cpu;
 use percpu_guest::abi::{COUNTER_LIMIT, CounterRole, Invariant};
 
-use super::{announce, destroy};
+use super::{announce, destroy, usual_most};
 use crate::events;
 use crate::workloads::{Worker, checked, slots};
 
 /// Additions in a round.
-const ADDITIONS: u32 = 4;
-/// Amounts are below this on either side of zero: many below the batch, some far above.
-const AMOUNTS: u64 = 200;
+const ADDITIONS: u32 = if cfg!(percpu_steps) { 2 } else { 4 };
+/// Amounts are at most so many times the usual ones, on either side of zero: many below the batch, some
+/// far above.
+const TIMES_USUAL: u64 = 4;
 const SLOT: u32 = slots::OWN_COUNTERS + 8;
 
 /// A thread's counter with a limit.
@@ -31,10 +32,11 @@ impl Limited {
 
     /// K4: adds where the limit allows it, and is told so.
     pub(super) fn work(&mut self, worker: &mut Worker) {
+        let most = TIMES_USUAL * usual_most();
         for _ in 0..ADDITIONS {
-            let amount = worker.rng.below(2 * AMOUNTS + 1) as i64 - AMOUNTS as i64;
+            let amount = worker.rng.below(2 * most + 1) as i64 - most as i64;
             // Mostly near what there is, on either side.
-            let near = worker.rng.below(AMOUNTS) as i64 - AMOUNTS as i64 / 2;
+            let near = worker.rng.below(most) as i64 - most as i64 / 2;
             let limit = (self.value + amount + near).clamp(-COUNTER_LIMIT, COUNTER_LIMIT);
             let fits = match amount {
                 0 => true,

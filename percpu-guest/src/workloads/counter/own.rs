@@ -5,14 +5,17 @@ use percpu_core::counter::PercpuCounter;
 use percpu_core::cpu;
 use percpu_guest::abi::{CounterRole, Invariant};
 
-use super::{announce, destroy};
+use super::{announce, check_local, destroy, usual_most};
 use crate::events;
 use crate::workloads::{Worker, checked, slots};
 
 /// Counters that a thread has for itself, made and destroyed all the time.
 const COUNTERS: usize = 4;
 /// Additions to one of them in a round.
-const ADDITIONS: u32 = 8;
+const ADDITIONS: u32 = if cfg!(percpu_steps) { 2 } else { 8 };
+/// The first of them are added to under the general batch, so that their locals grow and that it
+/// matters when it shrinks.
+const UNDER_GENERAL_BATCH: usize = 2;
 
 /// A counter, and what it began with.
 struct Own {
@@ -42,11 +45,24 @@ impl Owned {
             }
             return;
         };
+        let most = usual_most();
         for _ in 0..ADDITIONS {
-            let amount = worker.rng.below(100) as i64 - 50;
-            mine.counter.add_batch(amount, if worker.rng.one_in(2) { 2 } else { 32 });
+            // Before the addition, which may fold what it finds.
+            check_compare(&mine.counter, mine.initial + worker.booked(slot));
+            let amount = worker.rng.below(2 * most) as i64;
+            let amount = if which < UNDER_GENERAL_BATCH {
+                // Mostly to one side.
+                let amount = if worker.rng.one_in(8) { -amount } else { amount / 2 };
+                mine.counter.add(amount);
+                amount
+            } else {
+                let amount = amount - most as i64;
+                mine.counter.add_batch(amount, if worker.rng.one_in(2) { 2 } else { 32 });
+                amount
+            };
             worker.book(slot, amount);
             let expected = mine.initial + worker.booked(slot);
+            check_local(&mine.counter);
             check_sum(&mine.counter, expected);
             check_read(&mine.counter, expected);
         }
@@ -72,6 +88,16 @@ fn check_sum(counter: &PercpuCounter, expected: i64) {
     if seen != expected {
         let address = counter.address() as u64;
         events::violation(invariant, here, address, seen as u64, expected as u64);
+    }
+}
+
+/// K7, also where the batch has shrunk under what is in the locals.
+fn check_compare(counter: &PercpuCounter, exact: i64) {
+    checked(Invariant::K7);
+    let seen = counter.compare(exact);
+    if seen.is_ne() {
+        let here = cpu::this_cpu_raw();
+        events::violation(Invariant::K7, here, counter.address() as u64, seen as i64 as u64, 0);
     }
 }
 

@@ -33,7 +33,8 @@ fn slot(i: usize) -> u32 {
 
 /// What a CPU adds when it comes up: not zero, less than a batch, of either sign.
 fn share(i: usize, cpu: CpuId) -> i64 {
-    let amount = (7 * cpu.index() + 5 * i) as i64 % 31 + 1;
+    let below = i64::from(shared::boot().smallest_batch);
+    let amount = (7 * cpu.index() + 5 * i) as i64 % (below - 1) + 1;
     if i.is_multiple_of(2) { amount } else { -amount }
 }
 

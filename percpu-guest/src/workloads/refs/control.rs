@@ -11,10 +11,10 @@ use crate::shared;
 use crate::workloads::Worker;
 
 /// Microseconds between two acts, at least.
-const REST_US: u64 = 5_000;
+const REST_US: u64 = if cfg!(percpu_steps) { 10 } else { 5_000 };
 /// One part in so many of the time is for acts: each may interrupt every CPU, and keeps CPUs from
 /// coming and going while it does.
-const SHARE: u64 = 8;
+const SHARE: u64 = if cfg!(percpu_steps) { 2 } else { 8 };
 
 /// Where a ref stands.
 #[derive(Clone, Copy)]
@@ -44,6 +44,13 @@ impl Control {
         if begin < self.next {
             return;
         }
+        self.act(worker);
+        let end = tsc::now();
+        let rest = REST_US * u64::from(shared::boot().tsc_mhz);
+        self.next = end + rest.max((SHARE - 1) * (end - begin));
+    }
+
+    fn act(&mut self, worker: &mut Worker) {
         let i = worker.rng.below(REFS as u64) as usize;
         self.stages[i] = match self.stages[i] {
             Stage::Alive if worker.rng.one_in(3) => {
@@ -58,9 +65,6 @@ impl Control {
             }
             Stage::Killed => revive_if_released(worker, i),
         };
-        let end = tsc::now();
-        let rest = REST_US * u64::from(shared::boot().tsc_mhz);
-        self.next = end + rest.max((SHARE - 1) * (end - begin));
     }
 
     fn kill(&mut self, worker: &mut Worker, i: usize) -> Stage {

@@ -201,7 +201,7 @@ impl Guest {
             bench_rounds: 0,
             bench_us: 0,
             emulated: 0,
-            reserved: 0,
+            smallest_batch: 32,
         };
         let header = |field: usize| SHARED + field as u64;
         self.mem.store_u64(header(offset_of!(SharedHeader, magic)), abi::MAGIC).unwrap();
@@ -344,7 +344,7 @@ impl Guest {
     fn write_allocator(&self, nr_empty_pop_pages: u32) {
         let allocator = AllocatorView {
             lock: 0,
-            reserved: 0,
+            smallest_batch: 32,
             slots: self.slots,
             nr_slots: 17,
             sidelined_slot: SIDELINED,
