@@ -142,7 +142,8 @@ pub fn mutants(args: &Args) -> Result<ExitCode> {
 /// Looks for some regressions, by name; an error if one is not found.
 pub fn look_for(names: &[&str]) -> Result<()> {
     let names = names.iter().map(ToString::to_string).collect();
-    let code = mutants(&Args { names, time: TIME, jobs: None, minimise: 0.0, json: None, list: false })?;
+    let code =
+        mutants(&Args { names, time: TIME, jobs: None, minimise: 0.0, json: None, list: false })?;
     ensure!(code == ExitCode::SUCCESS, "not all were found");
     Ok(())
 }
