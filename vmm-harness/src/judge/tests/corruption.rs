@@ -286,6 +286,12 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
     ("the guest saw a counter broken", "K1", |g| {
         g.emit(1, EventKind::Violation, [Invariant::K1 as u64, 1, 0x1000, 2, 3]);
     }),
+    ("the guest saw a comparison be wrong", "K7", |g| {
+        g.emit(1, EventKind::Violation, [Invariant::K7 as u64, 1, 0x1000, 1, 0]);
+    }),
+    ("the guest saw an object go under a reader", "P7", |g| {
+        g.emit(1, EventKind::Violation, [Invariant::P7 as u64, 1, 0x1000, 1, 0]);
+    }),
     ("the guest saw a page go back too early", "T1", |g| {
         g.emit(1, EventKind::Violation, [Invariant::T1 as u64, 1, 0x1000, 0x5201, 0x5000]);
     }),
@@ -509,6 +515,21 @@ fn a_local_that_reaches_the_batch_is_found_while_the_guest_runs() {
         judge.violations().iter().map(|v| (v.invariant, v.cpu, &*v.object)).collect();
     let counter = format!("counter {:#x}", guest.counters[0]);
     assert_eq!(found, [("K2", Some(1), &*counter)]);
+}
+
+#[test]
+fn the_batch_is_held_against_the_smallest_that_the_host_ordered() {
+    let guest = Guest::new();
+    let smallest = offset_of!(SharedHeader, boot) + offset_of!(BootParams, smallest_batch);
+    guest.poke(guest.header(smallest), 40u32);
+    assert_eq!(broken(&look(&guest)), ["K2"]);
+    guest.poke(guest.batch, 40i32);
+    assert_eq!(broken(&look(&guest)), [""; 0]);
+    let local = guest.copy(guest.chunks[0].ptr(280), 1);
+    guest.poke(local, -39i32);
+    assert_eq!(broken(&look(&guest)), ["K1"]);
+    guest.poke(local, -40i32);
+    assert_eq!(broken(&look(&guest)), ["K1", "K2"]);
 }
 
 #[test]

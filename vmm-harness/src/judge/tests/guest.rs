@@ -344,7 +344,7 @@ impl Guest {
     fn write_allocator(&self, nr_empty_pop_pages: u32) {
         let allocator = AllocatorView {
             lock: 0,
-            smallest_batch: 32,
+            reserved: 0,
             slots: self.slots,
             nr_slots: 17,
             sidelined_slot: SIDELINED,
