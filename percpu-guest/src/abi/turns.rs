@@ -168,8 +168,8 @@ pub struct Stay {
     pub argument: u32,
     /// Where it stood: return addresses, the innermost first, 0 where there are no more.
     pub sites: [u64; SITES],
-    /// 0.
-    pub reserved: u64,
+    /// The clock then; after a stay that all CPUs waited for, by when one went on.
+    pub clock: u64,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for Stay {}

@@ -327,7 +327,7 @@ impl Turn {
         for (i, site) in sites(rsp as usize).into_iter().enumerate() {
             slot[2 + i].store(site, Relaxed);
         }
-        slot[7].store(0, Relaxed);
+        slot[7].store(self.now(), Relaxed);
         state.noted.store(n + 1, Relaxed);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmm_harness::coverage::Reports;
 use vmm_harness::error::{Error, Status};
 use vmm_harness::fuzz::{
-    self, Case, FuzzConfig, FuzzReport, MachineKind, Machines, Seen, Shard, image_name,
+    self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, image_name,
 };
 use vmm_harness::host::RingChoice;
 use vmm_harness::image::Image;
@@ -264,7 +264,11 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
     let mut machines = Machines::new(&image, ring);
     let limit = Duration::from_secs_f64(args.time);
     let mut stdout = std::io::stdout().lock();
-    match fuzz::minimise(&mut machines, &case.scenario, limit, &*interrupted()?)? {
+    let mut live = Live::default();
+    let watch = &mut |smaller: &_, runs| live.show_line(|| format!("{runs} runs: {smaller}"));
+    let minimal = fuzz::minimise(&mut machines, &case.scenario, limit, &*interrupted()?, watch)?;
+    live.finish();
+    match minimal {
         Some(minimal) => {
             // As in `run`: a closed pipe is the reader's choice.
             let _ = fuzz::write_minimal(&mut stdout, &minimal);

@@ -85,7 +85,7 @@ impl<'a> Campaign<'a> {
         kept.reverse();
         let image_name = image_name(image);
         let mut report = FuzzReport::new(config, image_name.clone());
-        let live = Live::new();
+        let live = Live::default();
         for error in &wrong {
             live.say(&format!("left out of the corpus: {error}"));
         }
@@ -223,7 +223,16 @@ impl<'a> Campaign<'a> {
             is_deterministic && !self.config.minimise.is_zero() && !seen.is_of_two_runs();
         let (mut minimal, mut note) = (None, None);
         if is_to_be_small {
-            minimal = minimise(machines, &scenario, self.config.minimise, self.interrupted)?;
+            let limit = self.config.minimise;
+            let watch = &mut |smaller: &Scenario, runs| {
+                let line =
+                    || format!("making seed {} small: {smaller}, {runs} runs", scenario.seed);
+                // Other threads go on, and show how that goes.
+                if self.config.jobs == 1 {
+                    self.state().live.show_line(line);
+                }
+            };
+            minimal = minimise(machines, &scenario, limit, self.interrupted, watch)?;
             note = minimal.is_none().then(|| "run again it held: see --verify".to_owned());
         }
         let minimal_file = match (&minimal, &file) {

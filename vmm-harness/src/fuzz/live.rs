@@ -13,27 +13,36 @@ use crate::coverage::Features;
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 const TERMINAL_EVERY: Duration = Duration::from_millis(100);
 
-pub(super) struct Live {
+/// A line on standard error.
+pub struct Live {
     bar: Option<ProgressBar>,
     shown: Instant,
 }
 
-impl Live {
-    pub(super) fn new() -> Self {
+impl Default for Live {
+    /// One that says nothing yet.
+    fn default() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {wide_msg}");
             ProgressBar::new_spinner().with_style(style.expect("the template is a constant"))
         });
         Self { bar, shown: Instant::now() }
     }
+}
 
+impl Live {
     pub(super) fn show(&mut self, report: &FuzzReport, reached: &Features) {
+        self.show_line(|| line(report, reached));
+    }
+
+    /// Shows how things stand, if the last time is a while ago.
+    pub fn show_line(&mut self, line: impl FnOnce() -> String) {
         let every = if self.bar.is_some() { TERMINAL_EVERY } else { PLAIN_EVERY };
         if self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
-        let line = line(report, reached);
+        let line = line();
         match &self.bar {
             Some(bar) => {
                 bar.set_message(line);
@@ -51,7 +60,8 @@ impl Live {
         }
     }
 
-    pub(super) fn finish(&mut self) {
+    /// Takes the line away.
+    pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

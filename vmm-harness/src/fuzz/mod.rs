@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use campaign::{Ended, run};
 pub use case::{Case, minimal_beside};
 pub use failure::{Failure, MinimalReport};
+pub use live::Live;
 pub use machines::Machines;
 pub use merge::{merge, read_report};
 pub use minimise::{Minimal, minimise};

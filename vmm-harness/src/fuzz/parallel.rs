@@ -16,7 +16,7 @@ use crate::coverage::Features;
 use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
-use crate::machine::{Ending, Outcome, Scenario, Schedule, Trace};
+use crate::machine::{Ending, Outcome, Scenario, Schedule, Span, Trace};
 use crate::plug::GivenPlug;
 use crate::report::{RunReport, Verdict};
 use crate::run::{self, GivenWork, Length, RunConfig};
@@ -130,6 +130,7 @@ fn outcome(report: RunReport) -> Outcome {
         schedule: Schedule::default(),
         steps: 0,
         points: 0,
+        length: Span::default(),
         bells: 0,
         plugs: report.plugs.up + report.plugs.down,
         failed_plugs: report.plugs.failed,

@@ -41,7 +41,7 @@ const COLUMN: usize = 36;
 /// took over.
 pub fn write_minimal(out: &mut impl Write, minimal: &Minimal) -> io::Result<()> {
     let Minimal { scenario, outcome, places, from, runs } = minimal;
-    writeln!(out, "seed {}: {from}", scenario.seed)?;
+    writeln!(out, "seed {}: {from}", from.seed)?;
     writeln!(out, "minimal after {runs} runs: {scenario}")?;
     for plug in &scenario.plugs {
         let fail = plug.fail.map_or(String::new(), |step| format!(", step {step} fails"));

@@ -27,7 +27,7 @@ mod written;
 
 pub use bounds::{Flaw, Place};
 pub use random::Random;
-pub use run::{Ending, Outcome};
+pub use run::{Ending, Outcome, Span};
 pub use scenario::{Plug, Scenario, Strategy, Topology, Unit};
 pub use schedule::{Change, Schedule, What};
 pub use serial::Machine;

@@ -9,7 +9,7 @@ use percpu_guest::abi::{
 };
 
 use super::cpus::NEVER;
-use super::scenario::{Plug, Scenario};
+use super::scenario::{Plug, Scenario, Unit};
 use super::schedule::Schedule;
 use super::serial::Machine;
 use super::trace::{Entry, Trace};
@@ -67,6 +67,25 @@ impl Ending {
     }
 }
 
+/// How long a run took, as changes of a schedule are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// By the guest's clock: its steps, and those that were skipped because all CPUs waited.
+    pub steps: u64,
+    /// Points.
+    pub points: u64,
+}
+
+impl Span {
+    /// In this unit.
+    pub fn of(self, unit: Unit) -> u64 {
+        match unit {
+            Unit::Steps => self.steps,
+            Unit::Points => self.points,
+        }
+    }
+}
+
 /// What came of a run.
 #[derive(Debug)]
 pub struct Outcome {
@@ -80,6 +99,8 @@ pub struct Outcome {
     pub steps: u64,
     /// Of which before operations on per-CPU copies and atomic read-modify-writes.
     pub points: u64,
+    /// How long it took from its beginning on.
+    pub length: Span,
     /// Exits to the host.
     pub bells: u64,
     /// Plugs and unplugs that the guest carried out.
@@ -203,11 +224,18 @@ impl<'m, 'a> Run<'m, 'a> {
             }
             Some(stopped) => Ending::Crashed(stopped.report(self.machine, Some(&judge))?),
         };
+        let clock = &self.machine.clock;
+        // Whatever the guest says.
+        let length = Span {
+            steps: clock.now()?.saturating_sub(now),
+            points: clock.points()?.saturating_sub(points),
+        };
         schedule.changes.truncate(self.machine.cpus.changes_done()? as usize);
         Ok(Outcome {
             ending,
             steps: self.machine.clock.steps()?,
             points: self.machine.clock.points()?,
+            length,
             bells: self.bells,
             plugs: plugs.done,
             failed_plugs: plugs.failed,

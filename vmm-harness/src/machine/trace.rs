@@ -55,8 +55,8 @@ impl Trace {
     /// Adds an entry.
     pub(super) fn push(&mut self, entry: Entry) {
         match entry {
-            Entry::Stay(Stay { steps, cpu, end, argument, sites, reserved: _ }) => {
-                self.mix(&[0, steps, cpu.into(), end.into(), argument.into()]);
+            Entry::Stay(Stay { steps, cpu, end, argument, sites, clock }) => {
+                self.mix(&[0, steps, clock, cpu.into(), end.into(), argument.into()]);
                 self.mix(&sites);
             }
             Entry::Rang { cpu, steps, bell, argument } => {
