@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmm_harness::coverage::Reports;
 use vmm_harness::error::{Error, Status};
 use vmm_harness::fuzz::{
-    self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, image_name,
+    self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, Style, image_name,
 };
 use vmm_harness::host::RingChoice;
 use vmm_harness::image::Image;
@@ -88,7 +88,7 @@ pub struct ReplayArgs {
     /// A scenario's or a failure's file, or a seed.
     #[arg(value_name = "FILE|SEED")]
     what: String,
-    /// Print everything that happened.
+    /// Show all turns of all CPUs, each with where it ended in the source.
     #[arg(long)]
     trace: bool,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
@@ -243,9 +243,11 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
     let (case, _) = case(&args.what)?;
     let (image, ring) = prepare_for(&case, &args.image, args.ring)?;
     let mut stdout = std::io::stdout().lock();
-    let outcome = Machines::new(&image, ring).run(&case.scenario)?;
-    // As in `run`: a closed pipe is the reader's choice.
-    let _ = fuzz::write_replay(&mut stdout, &case.scenario, &outcome, args.trace);
+    let mut machines = Machines::new(&image, ring);
+    let outcome = machines.run(&case.scenario)?;
+    let mut picture = machines.picture(Style::of_stdout());
+    let run = (&case.scenario, &outcome);
+    fuzz::write_replay(&mut stdout, &mut machines, &mut picture, run, args.trace)?;
     let status = outcome.ending.status();
     let Some(seen) = &case.failure else { return Ok(status) };
     // Runs that differed from each other have to be seen to differ again.
@@ -270,8 +272,8 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
     live.finish();
     match minimal {
         Some(minimal) => {
-            // As in `run`: a closed pipe is the reader's choice.
-            let _ = fuzz::write_minimal(&mut stdout, &minimal);
+            let mut picture = machines.picture(Style::of_stdout());
+            fuzz::write_minimal(&mut stdout, &mut machines, &mut picture, &minimal)?;
             let out = args.out.clone().unwrap_or_else(|| match file {
                 Some(file) => fuzz::minimal_beside(file),
                 None => {

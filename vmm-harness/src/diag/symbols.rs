@@ -97,7 +97,7 @@ impl Symbols {
     /// The functions that an address is in, the innermost first.
     pub fn frames(&self, address: u64) -> Vec<SourceFrame> {
         // As in `describe`.
-        let Some(lines) = self.function(address).and(self.lines.as_ref()) else {
+        let (Some(symbol), Some(lines)) = (self.function(address), self.lines.as_ref()) else {
             return Vec::new();
         };
         let Ok(mut frames) = lines.find_frames(address).skip_all_loads() else { return Vec::new() };
@@ -113,7 +113,12 @@ impl Symbols {
                 line: location.and_then(|location| location.line),
             })
         };
-        std::iter::from_fn(next).collect()
+        let mut frames: Vec<_> = std::iter::from_fn(next).collect();
+        // What nothing was inlined in may have a name as a symbol only.
+        if let Some(SourceFrame { function: function @ None, .. }) = frames.last_mut() {
+            *function = Some(symbol.name.clone());
+        }
+        frames
     }
 
     /// Where code of another line begins, ascending, within a range of addresses.

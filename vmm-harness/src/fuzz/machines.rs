@@ -5,11 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use percpu_guest::abi::Stay;
 
-use super::{FuzzConfig, MachineKind, Parallel};
+use super::{FuzzConfig, MachineKind, Parallel, Picture, Style};
 use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
-use crate::machine::{Machine, Outcome, Scenario, Topology, Trace};
+use crate::machine::{Entry, Machine, Outcome, Scenario, Schedule, Strategy, Topology, Trace};
+
+/// Changes of a schedule of which each is looked for.
+const MOST_STRIKES: usize = 32;
 
 /// Machines, one for each topology that was asked for.
 pub struct Machines<'a> {
@@ -58,6 +61,37 @@ impl<'a> Machines<'a> {
             sites.map(|site| symbols.describe(site - 1)).collect::<Vec<_>>().join(" < ")
         };
         trace.stays().map(place).collect()
+    }
+
+    /// What draws runs of this guest.
+    pub fn picture(&self, style: Style) -> Picture {
+        Picture::new(Symbols::load(self.image.bytes()), style)
+    }
+
+    /// What each change of a given schedule does: the first stay of a run that is another one without
+    /// it. `None` where it does nothing, and nothing at all where there are many.
+    pub fn strikes(&mut self, scenario: &Scenario) -> Result<Vec<Option<Stay>>, Error> {
+        let Strategy::Given(schedule) = &scenario.strategy else { return Ok(Vec::new()) };
+        if schedule.changes.len() > MOST_STRIKES || self.parallel.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut strikes = Vec::new();
+        let mut before: Option<Trace> = None;
+        for n in 0..=schedule.changes.len() {
+            let changes = schedule.changes[..n].to_vec();
+            let strategy = Strategy::Given(Schedule { changes, ..schedule.clone() });
+            let trace = self.run(&Scenario { strategy, ..scenario.clone() })?.trace;
+            if let Some(before) = before {
+                let from = before.parting(&trace).map(|(at, ..)| at);
+                let stays = from.map(|from| &trace.entries()[from..]).unwrap_or_default();
+                strikes.push(stays.iter().find_map(|entry| match entry {
+                    Entry::Stay(stay) => Some(*stay),
+                    _ => None,
+                }));
+            }
+            before = Some(trace);
+        }
+        Ok(strikes)
     }
 
     fn machine(&mut self, scenario: &Scenario) -> Result<&mut Machine<'a>, Error> {

@@ -130,6 +130,7 @@ fn outcome(report: RunReport) -> Outcome {
         schedule: Schedule::default(),
         steps: 0,
         points: 0,
+        last: (0, Vec::new()),
         length: Span::default(),
         bells: 0,
         plugs: report.plugs.up + report.plugs.down,

@@ -2,21 +2,68 @@
 
 use std::io::{self, Write};
 
-use super::Minimal;
-use crate::machine::{Ending, Entry, Outcome, Scenario};
+use percpu_guest::abi::Stay;
 
-/// Writes what came of one run.
+use super::picture::{Picture, wrap};
+use super::{Machines, Minimal};
+use crate::error::Error;
+use crate::machine::{Change, Ending, Outcome, Plug, Scenario, Strategy, What};
+
+/// Changes of a schedule that are listed, at most.
+const CHANGES: usize = 12;
+
+/// Writes what came of one run; with `trace`, all that happened.
 pub fn write_replay(
     out: &mut impl Write,
-    scenario: &Scenario,
-    outcome: &Outcome,
+    machines: &mut Machines<'_>,
+    picture: &mut Picture,
+    (scenario, outcome): (&Scenario, &Outcome),
     trace: bool,
+) -> Result<(), Error> {
+    let strikes = machines.strikes(scenario)?;
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = write_run(out, picture, (scenario, outcome), &strikes, trace.then_some(true));
+    Ok(())
+}
+
+/// Writes a minimal scenario, and what matters of its run CPU by CPU.
+pub fn write_minimal(
+    out: &mut impl Write,
+    machines: &mut Machines<'_>,
+    picture: &mut Picture,
+    minimal: &Minimal,
+) -> Result<(), Error> {
+    let Minimal { scenario, outcome, from, runs, .. } = minimal;
+    let strikes = machines.strikes(scenario)?;
+    let _ = writeln!(out, "seed {}: {from}", from.seed)
+        .and_then(|()| writeln!(out, "minimal after {runs} runs: {scenario}"))
+        .and_then(|()| write_run(out, picture, (scenario, outcome), &strikes, Some(false)));
+    Ok(())
+}
+
+/// `drawn`: whether the run is, and whether all of it.
+fn write_run(
+    out: &mut impl Write,
+    picture: &mut Picture,
+    (scenario, outcome): (&Scenario, &Outcome),
+    strikes: &[Option<Stay>],
+    drawn: Option<bool>,
 ) -> io::Result<()> {
+    write_ending(out, picture, &outcome.ending)?;
     writeln!(out, "seed {}: {scenario}", scenario.seed)?;
-    if trace {
-        for entry in outcome.trace.entries() {
-            writeln!(out, "{entry}")?;
+    for plug in &scenario.plugs {
+        let Plug { after, cpu, fail } = plug;
+        let fail = fail.map_or(String::new(), |step| format!(", hotplug step {step} fails"));
+        writeln!(out, "  CPU {cpu} in or out, {after} steps after what was before{fail}")?;
+    }
+    write_changes(out, picture, scenario, strikes)?;
+    if let Some(all) = drawn {
+        writeln!(out)?;
+        picture.draw(out, scenario, outcome, strikes, all)?;
+        if matches!(outcome.ending, Ending::Broken(_)) {
+            write_ending(out, picture, &outcome.ending)?;
         }
+        writeln!(out)?;
     }
     writeln!(
         out,
@@ -28,63 +75,62 @@ pub fn write_replay(
         outcome.failed_plugs,
         outcome.checks,
         outcome.trace.hash(),
-    )?;
-    write_ending(out, &outcome.ending)
+    )
 }
 
-/// Rows of a trace that are shown, the last ones.
-const ROWS: usize = 50;
-/// Columns of a CPU in a trace.
-const COLUMN: usize = 36;
-
-/// Writes a minimal scenario, and its run CPU by CPU: what each did and where it stood when another
-/// took over.
-pub fn write_minimal(out: &mut impl Write, minimal: &Minimal) -> io::Result<()> {
-    let Minimal { scenario, outcome, places, from, runs } = minimal;
-    writeln!(out, "seed {}: {from}", from.seed)?;
-    writeln!(out, "minimal after {runs} runs: {scenario}")?;
-    for plug in &scenario.plugs {
-        let fail = plug.fail.map_or(String::new(), |step| format!(", step {step} fails"));
-        writeln!(out, "  CPU {} plugged in or out after {} steps{fail}", plug.cpu, plug.after)?;
-    }
-    let cpus = scenario.topology.possible;
-    let columns: Vec<_> =
-        (0..cpus).map(|cpu| format!("{:COLUMN$}", format!("CPU {cpu}"))).collect();
-    writeln!(out, "{:>9}  {}", "step", columns.join(""))?;
-    let mut places = places.iter();
-    let mut rows = Vec::new();
-    for entry in outcome.trace.entries() {
-        match entry {
-            Entry::Stay(stay) => {
-                let place = places.next().map_or("", String::as_str);
-                rows.push((stay.steps, u32::from(stay.cpu), entry.to_string(), place));
+/// The changes of a schedule that is given, each with where it strikes.
+fn write_changes(
+    out: &mut impl Write,
+    picture: &mut Picture,
+    scenario: &Scenario,
+    strikes: &[Option<Stay>],
+) -> io::Result<()> {
+    let Strategy::Given(schedule) = &scenario.strategy else { return Ok(()) };
+    let order: Vec<_> = schedule.order.iter().map(ToString::to_string).collect();
+    writeln!(out, "  CPU {} before the others, in this order: {}", order[0], order.join(", "))?;
+    for (i, Change { at, what }) in schedule.changes.iter().enumerate().take(CHANGES) {
+        let what = match what {
+            What::Demote => "the CPU that runs goes last from now on".into(),
+            What::Interrupt => "the CPU that runs is interrupted by its timer".into(),
+            What::Promote(cpu) => format!("CPU {cpu} goes first from now on"),
+        };
+        let place = match strikes.get(i) {
+            None => String::new(),
+            Some(None) => ", which does nothing".into(),
+            Some(Some(stay)) => {
+                let place = picture.place(stay).map_or("somewhere".into(), |place| place);
+                format!(": CPU {} stops at step {} in {place}", stay.cpu, stay.steps)
             }
-            Entry::Rang { cpu, steps, .. } => rows.push((*steps, *cpu, entry.to_string(), "")),
-            Entry::Ordered { steps, .. } => rows.push((*steps, 0, entry.to_string(), "")),
-            Entry::Event(_) => {}
-        }
+        };
+        writeln!(out, "  change {} at {at} {}: {what}{place}", i + 1, schedule.unit)?;
     }
-    let skip = rows.len().saturating_sub(ROWS);
-    if skip > 0 {
-        writeln!(out, "{:>9}  ({skip} rows before these)", "...")?;
+    let more = schedule.changes.len().saturating_sub(CHANGES);
+    if more > 0 {
+        writeln!(out, "  and {more} more changes")?;
     }
-    for (steps, cpu, what, place) in &rows[skip..] {
-        let indent = *cpu as usize * COLUMN;
-        writeln!(out, "{steps:>9}  {:indent$}{what}", "")?;
-        for part in place.split(" < ").filter(|part| !part.is_empty()) {
-            writeln!(out, "{:>9}  {:indent$}  {part}", "", "")?;
-        }
-    }
-    write_ending(out, &outcome.ending)
+    Ok(())
 }
 
-fn write_ending(out: &mut impl Write, ending: &Ending) -> io::Result<()> {
+fn write_ending(out: &mut impl Write, picture: &Picture, ending: &Ending) -> io::Result<()> {
+    let style = picture.style();
+    let paint = style.paint();
+    let mut say = |text: &str| -> io::Result<()> {
+        let lines =
+            if style.width.is_some() { wrap(text, style.columns()) } else { vec![text.into()] };
+        lines.iter().try_for_each(|line| writeln!(out, "{}", paint.bad(line)))
+    };
     match ending {
-        Ending::Held => writeln!(out, "HELD"),
+        Ending::Held => writeln!(out, "{}", paint.good("HELD")),
         Ending::Broken(violations) => violations.iter().try_for_each(|violation| {
-            writeln!(out, "BROKEN {}: {}", violation.invariant, violation.detail)
+            say(&format!("BROKEN {}: {}", violation.invariant, violation.detail))
         }),
-        Ending::Crashed(crash) => writeln!(out, "CRASHED: {crash}"),
-        Ending::Hung(crash) => writeln!(out, "HUNG: {crash}"),
+        Ending::Crashed(crash) => {
+            say(&format!("CRASHED: {}", crash.text))?;
+            crash.cpus.iter().try_for_each(|cpu| write!(out, "\n{cpu}"))
+        }
+        Ending::Hung(crash) => {
+            say(&format!("HUNG: {}", crash.text))?;
+            crash.cpus.iter().try_for_each(|cpu| write!(out, "\n{cpu}"))
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::mem::{offset_of, size_of};
 
 use percpu_guest::abi::{
     ALL_ROWS, AreaContent, CpuState, EVENT_RING_LEN, Event, EventKind, EventRing, Holder,
-    IN_ACCOUNT, PlugError, SHARED, Shared, Trial,
+    IN_ACCOUNT, Invariant, PlugError, SHARED, Shared, Trial,
 };
 
 use super::finding::{Findings, Violation, kind};
@@ -237,12 +237,22 @@ pub struct Line<'a>(pub &'a Event);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Event { seq, tsc, kind, cpu, thread, args } = self.0;
-        let [a0, a1, a2, a3, a4] = *args;
+        let Event { seq, tsc, cpu, thread, .. } = self.0;
         write!(f, "#{seq} tsc {tsc} CPU {cpu} ")?;
         if *thread != u32::MAX {
             write!(f, "thread {thread} ")?;
         }
+        Text(self.0).fmt(f)
+    }
+}
+
+/// What an event says, without when and where.
+pub struct Text<'a>(pub &'a Event);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event { kind, args, .. } = self.0;
+        let [a0, a1, a2, a3, a4] = *args;
         match EventKind::from_code(*kind) {
             Some(EventKind::Booted) => write!(f, "booted"),
             Some(EventKind::PlugDone) => write!(f, "plug of CPU {a0} (command {a2}): {}", Plug(a1)),
@@ -273,7 +283,12 @@ impl fmt::Display for Line<'_> {
             Some(EventKind::LifeResumed) => write!(f, "{} goes on", Lived(a0, a1, a3)),
             Some(EventKind::LifeEnded) => write!(f, "{} ended, held {a2}", Lived(a0, a1, a3)),
             Some(EventKind::Violation) => {
-                write!(f, "guest saw invariant {a0} broken: CPU {a1}, {a2:#x}: {a3} for {a4}")
+                let (seen, expected) = (a3 as i64, a4 as i64);
+                match u32::try_from(a0).ok().and_then(Invariant::from_code) {
+                    Some(invariant) => write!(f, "guest saw {invariant:?} broken: ")?,
+                    None => write!(f, "guest saw unknown invariant {a0} broken: ")?,
+                }
+                write!(f, "CPU {a1}, {a2:#x}: {seen} for {expected}")
             }
             Some(EventKind::TestDone) => {
                 write!(f, "test {}", if a0 == 1 { "passed" } else { "failed" })

@@ -45,7 +45,7 @@ use std::mem::offset_of;
 
 use percpu_guest::abi::{CpuState, Event, MAX_CPUS, PlugError, SHARED, SharedHeader};
 
-pub use events::Line as EventLine;
+pub use events::{Line as EventLine, Text as EventText};
 pub use finding::{Violation, kind, meaning, order};
 pub use header::HeaderGuard;
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};

@@ -99,8 +99,6 @@ impl Scenario {
             "tick_us",
             self.tick_us.into(),
             TICKS.0.into()..=TICKS.1.into(),
-=======
->>>>>>> 6c380ab (Minimising searches again where what was cut moved the race: fewer CPUs, operations and switches are left)
         )?;
         self.check_plugs()?;
         self.check_strategy()

@@ -99,6 +99,9 @@ pub struct Outcome {
     pub steps: u64,
     /// Of which before operations on per-CPU copies and atomic read-modify-writes.
     pub points: u64,
+    /// The CPU that ran last and, of a run that did not end well, where it stood then: return
+    /// addresses, the innermost first.
+    pub last: (u32, Vec<u64>),
     /// How long it took from its beginning on.
     pub length: Span,
     /// Exits to the host.
@@ -225,6 +228,10 @@ impl<'m, 'a> Run<'m, 'a> {
             Some(stopped) => Ending::Crashed(stopped.report(self.machine, Some(&judge))?),
         };
         let clock = &self.machine.clock;
+        let last = match ending {
+            Ending::Held => (self.machine.cpus.running()?, Vec::new()),
+            _ => (self.machine.cpus.running()?, self.machine.stands()),
+        };
         // Whatever the guest says.
         let length = Span {
             steps: clock.now()?.saturating_sub(now),
@@ -235,6 +242,7 @@ impl<'m, 'a> Run<'m, 'a> {
             ending,
             steps: self.machine.clock.steps()?,
             points: self.machine.clock.points()?,
+            last,
             length,
             bells: self.bells,
             plugs: plugs.done,

@@ -40,7 +40,7 @@ pub struct Topology {
 }
 
 /// A plug or an unplug, whichever the CPU's state allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plug {
     /// Steps after the one before was answered.
@@ -53,7 +53,7 @@ pub struct Plug {
 }
 
 /// Where switches may come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// At any step.
@@ -73,7 +73,7 @@ impl fmt::Display for Unit {
 }
 
 /// How the CPUs take turns.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum Strategy {
     /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi, Nagarakatte, 2010): the
@@ -96,7 +96,7 @@ pub enum Strategy {
 }
 
 /// All that happens in a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// Where it comes from; seeds the guest's and the scheduler's choices, too.

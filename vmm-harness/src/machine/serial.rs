@@ -9,6 +9,7 @@ use super::scenario::{Scenario, Topology};
 use super::schedule::Schedule;
 use crate::coverage::{Covered, Features};
 use crate::crash;
+use crate::diag::backtrace;
 use crate::error::Error;
 use crate::image::Image;
 use crate::memory::GuestMem;
@@ -106,6 +107,15 @@ impl<'a> Machine<'a> {
             None => Covered::new(),
         };
         Ok(Features { edges, ..Features::new() })
+    }
+
+    /// Where the CPU stands that runs: return addresses, the innermost first.
+    pub(super) fn stands(&self) -> Vec<u64> {
+        let Some(Registers { regs, .. }) = self.vm.registers() else { return Vec::new() };
+        let frames = backtrace(&self.mem, regs.rip, regs.rbp, regs.rsp);
+        // The innermost is the instruction itself, which is no call.
+        let addresses = frames.iter().map(|frame| frame.rip);
+        addresses.enumerate().map(|(i, rip)| rip.wrapping_add(u64::from(i == 0))).collect()
     }
 
     pub(super) fn scene<'s>(&'s self, judge: Option<&'s crate::judge::Judge>) -> crash::Scene<'s> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use live::{LiveLine, Progress};
+pub(crate) use terminal::Paint;
 pub use terminal::{colours_wanted, write_table};
 
 use crate::diag::CpuReport;

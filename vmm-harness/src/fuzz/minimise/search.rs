@@ -21,7 +21,7 @@ const EFFORTS: [u32; 5] = [0, 8, 48, 256, 1024];
 /// Changes of a schedule that is made up, at most.
 const FEW: u64 = 6;
 /// Schedules with few changes that are tried where the first has many.
-const AFRESH: u32 = 400;
+const AFRESH: u32 = 100;
 /// How far apart changes are that belong together: doublings.
 const NEAR: u64 = 10;
 /// How far a change is moved: doublings.
@@ -63,7 +63,11 @@ impl<R: FnMut(&Scenario) -> Result<Option<Ran>, Error>> Search<R> {
 
     /// Makes it as small as can be; returns what is left.
     pub(super) fn smallest(mut self) -> Result<Scenario, Error> {
-        self.make_up_schedules(AFRESH)?;
+        if self.changes() as u64 > FEW {
+            self.make_up_schedules(AFRESH)?;
+        }
+        // What kinds of changes it takes says where to search.
+        self.cut_changes()?;
         let mut round = 0;
         while !self.over && round < EFFORTS.len() {
             self.effort = EFFORTS[round];
@@ -76,10 +80,11 @@ impl<R: FnMut(&Scenario) -> Result<Option<Ran>, Error>> Search<R> {
     }
 
     fn round(&mut self) -> Result<(), Error> {
+        // The first makes all other runs shorter.
+        self.cut_operations()?;
         self.cut_workloads()?;
         self.cut_cpus()?;
         self.cut_plugs()?;
-        self.cut_operations()?;
         self.cut_changes()?;
         self.simplify()
     }
@@ -90,7 +95,7 @@ impl<R: FnMut(&Scenario) -> Result<Option<Ran>, Error>> Search<R> {
             return Ok(false);
         }
         let mut hash = DefaultHasher::new();
-        format!("{candidate:?}").hash(&mut hash);
+        candidate.hash(&mut hash);
         if !self.tried.insert(hash.finish()) {
             return Ok(false);
         }
@@ -281,7 +286,10 @@ impl<R: FnMut(&Scenario) -> Result<Option<Ran>, Error>> Search<R> {
     /// The same with a schedule of `most` changes or fewer anywhere, and perhaps with another seed.
     fn made_up(&mut self, scenario: &Scenario, most: u64) -> Scenario {
         let random = &mut self.random;
-        let unit = if random.one_in(2) { Unit::Points } else { Unit::Steps };
+        let unit = if random.one_in(4) { Unit::Steps } else { Unit::Points };
+        // Those that it took so far are likely to be what it takes.
+        let known: Vec<_> = cuts::schedule(scenario).changes.iter().map(|c| c.what).collect();
+        let known = Some(known).filter(|known| !known.is_empty() && random.one_in(2));
         let (cpus, length) = (scenario.topology.possible, self.length.of(unit).max(1));
         let mut at = 0;
         let mut changes: Vec<_> = (0..random.between(0, most))
@@ -291,10 +299,11 @@ impl<R: FnMut(&Scenario) -> Result<Option<Ran>, Error>> Search<R> {
                     true => at + random.magnitude(1, NEAR),
                     false => 1 + random.below(length + length / 8 + 1),
                 };
-                let what = match random.below(4) {
-                    0 => What::Interrupt,
-                    1 => What::Promote(random.below(cpus.into()) as u32),
-                    _ => What::Demote,
+                let what = match (&known, random.below(4)) {
+                    (Some(known), _) => known[random.below(known.len() as u64) as usize],
+                    (None, 0) => What::Interrupt,
+                    (None, 1) => What::Promote(random.below(cpus.into()) as u32),
+                    (None, _) => What::Demote,
                 };
                 Change { at, what }
             })
