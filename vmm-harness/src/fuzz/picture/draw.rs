@@ -173,6 +173,8 @@ fn cell(
                 say(Tone::Source, &text.chars().take(room).collect::<String>());
             }
         }
+        // Nobody asked where a CPU stands at the end of a run that went well.
+        None if stretch.why == Why::Over => {}
         None => say(Tone::Place, "somewhere"),
     }
     let why = match stretch.why {
@@ -282,6 +284,12 @@ mod tests {
             let of_1 = text.lines().find(|line| line.contains("take_down")).unwrap();
             assert_eq!(of_1.find("take_down").or(Some(0)), Some(column), "{text}");
             assert!(of_1[STEP..].starts_with('|'), "CPU 0 stands on its way: {text}");
+            let of_0 = text.lines().find(|line| line.contains("sum core/")).unwrap();
+            assert_eq!(
+                of_0.find(" : ").or(of_0.find(" :")),
+                Some(column - 1),
+                "CPU 1 waits: {text}"
+            );
             assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
             assert!(text.contains("=> another one's turn (change 2)"), "{text}");
             assert!(text.contains("... 12 turns of waiting, to step 900"), "{text}");
