@@ -25,6 +25,11 @@ pub fn on_command() {
 /// Whether there is a command to take.
 pub fn has_command(_cpu: u32) -> bool {
     let header = shared::header();
+    // Where CPUs run one at a time a command is there before its time.
+    #[cfg(percpu_steps)]
+    if shared::turns().state.command_due.load(Ordering::Relaxed) != 0 {
+        return false;
+    }
     header.commands.head.load(Ordering::Acquire) != header.commands_taken.load(Ordering::Relaxed)
 }
 

@@ -58,6 +58,9 @@ pub struct TurnsState {
     /// The moment at which the guest rings [`Doorbell::Switch`](super::Doorbell::Switch). Written by
     /// the host.
     pub host_due: AtomicU64,
+    /// The moment at which the guest interrupts the CPU that takes commands, for the command that lies
+    /// there already; 0 = no such moment. Written by the host, 0 by the guest.
+    pub command_due: AtomicU64,
     /// Out of which the guest chooses how long a CPU that waits is let be.
     pub waits: AtomicU64,
     /// Stays ever noted.

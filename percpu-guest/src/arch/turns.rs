@@ -14,11 +14,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use percpu_guest::abi::{
     ChangeKind, Context, Decision, Doorbell, MOST_STAYS, SITES, SavedRegisters, Standing, StayEnd,
-    Turns, VECTOR_TIMER,
+    Turns, VECTOR_COMMAND, VECTOR_TIMER,
 };
 
 use super::irq::FIRST_VECTOR;
 use super::{doorbell, steps, tables};
+use crate::control::CONTROL_CPU;
 use crate::rng::Rng;
 use crate::shared;
 
@@ -119,6 +120,11 @@ impl Turn {
         loop {
             let now = self.now();
             self.raise_timers(now);
+            let command = state.command_due.load(Relaxed);
+            if command != 0 && now >= command {
+                state.command_due.store(0, Relaxed);
+                raise(CONTROL_CPU as usize, VECTOR_COMMAND);
+            }
             if now >= state.host_due.load(Relaxed) {
                 // It says when it wants to be asked again, and may have raised an interrupt.
                 self.ask_host(0);
@@ -251,6 +257,10 @@ impl Turn {
         let state = &self.turns.state;
         let priority = |cpu: usize| state.contexts[cpu].priority.load(Relaxed);
         let mut moment = state.host_due.load(Relaxed);
+        let command = state.command_due.load(Relaxed);
+        if command != 0 {
+            moment = moment.min(command);
+        }
         let work = self.work_waits();
         for other in self.cpus() {
             if state.contexts[other].standing() == Standing::Off {
@@ -362,8 +372,12 @@ fn pending(cpu: usize) -> Option<u64> {
 }
 
 fn raise_timer(cpu: usize) {
+    raise(cpu, VECTOR_TIMER);
+}
+
+fn raise(cpu: usize, vector: u8) {
     if let Some(word) = pending_word(cpu) {
-        let bit = 1u64 << (u32::from(VECTOR_TIMER) - FIRST_VECTOR);
+        let bit = 1u64 << (u32::from(vector) - FIRST_VECTOR);
         // SAFETY: as in `pending`.
         unsafe { word.write_volatile(word.read_volatile() | bit) };
     }

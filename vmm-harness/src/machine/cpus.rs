@@ -1,13 +1,12 @@
 //! The words by which the host and a guest whose CPUs run one at a time speak: the step count, the
-//! schedule, what CPUs did, pending interrupts.
+//! schedule, what CPUs did.
 
 use std::mem::offset_of;
 
 use kvm_bindings::kvm_regs;
 use percpu_guest::abi::{
-    ChangeKind, ChangeSlot, Context, ControlBlock, MAX_CPUS, MOST_CHANGES, MOST_STAYS, SHARED,
-    SavedRegisters, Shared, SharedHeader, Standing, Stay, Steps, Turns, TurnsState, VECTOR_COMMAND,
-    control_block,
+    ChangeKind, ChangeSlot, Context, MAX_CPUS, MOST_CHANGES, MOST_STAYS, SHARED, SavedRegisters,
+    Shared, SharedHeader, Standing, Stay, Steps, Turns, TurnsState,
 };
 
 use super::scenario::Unit;
@@ -15,8 +14,6 @@ use super::schedule::{Schedule, What};
 use crate::memory::{GuestMem, Wild};
 use crate::vm::Registers;
 
-/// Vector of bit 0 of a word of pending interrupts.
-const FIRST_VECTOR: u8 = 0x40;
 /// A moment that never comes.
 pub(super) const NEVER: u64 = u64::MAX;
 /// Address of what says who runs when.
@@ -122,15 +119,10 @@ impl Cpus {
         Ok(Some(Registers { regs, cr2: 0, gs_base: word(offset_of!(Context, gs_base))?, cpl: 3 }))
     }
 
-    /// Raises the interrupt that says "look at the command ring".
-    pub(super) fn raise_command(&self, cpu: u32) -> Result<(), Wild> {
-        let at = control_block(cpu) + offset_of!(ControlBlock, pending) as u64;
-        let word = match self.mem.load_u64(at)? {
-            0 => return Ok(()),
-            word => self.mem.translate(word)?,
-        };
-        let bit = 1 << (VECTOR_COMMAND - FIRST_VECTOR);
-        self.mem.store_u64(word, self.mem.load_u64(word)? | bit)
+    /// Has the guest find, at a moment, the command that was posted.
+    pub(super) fn command_at(&self, moment: u64) -> Result<(), Wild> {
+        // 0 would be no moment.
+        self.mem.store_u64(Self::state(offset_of!(TurnsState, command_due)), moment.max(1))
     }
 }
 

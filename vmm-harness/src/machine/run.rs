@@ -22,8 +22,6 @@ use crate::plug::{Injector, Order, Pending};
 use crate::report;
 use crate::vm::Crash;
 
-/// The CPU that takes commands.
-const CONTROL_CPU: u32 = 0;
 /// Steps from the order to take a CPU down until the judge looks first; then four times as many, and so
 /// on.
 const LOOK: u64 = 2048;
@@ -282,11 +280,11 @@ impl<'m, 'a> Run<'m, 'a> {
         let mut again = NEVER;
         loop {
             let now = self.machine.clock.now()?;
-            if let Some(entry) = plugs.give(self.machine, judge, now)? {
+            if let Some(entry) = plugs.give(self.machine, judge)? {
                 self.trace.push(entry);
             }
             let look = plugs.next_look(now);
-            self.machine.cpus.ask_at(plugs.due().min(look).min(again).min(most_steps))?;
+            self.machine.cpus.ask_at(look.min(again).min(most_steps))?;
             let bell = match self.advance() {
                 Ok(bell) => bell,
                 Err(stopped) => return Ok(Some(stopped)),
@@ -343,9 +341,9 @@ impl<'m, 'a> Run<'m, 'a> {
 struct Plugs {
     injector: Injector,
     left: std::vec::IntoIter<Plug>,
-    /// The next one, and the moment from which it may be given.
+    /// The next one, and when it is due.
     next: Option<(Plug, u64)>,
-    /// The moment of the latest order.
+    /// The moment at which the latest order was due.
     ordered: u64,
     done: u64,
     failed: u64,
@@ -363,26 +361,17 @@ impl Plugs {
         self.next = self.left.next().map(|plug| (plug, now + plug.after));
     }
 
-    /// The moment at which the next order is due.
-    fn due(&self) -> u64 {
-        match (self.injector.pending(), self.next) {
-            (None, Some((_, due))) => due,
-            _ => NEVER,
-        }
-    }
-
     fn are_over(&self) -> bool {
         self.injector.pending().is_none() && self.next.is_none()
     }
 
-    /// Gives the next order if it is due, and says so.
-    fn give(
-        &mut self,
-        machine: &Machine<'_>,
-        judge: &mut Judge,
-        now: u64,
-    ) -> Result<Option<Entry>, Error> {
-        let Some((plug, _)) = self.next.filter(|_| now >= self.due()) else { return Ok(None) };
+    /// Gives the next order if the one before was answered, and says so. The guest finds it when it is
+    /// due: until then nothing happens that has to do with plugs.
+    fn give(&mut self, machine: &Machine<'_>, judge: &mut Judge) -> Result<Option<Entry>, Error> {
+        if self.injector.pending().is_some() {
+            return Ok(None);
+        }
+        let Some((plug, due)) = self.next else { return Ok(None) };
         judge.before_plug();
         if let Some(step) = plug.fail {
             self.injector.fail_step(plug.cpu, step)?;
@@ -391,10 +380,11 @@ impl Plugs {
         let online = machine.mem.load_u32(state)? == CpuState::Online as u32;
         let order = if online { Order::Unplug(plug.cpu) } else { Order::Plug(plug.cpu) };
         self.injector.post(order)?;
-        self.ordered = now;
-        machine.cpus.raise_command(CONTROL_CPU)?;
+        self.ordered = due;
+        machine.cpus.command_at(due)?;
         let steps = machine.clock.steps()?;
-        Ok(Some(Entry::Ordered { steps, up: !online, cpu: plug.cpu, fail: plug.fail }))
+        let Plug { after, cpu, fail } = plug;
+        Ok(Some(Entry::Ordered { steps, after, up: !online, cpu, fail }))
     }
 
     fn unplug_is_under_way(&self) -> bool {

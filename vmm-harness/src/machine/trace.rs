@@ -27,6 +27,8 @@ pub enum Entry {
     Ordered {
         /// Steps of all CPUs by then.
         steps: u64,
+        /// For so many steps of the clock later.
+        after: u64,
         /// To plug the CPU in; else out.
         up: bool,
         /// The CPU.
@@ -62,8 +64,8 @@ impl Trace {
             Entry::Rang { cpu, steps, bell, argument } => {
                 self.mix(&[1, u64::from(cpu), steps, bell as u64, argument]);
             }
-            Entry::Ordered { steps, up, cpu, fail } => {
-                self.mix(&[2, steps, up.into(), cpu.into(), fail.unwrap_or(u64::MAX)]);
+            Entry::Ordered { steps, after, up, cpu, fail } => {
+                self.mix(&[2, steps, after, up.into(), cpu.into(), fail.unwrap_or(u64::MAX)]);
             }
             Entry::Event(event) => {
                 let Event { seq, tsc, kind, cpu, thread, args } = event;
@@ -132,8 +134,9 @@ impl fmt::Display for Entry {
             Self::Rang { cpu, steps, bell, argument } => {
                 write!(f, "step {steps}: CPU {cpu} rang {bell:?} ({argument:#x})")
             }
-            Self::Ordered { steps, up, cpu, fail } => {
-                write!(f, "step {steps}: host: CPU {cpu} {}", if *up { "in" } else { "out" })?;
+            Self::Ordered { steps, after, up, cpu, fail } => {
+                let what = if *up { "in" } else { "out" };
+                write!(f, "step {steps}: host: CPU {cpu} {what}, after {after} steps")?;
                 fail.map_or(Ok(()), |step| write!(f, ", step {step} fails"))
             }
             Self::Event(event) => write!(f, "event: {}", EventLine(event)),

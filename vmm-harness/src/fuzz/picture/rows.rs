@@ -117,11 +117,11 @@ pub(super) fn all(
                 clocks.push((stay.clock, rows.len()));
                 rows.push(Row::Stretch(stretch));
             }
-            Entry::Ordered { steps, up, cpu, fail } => {
+            Entry::Ordered { steps, after, up, cpu, fail } => {
                 let fails =
                     fail.map_or(String::new(), |step| format!(", and hotplug step {step} to fail"));
                 let what = if *up { "in" } else { "out" };
-                let text = format!("the host wants CPU {cpu} {what}{fails}");
+                let text = format!("the host wants CPU {cpu} {what} {after} steps later{fails}");
                 rows.push(Row::Order { steps: *steps, text });
             }
             Entry::Rang { .. } | Entry::Event(_) => {}
