@@ -1,6 +1,7 @@
 //! Parts of a longer job: all are done, and those that failed are named.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -14,7 +15,10 @@ impl Parts {
     /// Does a part under a heading.
     pub fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
         println!("\n=== {name}");
-        if let Err(error) = work() {
+        let began = Instant::now();
+        let result = work();
+        println!("({name}: {:.0} s)", began.elapsed().as_secs_f64());
+        if let Err(error) = result {
             println!("FAILED: {name}: {error:#}");
             self.failed.push(name);
         }

@@ -15,8 +15,8 @@ pub(super) const STEPS_AN_OPERATION: u64 = 400;
 /// Steps to a point, roughly.
 const STEPS_A_POINT: u64 = 16;
 /// Steps of the shortest turn of a walk, and orders of magnitude (doublings) above.
-const SHORTEST_TURN: u64 = 1000;
-const TURNS: u64 = 6;
+const SHORTEST_TURN: u64 = 200;
+const TURNS: u64 = 8;
 pub(super) const OPERATIONS: u64 = 200;
 pub(super) const PLUGS: u64 = 4;
 /// Steps after which a run that has not ended counts as hung, for each that was expected.

@@ -10,7 +10,7 @@ use super::scenario::{Scenario, Strategy, Unit};
 use super::written;
 
 /// One turn in so many of a walk begins with an interrupt.
-const INTERRUPTED: u64 = 3;
+const INTERRUPTED: u64 = 2;
 
 /// Priorities and changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
