@@ -38,10 +38,8 @@ const REFS: usize = 4;
 const HELD: u32 = 6;
 /// Operations of a round between two boundaries.
 const ROUND: u32 = super::round(32);
-/// One operation in so many that takes nothing looks something up in the table.
-const LOOK_UPS: u64 = 3;
-/// One of the others in so many replaces something there: it may interrupt every CPU.
-const REPLACEMENTS: u64 = if cfg!(percpu_steps) { 6 } else { 1 << 13 };
+/// One operation in so many is on the table.
+const ON_TABLE: u64 = 3;
 /// What is taken and given back at the price of one.
 const MANY: u32 = 3;
 
@@ -138,6 +136,10 @@ pub(super) fn run(mut worker: Worker) {
     let mut held = [0u32; REFS];
     loop {
         for _ in 0..ROUND {
+            if worker.rng.one_in(ON_TABLE) {
+                table::work(&mut worker);
+                continue;
+            }
             let i = worker.rng.below(REFS as u64) as usize;
             // Of one that is dying mostly less: it is to be released some day.
             let take = worker.rng.one_in(if object(i).is_dying() { 16 } else { 2 });
@@ -148,10 +150,6 @@ pub(super) fn run(mut worker: Worker) {
                 let taken = take_some(&mut worker, i, held[i]);
                 held[i] += taken;
                 worker.book(slot(i), taken.into());
-            } else if worker.rng.one_in(LOOK_UPS) {
-                table::look_up(&mut worker);
-            } else if worker.rng.one_in(REPLACEMENTS) {
-                table::replace(&mut worker);
             } else if held[i] > 0 {
                 let given = if worker.rng.one_in(4) { held[i] } else { 1 };
                 held[i] -= given;

@@ -18,7 +18,11 @@ use crate::workloads::{Worker, checked};
 use crate::{events, sched};
 
 /// Places in the table.
-const TABLE: usize = 2;
+const TABLE: usize = if cfg!(percpu_steps) { 1 } else { 2 };
+/// One operation in so many replaces an object, which may interrupt every CPU.
+const REPLACEMENTS: u64 = if cfg!(percpu_steps) { 4 } else { 1 << 13 };
+/// How long a reader takes, at most, to make use of what it has found.
+const DAWDLE: u64 = 16;
 /// Places for objects: one more, for the one that comes next.
 const OBJECTS: usize = TABLE + 1;
 
@@ -62,10 +66,19 @@ static FOUND: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
 /// Somebody replaces an object.
 static OWNED: AtomicBool = AtomicBool::new(false);
 
+/// Looks something up, or replaces it.
+pub(super) fn work(worker: &mut Worker) {
+    if worker.rng.one_in(REPLACEMENTS) {
+        replace(worker);
+    } else {
+        look_up(worker);
+    }
+}
+
 /// Looks something up, takes a reference, and gives it back.
-pub(super) fn look_up(worker: &mut Worker) {
+fn look_up(worker: &mut Worker) {
     let which = worker.rng.below(TABLE as u64) as usize;
-    let moment = worker.rng.below(4);
+    let moment = worker.rng.below(DAWDLE);
     let pin = preempt::disable();
     READING.inc();
     // Either the owner sees that somebody is reading, or the reader that the object is gone.
@@ -99,7 +112,7 @@ fn check_there(n: usize) {
 
 /// Puts another object into the table and gives back the one that was there, unless another thread is
 /// about to do so.
-pub(super) fn replace(worker: &mut Worker) {
+fn replace(worker: &mut Worker) {
     if !OWNED.swap(true, Ordering::Acquire) {
         replace_alone(worker);
         OWNED.store(false, Ordering::Release);
