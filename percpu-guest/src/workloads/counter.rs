@@ -19,9 +19,9 @@ mod still;
 use core::cell::UnsafeCell;
 
 use percpu_core::counter::PercpuCounter;
-use percpu_core::preempt;
 use percpu_core::var::PerCpuPtr;
 use percpu_core::view::CounterView;
+use percpu_core::{percpu, preempt};
 use percpu_guest::abi::{ALL_ROWS, CounterRole, EventKind, Invariant};
 
 use super::{Worker, book_interrupt, checked, parts, slots};
@@ -33,14 +33,20 @@ use kinds::Tree;
 use limited::Limited;
 use own::Owned;
 
-/// Counters that live as long as the kernel and that all threads write.
-const SHARED_COUNTERS: usize = 8;
+/// Counters that live as long as the kernel and that all threads write: in a short run few, so that
+/// threads and interrupts meet at them.
+const SHARED_COUNTERS: usize = if cfg!(percpu_steps) { 4 } else { 8 };
 /// The first of them are given small amounts, the others large ones.
-const SMALL_AMOUNTS: usize = 4;
+const SMALL_AMOUNTS: usize = SHARED_COUNTERS / 2;
 /// Additions of a round between two boundaries.
-const ROUND: u32 = super::round(32);
+const ROUND: u32 = if cfg!(percpu_steps) { 2 } else { 32 };
 
 static COUNTERS: [Slot; SHARED_COUNTERS] = [const { Slot::new() }; SHARED_COUNTERS];
+
+percpu! {
+    /// The counter to which the thread of this CPU adds, or did: interrupts go there, too.
+    static HERE: PerCpu<u32> = 0;
+}
 
 /// A counter that is made once, before any thread reads it.
 struct Slot(UnsafeCell<Option<PercpuCounter>>);
@@ -187,6 +193,7 @@ pub(super) fn run(mut worker: Worker) {
         for _ in 0..ROUND {
             let which = worker.rng.below(SHARED_COUNTERS as u64) as usize;
             let counter = COUNTERS[which].get();
+            HERE.write(which as u32);
             let added = if which < SMALL_AMOUNTS {
                 add_little(worker.rng.next(), counter)
             } else {
@@ -224,20 +231,20 @@ pub(super) fn run(mut worker: Worker) {
     tree.end();
 }
 
-/// The timer interrupt's share: an addition that stays local mostly, one that folds, and one that makes a
-/// local to which a thread may be about to add larger by much.
+/// The timer interrupt's share: an addition where the thread that is interrupted may be adding, and one
+/// that folds.
 pub(super) fn on_interrupt() {
     let now = tsc::now();
-    for part in parts(4, now) {
+    for part in parts(3, now) {
         match part {
-            0 => add_in_interrupt(0, 1 + (now >> 4) as i64 % 12, 32),
+            0 => match HERE.read() as usize {
+                which @ SMALL_AMOUNTS.. => {
+                    let added = add_much(now >> 4, COUNTERS[which].get());
+                    book_interrupt(slots::COUNTERS + which as u32, added);
+                }
+                _ => add_in_interrupt(0, 1 + (now >> 4) as i64 % 12, 32),
+            },
             1 => add_in_interrupt(1, -2, 2),
-            2 => {
-                let which = SMALL_AMOUNTS + (now >> 4) as usize % (SHARED_COUNTERS - SMALL_AMOUNTS);
-                let much = largest_batch() / 2 - 1;
-                COUNTERS[which].get().add(much);
-                book_interrupt(slots::COUNTERS + which as u32, much);
-            }
             _ => kinds::on_interrupt(),
         }
     }
