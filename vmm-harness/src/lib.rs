@@ -1,6 +1,7 @@
 //! A small VMM that runs the percpu guest and judges it.
 
 pub mod bench;
+pub mod cli;
 mod counts;
 pub mod coverage;
 mod crash;

@@ -4,15 +4,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmm_harness::coverage::Reports;
-use vmm_harness::error::{Error, Status};
-use vmm_harness::fuzz::{
+use crate::coverage::Reports;
+use crate::error::{Error, Status};
+use crate::fuzz::{
     self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, Style, image_name,
 };
-use vmm_harness::host::RingChoice;
-use vmm_harness::image::Image;
-use vmm_harness::machine::{Scenario, Topology};
-use vmm_harness::report;
+use crate::host::RingChoice;
+use crate::image::Image;
+use crate::machine::{Scenario, Topology};
+use crate::report;
 
 use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 

@@ -1,29 +1,123 @@
-//! What several commands have in common: arguments, and how they begin.
+//! The commands of `vmm-harness`, a file a command; here what they have in common: arguments, and how
+//! they begin.
 
-pub mod deterministic;
+mod bench;
+mod deterministic;
+mod run;
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use vmm_harness::error::Error;
-use vmm_harness::host::{Host, HostInfo, RingChoice};
-use vmm_harness::image::Image;
-use vmm_harness::run;
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Status};
+use crate::host::{Doctor, Host, HostInfo, RingChoice};
+use crate::image::Image;
+use bench::BenchArgs;
+use deterministic::{FuzzArgs, MergeArgs, MinimiseArgs, ReplayArgs};
+use run::RunArgs;
 
 /// Seconds of a run, unless said otherwise.
-pub const DEFAULT_SECONDS: f64 = 10.0;
+const DEFAULT_SECONDS: f64 = 10.0;
+
+/// Boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
+#[derive(Parser)]
+#[command(version, bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the guest under load while CPUs come and go, and judge it.
+    Run(RunArgs),
+    /// Measure in the guest what the operations of percpu-core cost.
+    ///
+    /// Each is timed by the guest's time stamp counter, in rounds that alternate between it, the bare
+    /// instructions written by hand, and a `lock xadd` on a word that all CPUs share.
+    #[command(override_usage = "cargo xtask bench core [OPTIONS]")]
+    Bench(BenchArgs),
+    /// Run scenarios made out of seeds on the deterministic machine, one CPU at a time, and judge them.
+    Fuzz(FuzzArgs),
+    /// Run one scenario again, which goes as it went before.
+    ///
+    /// Ends with status 0 if every invariant held, 1 if not, and 1 too if a failure's file says that
+    /// this guest's run goes otherwise.
+    Replay(ReplayArgs),
+    /// Look for the smallest scenario that fails as the given one does, and show it step by step.
+    Minimise(MinimiseArgs),
+    /// Add up the reports of a campaign's shards: seeds, coverage, and each failure once.
+    FuzzMerge(MergeArgs),
+    /// Say what this host's KVM can do, what will be used, and why.
+    Doctor,
+    /// List the guest tests that an image declares.
+    List(ImageArg),
+}
 
 #[derive(clap::Args)]
-pub struct ImageArg {
+struct ImageArg {
     /// The guest's ELF image.
     #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
-    pub image: PathBuf,
+    image: PathBuf,
+}
+
+/// Lets freed memory stay with the process: many short runs would else have it zeroed by the host
+/// again and again.
+fn keep_memory() {
+    const KEEP: i32 = 256 << 20;
+    // SAFETY: no other thread exists yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP);
+    }
+}
+
+/// Does what the command line says: all that `vmm-harness` is.
+pub fn main() -> ExitCode {
+    keep_memory();
+    let process_start = Instant::now();
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(args, process_start),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Fuzz(args) => deterministic::fuzz(args),
+        Command::Replay(args) => deterministic::replay(&args),
+        Command::FuzzMerge(args) => deterministic::merge(&args),
+        Command::Minimise(args) => deterministic::minimise(&args),
+        Command::Doctor => {
+            let doctor = Doctor::examine();
+            // As below: a closed pipe is the reader's choice.
+            let _ = write!(std::io::stdout(), "{doctor}");
+            Ok(doctor.status())
+        }
+        Command::List(args) => list(&args),
+    };
+    match result {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.status().into()
+        }
+    }
+}
+
+fn list(args: &ImageArg) -> Result<Status, Error> {
+    let image = Image::open(&args.image)?;
+    let mut stdout = std::io::stdout().lock();
+    for test in image.tests() {
+        if writeln!(stdout, "{}: test", test.name).is_err() {
+            break;
+        }
+    }
+    Ok(Status::Held)
 }
 
 /// Parses a time.
-pub fn seconds(text: &str) -> Result<f64, String> {
+fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= 1e6 => Ok(seconds),
         _ => Err("give a number of seconds above 0, at most 1000000".into()),
@@ -31,7 +125,7 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 }
 
 /// Parses a seed.
-pub fn seed(text: &str) -> Result<u64, String> {
+fn seed(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => text.parse(),
@@ -40,7 +134,7 @@ pub fn seed(text: &str) -> Result<u64, String> {
 }
 
 /// The image, what this host can do for `max_cpus` CPUs, and the ring to run in.
-pub fn prepare(
+fn prepare(
     image: &ImageArg,
     max_cpus: u32,
     ring: RingChoice,
@@ -54,12 +148,12 @@ pub fn prepare(
         RingChoice::Auto if image.header().ring3_only != 0 => 3,
         choice => host.choose_ring(choice).0,
     };
-    run::check_ring(&image, ring)?;
+    crate::run::check_ring(&image, ring)?;
     Ok((image, host, ring))
 }
 
 /// Raised by the first Ctrl-C; the second ends the process at once.
-pub fn interrupted() -> Result<Arc<AtomicBool>, Error> {
+fn interrupted() -> Result<Arc<AtomicBool>, Error> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register_conditional_default(signal, flag.clone())
@@ -70,7 +164,7 @@ pub fn interrupted() -> Result<Arc<AtomicBool>, Error> {
 }
 
 /// A seed that differs from run to run; short, so that people can repeat it.
-pub fn new_seed() -> u64 {
+fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64 ^ u64::from(std::process::id()) << 20) & 0xffff_ffff
 }

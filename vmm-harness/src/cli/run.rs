@@ -1,0 +1,150 @@
+//! `run`: the guest under load while CPUs come and go.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use percpu_guest::abi::{BootMode, Fault, Workload};
+
+use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
+use crate::error::{Error, Status};
+use crate::host::RingChoice;
+use crate::report;
+use crate::run::{self, Length, RunConfig};
+
+/// CPUs that can be, unless said otherwise.
+const MAX_CPUS: u32 = 8;
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    image: ImageArg,
+    /// CPUs that are online at the start.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    cpus: u32,
+    /// CPUs that can be plugged in at most [default: 8, or --cpus if that is more].
+    #[arg(long, value_name = "M")]
+    max_cpus: Option<u32>,
+    /// How long the guest is kept under load [default: 10].
+    #[arg(long, value_name = "S", conflicts_with = "plugs", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// End after so many plugs and unplugs instead.
+    #[arg(long, value_name = "P")]
+    plugs: Option<u64>,
+    /// End after so many passes of the workload trace instead.
+    #[arg(long, value_name = "P", conflicts_with_all = ["seconds", "plugs"])]
+    passes: Option<u64>,
+    /// What the guest does: all at once, or one of statics, counter, alloc, mount, trace, refs.
+    #[arg(long, default_value = "all", value_name = "NAME", value_parser = workloads)]
+    workload: Workloads,
+    /// How CPUs are started: by the guest with INIT-SIPI, or directly by the host.
+    #[arg(long, default_value = "direct")]
+    boot: Boot,
+    /// The guest's privilege level; auto takes 0 unless this host emulates it.
+    #[arg(long, default_value = "auto")]
+    ring: RingChoice,
+    /// Seed of every random choice [default: a new one each time].
+    #[arg(long, value_name = "X", value_parser = seed)]
+    seed: Option<u64>,
+    /// Write the report to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Make the guest misbehave on purpose, to see how that is reported.
+    #[arg(long, default_value = "none", value_name = "NAME", value_parser = fault, hide = true)]
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Boot {
+    Sipi,
+    Direct,
+}
+
+#[derive(Clone, Debug)]
+struct Workloads(Vec<Workload>);
+
+fn workloads(name: &str) -> Result<Workloads, String> {
+    if name == "all" {
+        return Ok(Workloads(Workload::ALL.to_vec()));
+    }
+    match Workload::ALL.iter().find(|workload| workload.name() == name) {
+        Some(&workload) => Ok(Workloads(vec![workload])),
+        None => Err(format!(
+            "there is no such workload: give all, {}",
+            Workload::ALL.iter().map(|w| w.name()).collect::<Vec<_>>().join(", ")
+        )),
+    }
+}
+
+fn fault(name: &str) -> Result<Fault, String> {
+    Fault::ALL.iter().copied().find(|fault| fault.name() == name).ok_or_else(|| {
+        let names: Vec<_> = Fault::ALL.iter().map(|f| f.name()).collect();
+        format!("there is no such fault: give {}", names.join(", "))
+    })
+}
+
+pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
+    let max_cpus = args.max_cpus.unwrap_or(MAX_CPUS.max(args.cpus));
+    let length = match (args.plugs, args.passes, args.seconds) {
+        (Some(plugs), ..) => Length::Plugs(plugs),
+        (None, Some(passes), _) => Length::Passes(passes),
+        (None, None, seconds) => {
+            Length::Time(Duration::from_secs_f64(seconds.unwrap_or(DEFAULT_SECONDS)))
+        }
+    };
+    run::check_cpus(args.cpus, max_cpus)?;
+    run::check_length(length, &args.workload.0)?;
+    let (image, host, ring) = prepare(&args.image, max_cpus, args.ring)?;
+    let seed = args.seed.unwrap_or_else(new_seed);
+    let mut config = RunConfig {
+        cpus: args.cpus,
+        max_cpus,
+        length,
+        work: None,
+        workloads: args.workload.0,
+        boot: match args.boot {
+            Boot::Sipi => BootMode::Sipi,
+            Boot::Direct => BootMode::Direct,
+        },
+        ring,
+        seed,
+        fault: args.fault,
+        live: true,
+        replay: String::new(),
+        process_start,
+    };
+    config.replay = replay_command(&config);
+    if let Some(path) = &args.json {
+        report::check_writable(path)?;
+    }
+    let interrupted = interrupted()?;
+    let report = run::run(&image, &config, &host, &interrupted)?;
+    let stdout = std::io::stdout();
+    let colours = report::colours_wanted(&stdout);
+    // A closed pipe is the reader's choice, and the verdict is in the exit status too.
+    let _ = report::write_table(&mut stdout.lock(), &report, colours);
+    if let Some(path) = &args.json {
+        report.write_json(path)?;
+    }
+    Ok(report.verdict.status())
+}
+
+fn replay_command(config: &RunConfig) -> String {
+    let length = match config.length {
+        Length::Time(time) => format!("--seconds {}", time.as_secs_f64()),
+        Length::Plugs(plugs) => format!("--plugs {plugs}"),
+        Length::Passes(passes) => format!("--passes {passes}"),
+    };
+    let workload = match config.workloads.as_slice() {
+        [one] => one.name(),
+        _ => "all",
+    };
+    format!(
+        "cargo xtask run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",
+        config.cpus,
+        config.max_cpus,
+        run::boot_mode_name(config.boot),
+        config.ring,
+        config.seed,
+    )
+}
