@@ -213,7 +213,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A scenario or a failure cannot be kept.
+    /// A report, a scenario or a failure cannot be written.
     #[error(
         "{path} cannot be written ({source}): free space, or check the directory and its permissions"
     )]
@@ -233,16 +233,6 @@ pub enum Error {
         one: String,
         /// The other one.
         other: String,
-    },
-    /// A report cannot be written.
-    #[error(
-        "the report {path} cannot be written ({source}): check the directory and its permissions"
-    )]
-    ReportUnwritable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
 }
 
@@ -275,8 +265,7 @@ impl Error {
             | Self::FuzzReportUnreadable { .. }
             | Self::FileWrong { .. }
             | Self::FileUnwritable { .. }
-            | Self::CoverageOfAnotherImage { .. }
-            | Self::ReportUnwritable { .. } => Status::Usage,
+            | Self::CoverageOfAnotherImage { .. } => Status::Usage,
         }
     }
 

@@ -153,11 +153,7 @@ impl BenchReport {
 
     /// Writes the report as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
-        let mut text = serde_json::to_string_pretty(self)
-            .expect("a report is strings, numbers and lists of them");
-        text.push('\n');
-        std::fs::write(path, text)
-            .map_err(|source| Error::ReportUnwritable { path: path.into(), source })
+        crate::report::file::write_json(path, self)
     }
 }
 

@@ -1,16 +1,14 @@
 //! Reports of coverage as files.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::file::Coverage;
-use super::html::write_html;
+use super::html;
 use super::lcov::write_lcov;
 use super::source::SourceCoverage;
 use crate::error::Error;
-use crate::fuzz::store;
 use crate::image::Image;
-use crate::report::check_writable;
+use crate::report::{check_writable, file};
 
 /// Which reports are to be written, and where.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -46,15 +44,11 @@ impl Reports {
             return Ok(());
         }
         let source = SourceCoverage::of(image, coverage)?;
-        let text = |write: fn(&mut Vec<u8>, &SourceCoverage) -> io::Result<()>| {
+        if let Some(path) = &self.lcov {
             let mut text = Vec::new();
-            write(&mut text, &source).expect("memory can be written");
-            String::from_utf8(text).expect("made of strings")
-        };
-        let save = |path: Option<&Path>, write| {
-            path.map_or(Ok(()), |path| store::write(path, &text(write)))
-        };
-        save(self.lcov.as_deref(), write_lcov)?;
-        save(self.html.as_deref(), write_html)
+            write_lcov(&mut text, &source).expect("memory can be written");
+            file::write(path, &String::from_utf8(text).expect("made of strings"))?;
+        }
+        self.html.as_ref().map_or(Ok(()), |path| html::page(&source).write(path))
     }
 }

@@ -21,7 +21,7 @@ mod report;
 mod seen;
 mod shard;
 mod show;
-pub(crate) mod store;
+mod store;
 
 use std::ops::Range;
 use std::path::PathBuf;

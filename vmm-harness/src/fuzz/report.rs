@@ -10,6 +10,7 @@ use super::{Failure, FuzzConfig, MachineKind};
 use crate::coverage::{Coverage, Features};
 use crate::error::{Error, Status};
 use crate::machine::Outcome;
+use crate::report::file;
 
 /// Version of the JSON form.
 pub(super) const SCHEMA: u32 = 2;
@@ -162,9 +163,7 @@ impl FuzzReport {
 
     /// Writes the report as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
-        let text = serde_json::to_string_pretty(self).expect("strings and numbers");
-        std::fs::write(path, text + "\n")
-            .map_err(|source| Error::ReportUnwritable { path: path.into(), source })
+        file::write_json(path, self)
     }
 }
 

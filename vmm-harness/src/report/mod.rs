@@ -1,6 +1,9 @@
 //! What a run has shown, in forms for people and for programs.
 
+pub mod chart;
+pub(crate) mod file;
 mod live;
+pub mod page;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -8,6 +11,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use file::check_writable;
 pub use live::{LiveLine, Progress};
 pub(crate) use terminal::Paint;
 pub use terminal::{colours_wanted, write_table};
@@ -191,28 +195,16 @@ impl Default for RunReport {
 impl RunReport {
     /// The report as JSON.
     pub fn to_json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self)
-            .expect("a report is strings, numbers and lists of them");
-        text.push('\n');
-        text
+        file::to_json(self)
     }
 
     /// Writes the report as JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
-        std::fs::write(path, self.to_json())
-            .map_err(|source| Error::ReportUnwritable { path: path.into(), source })
+        file::write_json(path, self)
     }
-}
-
-/// Makes sure that a report can be written to `path` later: a run should not end with its result
-/// lost.
-pub fn check_writable(path: &Path) -> Result<(), Error> {
-    std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map(drop)
-        .map_err(|source| Error::ReportUnwritable { path: path.into(), source })
 }
 
 /// `n` with a unit, three significant digits: `123`, `45.6 k`, `1.23 M`.
