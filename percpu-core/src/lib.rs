@@ -35,6 +35,8 @@
 //! | [`view`] | the structures, as seen from another address space | |
 #![cfg_attr(feature = "host", doc = "| [`host`] | threads of a process as CPUs | |")]
 //!
+//! [`concepts`] explains all of them in ten minutes.
+//!
 //! # In a kernel
 //!
 //! Without the feature `host`, which is on by default, the crate is `no_std` and needs nothing but
@@ -67,6 +69,12 @@ mod steps;
 pub mod sync;
 pub mod var;
 pub mod view;
+
+/// What per-CPU data is, and the words for it.
+#[cfg(any(doc, doctest))]
+pub mod concepts {
+    #![doc = include_str!("../docs/concepts.md")]
+}
 
 /// The guide for kernels, and the package's README as a test.
 #[cfg(any(doc, doctest))]
