@@ -145,7 +145,7 @@ fn panic_of<R>(f: impl FnOnce() -> R) -> String {
 }
 
 #[test]
-#[cfg(debug_assertions)]
+#[cfg_attr(not(debug_assertions), ignore = "only builds with debug assertions look")]
 fn a_counter_that_was_destroyed_is_found_out_on_every_slow_way() {
     let _system = system();
     let [a, other] = PercpuCounter::new_many(0).unwrap();
@@ -185,7 +185,7 @@ fn view_links(address: usize) -> [u64; 2] {
 }
 
 #[test]
-#[cfg(debug_assertions)]
+#[cfg_attr(not(debug_assertions), ignore = "only builds with debug assertions look")]
 fn a_counter_that_was_overwritten_is_found_out_when_a_cpu_dies() {
     let _system = system();
     let counter = PercpuCounter::new(0).unwrap();
