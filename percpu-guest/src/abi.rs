@@ -32,7 +32,7 @@ pub use turns::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -111,7 +111,7 @@ pub struct BootParams {
     pub boot_mode: u32,
     /// Privilege level the guest runs at, 0 or 3.
     pub ring: u32,
-    /// Bits of [`Workload`].
+    /// Bits of workloads, by their places in [`WORKLOAD_SECTION`].
     pub workloads: u32,
     /// [`Fault`].
     pub fault: u32,
@@ -224,7 +224,10 @@ pub struct BalanceCounts {
     pub atomic_failures: AtomicU64,
 }
 
-/// Counts of the workload [`Workload::Trace`].
+/// The workload that replays a trace, pass by pass, where an image has one.
+pub const TRACE: &str = "trace";
+
+/// Counts of the workload [`TRACE`].
 #[repr(C)]
 pub struct TraceCounts {
     /// Operations that ended, those at the end of a pass included that free what is left.
@@ -258,7 +261,7 @@ pub struct ControlBlock {
     /// Context switches.
     pub switches: AtomicU64,
     /// Operations of each workload that ended on this CPU.
-    pub ops: [AtomicU64; 8],
+    pub ops: [AtomicU64; MOST_WORKLOADS],
     /// Where CPUs run one at a time: the moment of the next timer interrupt, 0 if none is due.
     pub timer: AtomicU64,
     /// There likewise: virtual address of the CPU's word of pending interrupts, bit 0 = vector 0x40.

@@ -1,8 +1,16 @@
-//! The interface between the guest kernel and the host that runs and judges it.
+//! A small guest kernel for the code under test, and the interface between it and the host that runs and
+//! judges it.
 //!
-//! Both sides compile this crate: the guest kernel (the binary of this package) writes these
-//! structures, the host reads them from raw guest memory. There is no code here that runs on one
-//! side only.
+//! - [`abi`]: shared memory. Both sides compile it: the kernel writes these structures, the host reads
+//!   them from raw guest memory.
+//! - [`kernel`], with the feature of that name: interrupts, preemptible threads that migrate, CPUs that
+//!   come and go. A program that uses it is a guest; what it tests and what it does all day it declares by
+//!   [`#[test]`](macro@test) and [`#[workload]`](macro@workload).
 #![no_std]
 
 pub mod abi;
+#[cfg(feature = "kernel")]
+pub mod kernel;
+
+#[cfg(feature = "kernel")]
+pub use percpu_guest_macros::{test, workload};

@@ -1,4 +1,6 @@
-//! The guest image: an ELF file with an [`ImageHeader`] and, perhaps, guest tests.
+//! The guest image: an ELF file with an [`ImageHeader`] and, perhaps, guest tests and workloads.
+
+mod workloads;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::coverage::{self, Edges};
 use crate::error::Error;
 use crate::memory::view_from_bytes;
+pub use workloads::Workloads;
 
 /// An ELF file that was found to be a guest of this ABI.
 pub struct Image {
@@ -19,6 +22,7 @@ pub struct Image {
     bytes: Vec<u8>,
     header: ImageHeader,
     tests: Vec<GuestTest>,
+    workloads: Workloads,
     edges: Option<Edges>,
 }
 
@@ -33,6 +37,8 @@ pub struct GuestTest {
     pub cpus: u32,
     /// CPUs that are possible.
     pub possible: u32,
+    /// Whether it runs only when asked for.
+    pub ignored: bool,
 }
 
 impl Image {
@@ -61,8 +67,9 @@ impl Image {
             ));
         }
         let tests = tests(&elf).ok_or_else(|| Error::foreign_elf(path))?;
+        let workloads = Workloads::of(&elf).ok_or_else(|| Error::foreign_elf(path))?;
         let edges = Edges::find(&elf).map_err(|why| Error::image_load(path, why))?;
-        Ok(Self { path: path.into(), header, tests, edges, bytes })
+        Ok(Self { path: path.into(), header, tests, workloads, edges, bytes })
     }
 
     /// Where the image was read from.
@@ -83,6 +90,11 @@ impl Image {
     /// The guest tests, by name.
     pub fn tests(&self) -> &[GuestTest] {
         &self.tests
+    }
+
+    /// The workloads.
+    pub fn workloads(&self) -> &Workloads {
+        &self.workloads
     }
 
     /// The edges that the image's code notes for the host, if it was built to.
@@ -142,22 +154,28 @@ fn bytes<'a>(elf: &object::File<'a>, address: u64, len: u64) -> Option<&'a [u8]>
     elf.segments().find_map(|segment| segment.data_range(address, len).ok().flatten())
 }
 
+/// The entries of a section, which may be missing; `None` if they are no whole entries.
+fn section_of<T: View>(elf: &object::File<'_>, name: &str) -> Option<Vec<T>> {
+    let Some(section) = elf.section_by_name(name) else { return Some(Vec::new()) };
+    let data = section.data().ok()?;
+    if !data.len().is_multiple_of(size_of::<T>()) {
+        return None;
+    }
+    data.chunks_exact(size_of::<T>()).map(view_from_bytes).collect()
+}
+
 fn tests(elf: &object::File<'_>) -> Option<Vec<GuestTest>> {
-    let Some(section) = elf.section_by_name(abi::TEST_SECTION) else {
-        return Some(Vec::new());
-    };
-    let mut tests: Vec<_> = section
-        .data()
-        .ok()?
-        .chunks_exact(size_of::<TestEntry>())
+    let entries: Vec<TestEntry> = section_of(elf, abi::TEST_SECTION)?;
+    let mut tests: Vec<_> = entries
+        .into_iter()
         .map(|entry| {
-            let entry: TestEntry = view_from_bytes(entry)?;
             let name = bytes(elf, entry.name, entry.name_len)?;
             Some(GuestTest {
                 name: String::from_utf8(name.to_vec()).ok()?,
                 function: entry.function,
                 cpus: entry.cpus as u32 & 0xffff,
                 possible: entry.cpus as u32 >> 16,
+                ignored: entry.cpus >> 32 & 1 != 0,
             })
         })
         .collect::<Option<_>>()?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use percpu_guest::abi::{
-    ControlBlock, CpuState, SHARED, SharedHeader, VECTOR_IPI, Workload, control_block,
+    ControlBlock, CpuState, SHARED, SharedHeader, TRACE, VECTOR_IPI, control_block,
 };
 
 use crate::counts;
@@ -101,7 +101,7 @@ enum End {
 
 impl<'a> Run<'a> {
     fn start(image: &'a Image, config: &'a RunConfig, host: &HostInfo) -> Result<Self, Error> {
-        let boot = boot_of_run(config, host);
+        let boot = boot_of_run(image, config, host);
         let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(config.max_cpus)))?;
         let mem = GuestMem::new(vm.memory().clone());
         let run = Self {
@@ -109,7 +109,9 @@ impl<'a> Run<'a> {
             plan: match &config.work {
                 Some(work) => Plan::Given(Given::new(work.plugs.clone())),
                 None => {
-                    Plan::Walk(Walk::new(config.seed, config.max_cpus, config.workloads.clone()))
+                    let number = |name: &String| image.workloads().number(name);
+                    let numbers = config.workloads.iter().filter_map(number).collect();
+                    Plan::Walk(Walk::new(config.seed, config.max_cpus, numbers))
                 }
             },
             injector: Injector::new(mem.clone()),
@@ -481,11 +483,12 @@ impl<'a> Run<'a> {
     }
 
     /// Operations of `workload` by CPU, of those that were ever online.
-    fn ops(&self, workload: Workload) -> impl Iterator<Item = u64> + '_ {
+    fn ops(&self, workload: &str) -> impl Iterator<Item = u64> + '_ {
+        let number = self.image.workloads().number(workload);
         (0u32..)
             .zip(&self.ever_online)
             .filter(|(_, ever)| **ever)
-            .map(move |(cpu, _)| self.cpu_now(cpu).ops[workload as usize])
+            .map(move |(cpu, _)| number.map_or(0, |number| self.cpu_now(cpu).ops[number]))
     }
 
     fn show(&mut self, began: Instant) {
@@ -502,7 +505,7 @@ impl<'a> Run<'a> {
             online: self.judge.shadow().online(),
             possible: self.config.max_cpus,
             plugs: self.report.plugs.up + self.report.plugs.down,
-            ops: self.config.workloads.iter().map(|&w| (w.name(), self.ops(w).sum())).collect(),
+            ops: self.config.workloads.iter().map(|w| (w.clone(), self.ops(w).sum())).collect(),
             checks: self.judge.checks().values().sum(),
             violations: self.judge.violations().len() as u64,
         };
@@ -518,14 +521,14 @@ impl<'a> Run<'a> {
             .config
             .workloads
             .iter()
-            .map(|&workload| WorkloadReport {
-                name: workload.name().into(),
+            .map(|workload| WorkloadReport {
+                name: workload.clone(),
                 ops: self.ops(workload).sum(),
                 least_on_a_cpu: self.ops(workload).min().unwrap_or(0),
             })
             .collect();
         self.report.balance = counts::balance(&self.mem);
-        if self.config.workloads.contains(&Workload::Trace) {
+        if self.config.workloads.iter().any(|name| name == TRACE) {
             self.report.trace = Some(counts::trace(&self.mem));
         }
         let by_guest: Vec<_> = counts::checks(&self.mem, self.config.max_cpus).collect();

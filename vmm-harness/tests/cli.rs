@@ -47,17 +47,12 @@ fn more_cpus_than_the_guest_knows_are_refused() {
 
 #[test]
 fn unknown_workload_is_refused_with_the_names_there_are() {
-    let end = || ended(run().args(["--workload", "nonsense"]));
-    end().refused("'nonsense'");
-    end().refused("statics");
-}
-
-#[test]
-fn help_names_the_workloads_there_are() {
-    let end = ended(harness().args(["run", "--help"])).with_status(0);
-    for workload in percpu_guest::abi::Workload::ALL {
-        assert!(end.stdout.contains(workload.name()), "{workload:?}: {}", end.stdout);
-    }
+    let end = || {
+        let image = image();
+        ended(run().args(["--workload", "counter,nonsense", "--image"]).arg(image))
+    };
+    end().refused("\"nonsense\"");
+    end().refused("alloc, counter, mount");
 }
 
 #[test]
@@ -119,12 +114,15 @@ fn refusal_makes_no_report() {
 }
 
 #[test]
-fn list_names_the_tests_of_the_image_without_booting_it() {
+fn list_names_the_tests_and_workloads_of_the_image_without_booting_it() {
     let mut list = harness();
     list.arg("list").env("PERCPU_GUEST_IMAGE", image());
     let end = ended(&mut list).with_status(0);
-    assert!(end.stdout.contains("statics::worked_example: test\n"), "{}", end.stdout);
-    assert!(end.stdout.lines().all(|line| line.ends_with(": test")), "{}", end.stdout);
+    for line in ["statics::worked_example: test", "statics: workload"] {
+        assert!(end.stdout.lines().any(|said| said == line), "{line} is not in: {}", end.stdout);
+    }
+    let known = |line: &str| line.ends_with(": test") || line.ends_with(": workload");
+    assert!(end.stdout.lines().all(known), "{}", end.stdout);
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use percpu_guest::abi::Workload;
 use vmm_harness::coverage::{Coverage, Covered, Features, FileCoverage, SourceCoverage};
 use vmm_harness::diag::Symbols;
 use vmm_harness::fuzz::Machines;
@@ -23,9 +22,8 @@ fn machine_for(test: impl FnOnce(&Image, Machines<'_>)) {
 }
 
 /// A scenario of one workload without plugs.
-fn only(workload: Workload) -> Scenario {
-    let mut scenario = Scenario::from_seed(1);
-    scenario.workloads = vec![workload];
+fn only(workload: &str) -> Scenario {
+    let mut scenario = Scenario::from_seed(1, &[workload]);
     scenario.plugs.clear();
     scenario
 }
@@ -44,8 +42,8 @@ fn reaches(image: &Image, edges: &Covered, file: &str, function: &str) -> bool {
 fn a_run_reaches_what_its_workload_does_and_nothing_of_the_run_before() {
     machine_for(|image, mut machines| {
         let mut edges = |workload| machines.run(&only(workload)).expect("a run").features.edges;
-        let (statics, alloc) = (edges(Workload::Statics), edges(Workload::Alloc));
-        assert!(statics == edges(Workload::Statics), "what is reached depends on the run before");
+        let (statics, alloc) = (edges("statics"), edges("alloc"));
+        assert!(statics == edges("statics"), "what is reached depends on the run before");
         // Pages are put behind areas that are allocated, and boot allocates none.
         let populates =
             |edges| reaches(image, edges, "percpu-core/src/alloc/memory.rs", "populate");
@@ -61,7 +59,7 @@ fn a_run_reaches_what_its_workload_does_and_nothing_of_the_run_before() {
 fn a_report_has_the_functions_that_runs_reached_and_those_that_none_did() {
     machine_for(|image, mut machines| {
         let mut coverage = Coverage::of(image.edges().expect("an instrumented image"));
-        coverage.add(&machines.run(&only(Workload::Statics)).expect("a run").features);
+        coverage.add(&machines.run(&only("statics")).expect("a run").features);
         let populate = |source: &SourceCoverage| {
             let of = |file: &FileCoverage| file.path == "percpu-core/src/alloc/memory.rs";
             let file = source.files.iter().find(|file| of(file)).expect("the file is in the image");
@@ -74,7 +72,7 @@ fn a_report_has_the_functions_that_runs_reached_and_those_that_none_did() {
         };
         let source = SourceCoverage::of(image, &coverage).expect("coverage of the image");
         assert_eq!(populate(&source), (false, false));
-        coverage.add(&machines.run(&only(Workload::Alloc)).expect("a run").features);
+        coverage.add(&machines.run(&only("alloc")).expect("a run").features);
         let source = SourceCoverage::of(image, &coverage).expect("coverage of the image");
         assert_eq!(populate(&source), (true, true));
 
@@ -89,17 +87,18 @@ fn a_report_has_the_functions_that_runs_reached_and_those_that_none_did() {
 
 #[test]
 fn changed_scenarios_run_and_hold() {
-    machine_for(|_, mut machines| {
+    machine_for(|image, mut machines| {
+        let workloads = image.workloads().for_seeds();
         let mut random = Random::new(1, 0);
         let mut known = Features::new();
-        let mut kept: Vec<_> = (0..4).map(Scenario::from_seed).collect();
+        let mut kept: Vec<_> = (0..4).map(|seed| Scenario::from_seed(seed, &workloads)).collect();
         let mut additions = 0;
         for i in 0..60 {
             let mut scenario = kept[i % kept.len()].clone();
             if i % 5 == 4 {
                 scenario = scenario.splice(&kept[0], &mut random);
             }
-            scenario.mutate(&mut random);
+            scenario.mutate(&mut random, &workloads);
             let outcome = machines.run(&scenario).expect("a run");
             assert!(matches!(outcome.ending, Ending::Held), "{scenario}: {:?}", outcome.ending);
             if known.add(&outcome.features).any() {

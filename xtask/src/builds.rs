@@ -4,7 +4,7 @@
 use anyhow::Result;
 use xshell::cmd;
 
-use crate::{cargo, rustup};
+use crate::cargo;
 
 /// Machines for which percpu-core has no assembly but the offset's register.
 const PORTABLE: &[&str] = &["aarch64-unknown-none", "riscv64gc-unknown-none-elf"];
@@ -15,7 +15,7 @@ pub fn builds() -> Result<()> {
     let kernel = ["--package", "percpu-core", "--no-default-features"];
     let lints = ["-D", "warnings"];
     for target in PORTABLE {
-        if rustup::need(target)?.is_err() {
+        if percpu_guest_build::need(target)?.is_err() {
             println!("WARNING: NOT BUILT FOR {target}");
             continue;
         }

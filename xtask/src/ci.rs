@@ -3,6 +3,7 @@
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
+use percpu_guest_build::Kind;
 use xshell::cmd;
 
 use crate::parts::Parts;
@@ -35,8 +36,9 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         let lints = ["-D", "warnings"];
         let host = cmd!(sh, "{cargo} clippy --workspace --all-targets -- {lints...}");
         cargo::run(host.into())?;
-        let build = guest::Build::choose()?;
-        for mut kernel in [build.cargo("clippy")?, build.cargo_for_steps("clippy")?] {
+        let guest = guest::here()?;
+        for kind in [Kind::Usual, Kind::Steps] {
+            let mut kernel = guest.command("clippy", kind);
             kernel.arg("--").args(lints);
             cargo::run(kernel)?;
         }

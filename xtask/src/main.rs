@@ -15,7 +15,6 @@ mod miri;
 mod mutants;
 mod parts;
 mod run;
-mod rustup;
 mod shuttle;
 mod test;
 

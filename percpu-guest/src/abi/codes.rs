@@ -196,6 +196,8 @@ codes! {
         /// The last reference of a life was seen to go. a0, a1, a3 as `LifeBegun`, a2 = references
         /// that the ledger showed then.
         LifeEnded = 18,
+        /// Something of the image's own, for checks of its own: a0..a4 are what they make of them.
+        Note = 19,
     }
 
     /// What is counted by references.
@@ -293,22 +295,6 @@ codes! {
         G1 = 501,
     }
 
-    /// The workloads.
-    pub enum Workload: u32 {
-        /// `this_cpu` operations on static variables, from threads and from interrupts.
-        Statics = 0,
-        /// Counters: many writers, tiny batches, creation and destruction.
-        Counter = 1,
-        /// Allocator churn.
-        Alloc = 2,
-        /// Mounts with per-CPU reference counts.
-        Mount = 3,
-        /// A recorded trace of allocations, replayed by all threads together.
-        Trace = 4,
-        /// References by `percpu_ref`, killed and brought back.
-        Refs = 5,
-    }
-
     /// What a row of a benchmark is to reach.
     pub enum BenchTarget: u32 {
         /// Nothing is asked.
@@ -378,25 +364,6 @@ impl SumKind {
             Self::Quarter => 2,
             Self::Byte => 1,
         }
-    }
-}
-
-impl Workload {
-    /// The name on the command line and in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Statics => "statics",
-            Self::Counter => "counter",
-            Self::Alloc => "alloc",
-            Self::Mount => "mount",
-            Self::Trace => "trace",
-            Self::Refs => "refs",
-        }
-    }
-
-    /// The bit in [`BootParams::workloads`](super::BootParams::workloads).
-    pub const fn bit(self) -> u32 {
-        1 << self as u32
     }
 }
 

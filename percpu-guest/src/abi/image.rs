@@ -1,4 +1,5 @@
-//! What an image holds for the host to find before it runs: the header, descriptor tables, tests.
+//! What an image holds for the host to find before it runs: the header, descriptor tables, tests,
+//! workloads.
 
 use core::mem::size_of;
 use core::sync::atomic::AtomicU64;
@@ -88,8 +89,34 @@ pub struct TestEntry {
     pub name_len: u64,
     /// Address of the function.
     pub function: u64,
-    /// CPUs online when it starts (low 16 bits), CPUs possible (next 16).
+    /// CPUs online when it starts (low 16 bits), CPUs possible (next 16); bit 32: it runs only when
+    /// asked for.
     pub cpus: u64,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for TestEntry {}
+
+/// Section of the array of [`WorkloadEntry`].
+pub const WORKLOAD_SECTION: &str = "guest_workloads";
+/// Workloads that an image can have.
+pub const MOST_WORKLOADS: usize = 16;
+
+/// A workload, in the section [`WORKLOAD_SECTION`]; its place there is its bit in
+/// [`BootParams::workloads`](super::BootParams::workloads).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// Address of the name.
+    pub name: u64,
+    /// Bytes of the name.
+    pub name_len: u64,
+    /// Addresses of its functions, for the guest itself.
+    pub functions: [u64; 4],
+    /// [`NOT_FOR_SEEDS`].
+    pub flags: u64,
+}
+// SAFETY: `repr(C)` of integers without padding.
+unsafe impl View for WorkloadEntry {}
+
+/// In [`WorkloadEntry::flags`]: scenarios made out of seeds leave it out.
+pub const NOT_FOR_SEEDS: u64 = 1;

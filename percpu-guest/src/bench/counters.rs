@@ -6,8 +6,8 @@ use percpu_guest::abi::{BenchTarget, MAX_CPUS};
 use super::harness::Variant;
 use super::team::Team;
 use super::{Bench, Family, Row, bare, with_online};
-use crate::arch::tsc;
-use crate::shared;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::shared;
 
 /// CPUs that `sum` is measured over: as many as the bare loads read.
 const SUMMED: u32 = 8;

@@ -11,8 +11,8 @@ use percpu_guest::abi::{BENCH_ROUNDS, BenchTimes};
 
 use super::bare;
 use super::team::Team;
-use crate::arch::tsc;
-use crate::shared;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::shared;
 
 /// Operations in the body of a timed loop.
 pub(super) const UNROLL: u64 = 8;

@@ -16,9 +16,9 @@ use core::sync::atomic::Ordering;
 
 use percpu_guest::abi::{BENCH_ROWS, BenchRow, BenchTarget, Doorbell, EventKind};
 
-use crate::arch::doorbell;
-use crate::control::{self, CONTROL_CPU};
-use crate::{events, sched, shared};
+use percpu_guest::kernel::arch::doorbell;
+use percpu_guest::kernel::cpus::{self, CONTROL_CPU};
+use percpu_guest::kernel::{events, sched, shared};
 
 use harness::Bench;
 
@@ -60,8 +60,13 @@ impl Row {
     }
 }
 
+#[used]
+// SAFETY: the section holds the one function that starts the image's benchmark.
+#[unsafe(link_section = "guest_bench")]
+static START: fn() = start;
+
 /// Starts the benchmark.
-pub fn start() {
+fn start() {
     sched::spawn_bound(run, CONTROL_CPU);
 }
 
@@ -120,10 +125,10 @@ fn with_online(cpus: u32, f: impl FnOnce()) {
     let boot = shared::boot();
     let cpus = cpus.min(boot.possible);
     for cpu in boot.boot_cpus..cpus {
-        control::up(cpu).unwrap_or_else(|e| panic!("CPU {cpu} does not come up: {e:?}"));
+        cpus::up(cpu).unwrap_or_else(|e| panic!("CPU {cpu} does not come up: {e:?}"));
     }
     f();
     for cpu in boot.boot_cpus..cpus {
-        control::down(cpu).unwrap_or_else(|e| panic!("CPU {cpu} does not go down: {e:?}"));
+        cpus::down(cpu).unwrap_or_else(|e| panic!("CPU {cpu} does not go down: {e:?}"));
     }
 }

@@ -9,8 +9,8 @@ use percpu_guest::abi::MAX_CPUS;
 
 use super::bare;
 use super::harness::{Variant, unrolled};
-use crate::kernel::Kernel;
-use crate::{ipi, sched};
+use percpu_guest::kernel::Kernel;
+use percpu_guest::kernel::{ipi, sched};
 
 /// Loops between two looks at the orders: few enough to follow soon, many enough to cost nothing.
 const BATCH: u64 = 4;

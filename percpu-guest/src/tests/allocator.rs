@@ -5,13 +5,14 @@ use percpu_core::cpu::{self, CpuId};
 use percpu_core::var::PerCpuPtr;
 use percpu_core::{area, percpu};
 
-use super::{guest_test, run_on};
+use percpu_guest::kernel::testing::run_on;
 
 percpu! {
     static IN_FIRST_CHUNK: PerCpu<u64> = 0;
 }
 
-guest_test!(memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
+#[percpu_guest::test(cpus = 2, possible = 4)]
+fn memory_is_zero_on_every_cpu_also_on_reuse() {
     for round in 0..40 {
         let size = 4 + round * 97;
         let pointer = alloc::global().alloc(size, 8, AllocFlags::NONE).expect("memory");
@@ -28,9 +29,10 @@ guest_test!(memory_is_zero_on_every_cpu_also_on_reuse, cpus = 2, possible = 4, {
         // SAFETY: ours, and not used again.
         unsafe { alloc::global().free(pointer) }.expect("just allocated");
     }
-});
+}
 
-guest_test!(the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
+#[percpu_guest::test(cpus = 1, possible = 2)]
+fn the_allocator_grows_by_chunks() {
     const LARGE: usize = 32 << 10;
     let mut areas = [const { None }; 6];
     for (i, area) in areas.iter_mut().enumerate() {
@@ -55,9 +57,10 @@ guest_test!(the_allocator_grows_by_chunks, cpus = 1, possible = 2, {
         // SAFETY: ours, and not used again.
         unsafe { alloc::global().free(pointer) }.expect("just allocated");
     }
-});
+}
 
-guest_test!(a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn a_box_has_a_value_for_each_cpu() {
     let counts: PerCpuBox<u64> = PerCpuBox::try_new_zeroed().expect("memory");
     static POINTER: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
     POINTER.store(counts.ptr().raw(), core::sync::atomic::Ordering::Release);
@@ -68,9 +71,10 @@ guest_test!(a_box_has_a_value_for_each_cpu, cpus = 2, possible = 2, {
     });
     let on = |n| counts.read_on(CpuId::new(n).expect("a possible CPU"));
     assert_eq!((on(0), on(1)), (0, 5));
-});
+}
 
-guest_test!(the_physical_address_leads_to_the_same_memory, cpus = 1, possible = 3, {
+#[percpu_guest::test(cpus = 1, possible = 3)]
+fn the_physical_address_leads_to_the_same_memory() {
     fn check(pointer: PerCpuPtr<u64>, what: &str) {
         for cpu in cpu::possible().iter() {
             if !cpu::booted_once().contains(cpu) {
@@ -111,9 +115,10 @@ guest_test!(the_physical_address_leads_to_the_same_memory, cpus = 1, possible = 
     alloc::global().balance();
     let boot = CpuId::new(0).expect("CPU 0 is possible");
     assert_eq!(area::phys_addr(last, boot), None, "its chunk is gone");
-});
+}
 
-guest_test!(a_leak_is_found_with_its_site, cpus = 2, possible = 4, {
+#[percpu_guest::test(cpus = 2, possible = 4)]
+fn a_leak_is_found_with_its_site() {
     let tracker = alloc::global().leak_tracker();
     tracker.start().expect("memory");
     let new = || alloc::global().alloc(48, 8, AllocFlags::NONE).expect("memory");
@@ -145,4 +150,4 @@ guest_test!(a_leak_is_found_with_its_site, cpus = 2, possible = 4, {
         unsafe { alloc::global().free(pointer) }.expect("just allocated");
     }
     tracker.stop();
-});
+}

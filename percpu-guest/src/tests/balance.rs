@@ -6,10 +6,10 @@ use percpu_core::alloc::{self, AllocError, AllocFlags};
 use percpu_core::var::PerCpuPtr;
 use percpu_core::view::{AllocatorView, CacheView};
 
-use super::{guest_test, run_on};
-use crate::arch::tsc;
-use crate::mem::PAGE;
-use crate::{control, sched, shared};
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::mem::PAGE;
+use percpu_guest::kernel::testing::run_on;
+use percpu_guest::kernel::{cpus, sched, shared};
 
 /// Longer than the balance thread ever waits for its turn.
 const PATIENCE_NS: u64 = 5_000_000_000;
@@ -31,29 +31,29 @@ fn free(area: PerCpuPtr<u8>) {
     unsafe { alloc::global().free(area) }.expect("just allocated");
 }
 
-guest_test!(
-    /// Nobody but the balance thread gives pages memory here.
-    atomic_allocations_that_failed_find_pages_soon, cpus = 2, possible = 2, {
-        for _ in 0..3 {
-            let mut held = [const { None }; 64];
-            let atomic = || alloc::global().alloc(PAGE, PAGE, AllocFlags::ATOMIC);
-            let failed = held.iter_mut().find_map(|place| match atomic() {
-                Ok(area) => {
-                    *place = Some(area);
-                    None
-                }
-                Err(error) => Some(error),
-            });
-            assert_eq!(failed, Some(AllocError::NoPopulatedRoom));
-            let found = wait_for(|| atomic().map(free).is_ok());
-            assert!(found, "no page has got memory since");
-            held.into_iter().flatten().for_each(free);
-        }
-        assert!(shared::header().balance.populated_pages.load(Ordering::Relaxed) > 0);
+/// Nobody but the balance thread gives pages memory here.
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn atomic_allocations_that_failed_find_pages_soon() {
+    for _ in 0..3 {
+        let mut held = [const { None }; 64];
+        let atomic = || alloc::global().alloc(PAGE, PAGE, AllocFlags::ATOMIC);
+        let failed = held.iter_mut().find_map(|place| match atomic() {
+            Ok(area) => {
+                *place = Some(area);
+                None
+            }
+            Err(error) => Some(error),
+        });
+        assert_eq!(failed, Some(AllocError::NoPopulatedRoom));
+        let found = wait_for(|| atomic().map(free).is_ok());
+        assert!(found, "no page has got memory since");
+        held.into_iter().flatten().for_each(free);
     }
-);
+    assert!(shared::header().balance.populated_pages.load(Ordering::Relaxed) > 0);
+}
 
-guest_test!(chunks_that_nobody_uses_are_given_back, cpus = 2, possible = 2, {
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn chunks_that_nobody_uses_are_given_back() {
     let mut held = [const { None }; 12];
     for place in &mut held {
         *place = Some(alloc::global().alloc(32 << 10, 64, AllocFlags::NONE).expect("memory"));
@@ -63,7 +63,7 @@ guest_test!(chunks_that_nobody_uses_are_given_back, cpus = 2, possible = 2, {
     held.into_iter().flatten().for_each(free);
     // The first chunk and a free one.
     assert!(wait_for(|| chunks() <= 2), "{} chunks are left", chunks());
-});
+}
 
 /// Granules in the cache of `cpu`.
 fn cached(cpu: usize) -> u32 {
@@ -82,7 +82,8 @@ fn cached(cpu: usize) -> u32 {
     unsafe { (&raw const (*cache).held).read_volatile() }
 }
 
-guest_test!(a_dead_cpu_leaves_nothing_in_its_cache, cpus = 2, possible = 2, {
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn a_dead_cpu_leaves_nothing_in_its_cache() {
     static SEEN: AtomicUsize = AtomicUsize::new(0);
     run_on(1, || {
         let _masked = percpu_core::irq::disable();
@@ -91,6 +92,6 @@ guest_test!(a_dead_cpu_leaves_nothing_in_its_cache, cpus = 2, possible = 2, {
         SEEN.store(cached(1) as usize, Ordering::Relaxed);
     });
     assert!(SEEN.load(Ordering::Relaxed) >= 6, "a freed area is not cached");
-    run_on(0, || assert_eq!(control::down(1), Ok(())));
+    run_on(0, || assert_eq!(cpus::down(1), Ok(())));
     assert_eq!(cached(1), 0);
-});
+}

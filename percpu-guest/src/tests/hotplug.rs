@@ -10,49 +10,52 @@ use percpu_core::var::PerCpuPtr;
 use percpu_core::{area, percpu};
 use percpu_guest::abi::PlugError;
 
-use super::{guest_test, run_on};
-use crate::arch::{lapic, tsc};
-use crate::kernel::Kernel;
-use crate::mem::PAGE;
-use crate::{control, sched, tick};
+use percpu_guest::kernel::Kernel;
+use percpu_guest::kernel::arch::{lapic, tsc};
+use percpu_guest::kernel::mem::PAGE;
+use percpu_guest::kernel::testing::run_on;
+use percpu_guest::kernel::{cpus, sched, tick};
 
-guest_test!(a_cpu_goes_down_and_comes_up_again, cpus = 2, possible = 3, {
+#[percpu_guest::test(cpus = 2, possible = 3)]
+fn a_cpu_goes_down_and_comes_up_again() {
     let one = CpuId::new(1).expect("possible");
     run_on(0, || {
         for _ in 0..5 {
-            assert_eq!(control::down(1), Ok(()));
-            assert_eq!(control::up(1), Ok(()));
+            assert_eq!(cpus::down(1), Ok(()));
+            assert_eq!(cpus::up(1), Ok(()));
         }
-        assert_eq!(control::up(2), Ok(()));
+        assert_eq!(cpus::up(2), Ok(()));
     });
     assert!(cpu::online().contains(one) && cpu::active().contains(one));
     assert_eq!(cpu::online().count(), 3);
     assert_eq!(cpu::dying().count(), 0);
-});
+}
 
-guest_test!(impossible_orders_are_refused, cpus = 2, possible = 2, {
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn impossible_orders_are_refused() {
     run_on(0, || {
-        assert_eq!(control::up(1), Err(PlugError::AlreadyThere));
-        assert_eq!(control::up(7), Err(PlugError::NoSuchCpu));
-        assert_eq!(control::down(0), Err(PlugError::Busy));
-        assert_eq!(control::down(1), Ok(()));
-        assert_eq!(control::down(1), Err(PlugError::AlreadyThere));
+        assert_eq!(cpus::up(1), Err(PlugError::AlreadyThere));
+        assert_eq!(cpus::up(7), Err(PlugError::NoSuchCpu));
+        assert_eq!(cpus::down(0), Err(PlugError::Busy));
+        assert_eq!(cpus::down(1), Ok(()));
+        assert_eq!(cpus::down(1), Err(PlugError::AlreadyThere));
     });
     assert_eq!(cpu::online().count(), 1);
-});
+}
 
-guest_test!(a_failing_step_is_rolled_back, cpus = 1, possible = 2, {
+#[percpu_guest::test(cpus = 1, possible = 2)]
+fn a_failing_step_is_rolled_back() {
     let count = hotplug::steps().count();
     assert!(count >= 3, "only {count} steps");
     for n in 0..count {
         let (step, ..) = hotplug::steps().nth(n).expect("counted");
         hotplug::inject_failure(step, CpuId::new(1).expect("possible"));
-        run_on(0, || assert_eq!(control::up(1), Err(PlugError::StepFailed)));
+        run_on(0, || assert_eq!(cpus::up(1), Err(PlugError::StepFailed)));
         assert_eq!(cpu::online().count(), 1);
     }
-    run_on(0, || assert_eq!(control::up(1), Ok(())));
+    run_on(0, || assert_eq!(cpus::up(1), Ok(())));
     assert_eq!(cpu::online().count(), 2);
-});
+}
 
 percpu! {
     /// What each CPU finds here at first is the template's.
@@ -62,7 +65,8 @@ percpu! {
 /// Calls of the box's initialiser for each CPU.
 static MADE: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
 
-guest_test!(a_first_bring_up_gives_a_cpu_its_memory, cpus = 2, possible = 3, {
+#[percpu_guest::test(cpus = 2, possible = 3)]
+fn a_first_bring_up_gives_a_cpu_its_memory() {
     const LARGE: usize = 32 << 10;
     let two = CpuId::new(2).expect("possible");
     let numbers = || cpu::booted_once().iter().fold(0, |set, cpu| set | 1 << cpu.index());
@@ -85,7 +89,7 @@ guest_test!(a_first_bring_up_gives_a_cpu_its_memory, cpus = 2, possible = 3, {
     .expect("memory");
     GREETING.write(1);
 
-    run_on(0, || assert_eq!(control::up(2), Ok(())));
+    run_on(0, || assert_eq!(cpus::up(2), Ok(())));
     assert_eq!(numbers(), 0b111);
     assert_eq!(GREETING.read_on(two), 0x1234);
     assert_eq!(made.remote(two).load(Ordering::Relaxed), 102);
@@ -100,8 +104,8 @@ guest_test!(a_first_bring_up_gives_a_cpu_its_memory, cpus = 2, possible = 3, {
     made.remote(two).store(7, Ordering::Relaxed);
     run_on(2, || GREETING.add(1));
     run_on(0, || {
-        assert_eq!(control::down(2), Ok(()));
-        assert_eq!(control::up(2), Ok(()));
+        assert_eq!(cpus::down(2), Ok(()));
+        assert_eq!(cpus::up(2), Ok(()));
     });
     assert_eq!((GREETING.read_on(two), made.remote(two).load(Ordering::Relaxed)), (0x1235, 7));
     assert!(MADE.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
@@ -109,19 +113,20 @@ guest_test!(a_first_bring_up_gives_a_cpu_its_memory, cpus = 2, possible = 3, {
         // SAFETY: ours, and not used again.
         unsafe { alloc::global().free(pointer) }.expect("just allocated");
     }
-});
+}
 
-guest_test!(every_possible_cpu_comes_up, cpus = 1, possible = 16, {
+#[percpu_guest::test(cpus = 1, possible = 16)]
+fn every_possible_cpu_comes_up() {
     run_on(0, || {
         for cpu in 1..16 {
-            assert_eq!(control::up(cpu), Ok(()), "CPU {cpu}");
+            assert_eq!(cpus::up(cpu), Ok(()), "CPU {cpu}");
         }
         for cpu in (1..16).rev() {
-            assert_eq!(control::down(cpu), Ok(()), "CPU {cpu}");
+            assert_eq!(cpus::down(cpu), Ok(()), "CPU {cpu}");
         }
     });
     assert_eq!(cpu::online().count(), 1);
-});
+}
 
 /// A page of the chunk space whose translation CPU 2 remembers on its way.
 static PLACE: AtomicUsize = AtomicUsize::new(0);
@@ -174,7 +179,8 @@ fn take_away(_: usize) {
     GONE.store(true, Ordering::Release);
 }
 
-guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
+#[percpu_guest::test(cpus = 2, possible = 3)]
+fn a_flush_waits_for_a_cpu_on_its_way() {
     // ONLINE steps would send the CPU an IPI, and so make up for one that it lost before.
     let online = |(step, section, _)| (section == Section::Online).then_some(step);
     while let Some(step) = hotplug::steps().find_map(online) {
@@ -190,7 +196,7 @@ guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
         hotplug::register(Section::Starting, "test:remember", Some(start_up), Some(remember))
             .expect("a place for a step");
     let ways: [fn(); 2] =
-        [|| assert_eq!(control::up(2), Ok(())), || assert_eq!(control::down(2), Ok(()))];
+        [|| assert_eq!(cpus::up(2), Ok(())), || assert_eq!(cpus::down(2), Ok(()))];
     // A flush from another CPU, and from that of the thread which brings the CPU there.
     for flusher in [1, 0] {
         for way in ways {
@@ -213,4 +219,4 @@ guest_test!(a_flush_waits_for_a_cpu_on_its_way, cpus = 2, possible = 3, {
     hotplug::unregister(step);
     // SAFETY: the test's range, without memory.
     unsafe { Kernel::release(place, PAGE) };
-});
+}

@@ -5,9 +5,8 @@ use core::sync::atomic::Ordering;
 use percpu_core::cpu::this_cpu_raw;
 use percpu_core::{irq, preempt};
 
-use super::guest_test;
-use crate::arch::tsc;
-use crate::shared;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::shared;
 
 /// Longer than two timer intervals.
 fn wait_for_ticks() {
@@ -17,13 +16,15 @@ fn wait_for_ticks() {
     }
 }
 
-guest_test!(the_timer_ticks, cpus = 1, possible = 1, {
+#[percpu_guest::test(cpus = 1, possible = 1)]
+fn the_timer_ticks() {
     let before = shared::control(0).heartbeat.load(Ordering::Relaxed);
     wait_for_ticks();
     assert!(shared::control(0).heartbeat.load(Ordering::Relaxed) > before);
-});
+}
 
-guest_test!(no_handler_runs_while_masked_and_pending_ones_run_after, cpus = 1, possible = 1, {
+#[percpu_guest::test(cpus = 1, possible = 1)]
+fn no_handler_runs_while_masked_and_pending_ones_run_after() {
     let heartbeat = || shared::control(0).heartbeat.load(Ordering::Relaxed);
     let guard = irq::disable();
     let before = heartbeat();
@@ -33,9 +34,10 @@ guest_test!(no_handler_runs_while_masked_and_pending_ones_run_after, cpus = 1, p
     assert!(heartbeat() > before, "the pending tick was lost");
     wait_for_ticks();
     assert!(heartbeat() > before + 1, "the timer is dead after a pending tick");
-});
+}
 
-guest_test!(a_pinned_thread_is_interrupted_but_not_moved, cpus = 2, possible = 2, {
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn a_pinned_thread_is_interrupted_but_not_moved() {
     let pin = preempt::disable();
     let cpu = this_cpu_raw();
     let before = shared::control(cpu).heartbeat.load(Ordering::Relaxed);
@@ -43,4 +45,4 @@ guest_test!(a_pinned_thread_is_interrupted_but_not_moved, cpus = 2, possible = 2
     assert_eq!(this_cpu_raw(), cpu);
     assert!(shared::control(cpu).heartbeat.load(Ordering::Relaxed) > before);
     drop(pin);
-});
+}

@@ -8,10 +8,10 @@ use percpu_core::hotplug;
 use percpu_core::platform::Platform;
 use percpu_core::refcount::{PercpuRef, RefFlags, Release};
 
-use super::{guest_test, run_on};
-use crate::arch::{irq, tsc};
-use crate::kernel::Kernel;
-use crate::{control, sched};
+use percpu_guest::kernel::Kernel;
+use percpu_guest::kernel::arch::{irq, tsc};
+use percpu_guest::kernel::testing::run_on;
+use percpu_guest::kernel::{cpus, sched};
 
 /// How often the ref was released.
 static RELEASES: AtomicU32 = AtomicU32::new(0);
@@ -52,56 +52,54 @@ fn releases() -> u32 {
     RELEASES.load(Ordering::Relaxed)
 }
 
-guest_test!(
-    /// A reference that was taken on a CPU which is down by now keeps the ref from its release.
-    a_ref_is_killed_and_revived_across_an_unplug, cpus = 2, possible = 2, {
-        make(RefFlags::ALLOW_REINIT);
-        run_on(1, take);
-        run_on(0, || assert_eq!(control::down(1), Ok(())));
-        assert_eq!(object().kill(), Ok(()));
-        assert!(object().tryget_live().is_none());
-        assert_eq!(releases(), 0);
-        // Not released, so it is the same life, and the reference is there still.
-        assert_eq!(object().resurrect(), Ok(()));
-        run_on(0, || assert_eq!(control::up(1), Ok(())));
-        run_on(1, take);
-        assert_eq!(object().kill(), Ok(()));
-        run_on(1, give_back);
-        assert_eq!(releases(), 0);
-        run_on(0, give_back);
-        assert_eq!(releases(), 1);
-        assert_eq!(object().reinit(), Ok(()));
-        run_on(1, || {
-            take();
-            give_back();
-        });
-        assert_eq!(object().kill(), Ok(()));
-        assert_eq!(releases(), 2);
-    }
-);
+/// A reference that was taken on a CPU which is down by now keeps the ref from its release.
+#[percpu_guest::test(cpus = 2, possible = 2)]
+fn a_ref_is_killed_and_revived_across_an_unplug() {
+    make(RefFlags::ALLOW_REINIT);
+    run_on(1, take);
+    run_on(0, || assert_eq!(cpus::down(1), Ok(())));
+    assert_eq!(object().kill(), Ok(()));
+    assert!(object().tryget_live().is_none());
+    assert_eq!(releases(), 0);
+    // Not released, so it is the same life, and the reference is there still.
+    assert_eq!(object().resurrect(), Ok(()));
+    run_on(0, || assert_eq!(cpus::up(1), Ok(())));
+    run_on(1, take);
+    assert_eq!(object().kill(), Ok(()));
+    run_on(1, give_back);
+    assert_eq!(releases(), 0);
+    run_on(0, give_back);
+    assert_eq!(releases(), 1);
+    assert_eq!(object().reinit(), Ok(()));
+    run_on(1, || {
+        take();
+        give_back();
+    });
+    assert_eq!(object().kill(), Ok(()));
+    assert_eq!(releases(), 2);
+}
 
-guest_test!(
-    /// A switch to atomic mode collects what each CPU has counted, down or up.
-    a_ref_changes_its_mode_with_references_out, cpus = 3, possible = 3, {
-        make(RefFlags::NONE);
-        for _ in 0..3 {
-            run_on(1, take);
-        }
-        run_on(2, take);
-        run_on(2, give_back);
-        run_on(0, || assert_eq!(control::down(2), Ok(())));
-        object().switch_to_atomic();
-        assert!(!object().is_percpu());
-        run_on(0, give_back);
-        object().switch_to_percpu();
-        assert!(object().is_percpu());
-        run_on(0, give_back);
-        assert_eq!(object().kill(), Ok(()));
-        assert_eq!(releases(), 0);
-        run_on(1, give_back);
-        assert_eq!(releases(), 1);
+/// A switch to atomic mode collects what each CPU has counted, down or up.
+#[percpu_guest::test(cpus = 3, possible = 3)]
+fn a_ref_changes_its_mode_with_references_out() {
+    make(RefFlags::NONE);
+    for _ in 0..3 {
+        run_on(1, take);
     }
-);
+    run_on(2, take);
+    run_on(2, give_back);
+    run_on(0, || assert_eq!(cpus::down(2), Ok(())));
+    object().switch_to_atomic();
+    assert!(!object().is_percpu());
+    run_on(0, give_back);
+    object().switch_to_percpu();
+    assert!(object().is_percpu());
+    run_on(0, give_back);
+    assert_eq!(object().kill(), Ok(()));
+    assert_eq!(releases(), 0);
+    run_on(1, give_back);
+    assert_eq!(releases(), 1);
+}
 
 /// Starts a thread on each of CPU 1 and 2 that does `job` and counts in [`ENDED`].
 fn start_on_both(job: fn(usize)) {
@@ -118,7 +116,7 @@ fn start_on_both(job: fn(usize)) {
             },
             cpu,
         );
-        crate::ipi::send(cpu);
+        percpu_guest::kernel::ipi::send(cpu);
     }
 }
 
@@ -131,57 +129,55 @@ fn wait_for_both() {
     }
 }
 
-guest_test!(
-    /// A word is closed by the CPU whose it is: of what that counts in the meantime, without a bus
-    /// lock, nothing is lost.
-    words_are_closed_under_operations, cpus = 3, possible = 3, {
-        static OVER: AtomicBool = AtomicBool::new(false);
-        make(RefFlags::NONE);
-        start_on_both(|_| {
-            while !OVER.load(Ordering::Relaxed) {
-                for _ in 0..100 {
-                    take();
-                    give_back();
-                }
+/// A word is closed by the CPU whose it is: of what that counts in the meantime, without a bus
+/// lock, nothing is lost.
+#[percpu_guest::test(cpus = 3, possible = 3)]
+fn words_are_closed_under_operations() {
+    static OVER: AtomicBool = AtomicBool::new(false);
+    make(RefFlags::NONE);
+    start_on_both(|_| {
+        while !OVER.load(Ordering::Relaxed) {
+            for _ in 0..100 {
+                take();
+                give_back();
             }
-        });
-        let until = tsc::now_ns() + 1_000_000_000;
-        let mut switches = 0;
-        while tsc::now_ns() < until || switches < 100 {
-            object().switch_to_atomic();
-            object().switch_to_percpu();
-            switches += 1;
-            sched::yield_now();
         }
-        OVER.store(true, Ordering::Relaxed);
-        wait_for_both();
-        assert_eq!(releases(), 0);
-        assert_eq!(object().kill(), Ok(()));
-        assert_eq!(releases(), 1, "counts were lost in {switches} switches");
+    });
+    let until = tsc::now_ns() + 1_000_000_000;
+    let mut switches = 0;
+    while tsc::now_ns() < until || switches < 100 {
+        object().switch_to_atomic();
+        object().switch_to_percpu();
+        switches += 1;
+        sched::yield_now();
     }
-);
+    OVER.store(true, Ordering::Relaxed);
+    wait_for_both();
+    assert_eq!(releases(), 0);
+    assert_eq!(object().kill(), Ok(()));
+    assert_eq!(releases(), 1, "counts were lost in {switches} switches");
+}
 
-guest_test!(
-    /// Two CPUs that have each other call a function, at once and for ever again.
-    cpus_that_call_each_other_answer_each_other, cpus = 3, possible = 3, {
-        const CALLS_EACH: u32 = 100;
-        static CALLS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
-        start_on_both(|cpu| {
-            let other = 3 - cpu as u32;
-            for calls in 1..=CALLS_EACH {
-                let guard = hotplug::cpus_read_lock();
-                Kernel::run_on_cpu(
-                    other,
-                    |called| {
-                        assert!(irq::masked() && this_cpu_raw() as usize == called);
-                        CALLS[called].fetch_add(1, Ordering::Relaxed);
-                    },
-                    other as usize,
-                );
-                drop(guard);
-                assert_eq!(CALLS[other as usize].load(Ordering::Relaxed), calls);
-            }
-        });
-        wait_for_both();
-    }
-);
+/// Two CPUs that have each other call a function, at once and for ever again.
+#[percpu_guest::test(cpus = 3, possible = 3)]
+fn cpus_that_call_each_other_answer_each_other() {
+    const CALLS_EACH: u32 = 100;
+    static CALLS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+    start_on_both(|cpu| {
+        let other = 3 - cpu as u32;
+        for calls in 1..=CALLS_EACH {
+            let guard = hotplug::cpus_read_lock();
+            Kernel::run_on_cpu(
+                other,
+                |called| {
+                    assert!(irq::masked() && this_cpu_raw() as usize == called);
+                    CALLS[called].fetch_add(1, Ordering::Relaxed);
+                },
+                other as usize,
+            );
+            drop(guard);
+            assert_eq!(CALLS[other as usize].load(Ordering::Relaxed), calls);
+        }
+    });
+    wait_for_both();
+}

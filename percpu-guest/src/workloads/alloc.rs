@@ -7,12 +7,12 @@ use percpu_core::alloc::AllocFlags;
 use percpu_core::percpu;
 use percpu_guest::abi::{AreaContent, EventKind};
 
-use super::Worker;
 use super::areas::{Area, most_bytes};
 use super::exchange;
-use crate::arch::tsc;
-use crate::rng::Rng;
-use crate::{events, shared};
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::rng::Rng;
+use percpu_guest::kernel::workload::Worker;
+use percpu_guest::kernel::{events, shared};
 
 /// Areas a thread holds at most.
 const HELD: usize = 24;
@@ -26,7 +26,8 @@ percpu! {
     static CHOICES: PerCpu<u64> = 0;
 }
 
-pub(super) fn run(mut worker: Worker) {
+#[percpu_guest::workload(name = "alloc", interrupt = on_interrupt)]
+fn run(mut worker: Worker) {
     let mut held: [Option<Area>; HELD] = [None; HELD];
     let mut tide = Tide::Coming;
     loop {
@@ -141,7 +142,7 @@ fn take(worker: &mut Worker) -> Option<Area> {
 
 /// Fills the area, while the host expects anything there.
 fn fill(worker: &mut Worker, mut area: Area) -> Area {
-    let seed = worker.rng.next() as u32;
+    let seed = worker.rng.next_u64() as u32;
     let pointer = area.pointer.raw() as u64;
     let content = |content: AreaContent| {
         events::emit(EventKind::Filled, [pointer, 0, 0, content as u64, u64::from(seed)]);
@@ -162,13 +163,13 @@ fn give_back(worker: &mut Worker, area: Area) {
 
 /// The timer interrupt's share: an area freed that a thread allocated, or allocated for a thread
 /// to free, or both by interrupts, in any order.
-pub(super) fn on_interrupt() {
+fn on_interrupt() {
     const EVERY: u64 = 2;
     if !shared::this_control().heartbeat.load(Ordering::Relaxed).is_multiple_of(EVERY) {
         return;
     }
     let mut rng = Rng::new(CHOICES.read() ^ tsc::now(), 1);
-    CHOICES.write(rng.next());
+    CHOICES.write(rng.next_u64());
     if rng.one_in(2) {
         exchange::free_one_in_interrupt();
     } else {

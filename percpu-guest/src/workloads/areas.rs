@@ -8,8 +8,8 @@ use percpu_core::cpu;
 use percpu_core::var::PerCpuPtr;
 use percpu_guest::abi::{AreaContent, EventKind, Invariant, pattern_word};
 
-use crate::mem::words::{fill_words, find_other_word};
-use crate::{events, shared};
+use percpu_guest::kernel::mem::words::{fill_words, find_other_word};
+use percpu_guest::kernel::{events, shared};
 
 /// An area that somebody owns.
 #[derive(Clone, Copy)]

@@ -24,9 +24,10 @@ use percpu_core::view::CounterView;
 use percpu_core::{percpu, preempt};
 use percpu_guest::abi::{ALL_ROWS, CounterRole, EventKind, Invariant};
 
-use super::{Worker, book_interrupt, checked, parts, slots};
-use crate::arch::tsc;
-use crate::{events, shared};
+use super::{parts, slots};
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::workload::{Worker, book_interrupt, checked};
+use percpu_guest::kernel::{events, shared};
 
 use fleet::Fleet;
 use kinds::Tree;
@@ -75,7 +76,7 @@ impl Slot {
 }
 
 /// Makes the shared counters.
-pub(super) fn init() {
+fn init() {
     for (i, slot) in COUNTERS.iter().enumerate() {
         let initial = i as i64 * 1000 - 3000;
         let counter = PercpuCounter::new(initial).expect("memory for a counter");
@@ -180,11 +181,12 @@ fn destroy(counter: PercpuCounter) {
     drop(counter);
 }
 
-pub(super) fn on_cpu_up() {
+fn on_cpu_up() {
     still::on_cpu_up();
 }
 
-pub(super) fn run(mut worker: Worker) {
+#[percpu_guest::workload(name = "counter", init = init, interrupt = on_interrupt, cpu_up = on_cpu_up)]
+fn run(mut worker: Worker) {
     let mut own = Owned::new();
     let mut limited = Limited::new(&worker);
     let mut fleet = Fleet::new(&worker);
@@ -195,9 +197,9 @@ pub(super) fn run(mut worker: Worker) {
             let counter = COUNTERS[which].get();
             HERE.write(which as u32);
             let added = if which < SMALL_AMOUNTS {
-                add_little(worker.rng.next(), counter)
+                add_little(worker.rng.next_u64(), counter)
             } else {
-                add_much(worker.rng.next(), counter)
+                add_much(worker.rng.next_u64(), counter)
             };
             check_local(counter);
             worker.book(slots::COUNTERS + which as u32, added);
@@ -237,7 +239,7 @@ pub(super) fn run(mut worker: Worker) {
 
 /// The timer interrupt's share: an addition where the thread that is interrupted may be adding, and one
 /// that folds.
-pub(super) fn on_interrupt() {
+fn on_interrupt() {
     let now = tsc::now();
     for part in parts(3, now) {
         match part {

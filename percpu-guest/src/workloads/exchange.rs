@@ -6,8 +6,8 @@ use percpu_core::sync::SpinLock;
 use percpu_guest::abi::EventKind;
 
 use super::areas::Area;
-use crate::events;
-use crate::rng::Rng;
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::rng::Rng;
 
 /// Areas that wait for a new owner at most.
 const ROOM: usize = 32;
@@ -73,7 +73,7 @@ pub(super) fn alloc_one_in_interrupt(rng: &mut Rng) {
     // Where nothing populated has room, the balance thread is about to see to it.
     let Ok(mut area) = Area::alloc(size as usize, align, AllocFlags::ATOMIC) else { return };
     area.check_in_interrupt();
-    area.fill(rng.next() as u32);
+    area.fill(rng.next_u64() as u32);
     let left = {
         let mut exchange = EXCHANGE.lock();
         exchange.len < ROOM

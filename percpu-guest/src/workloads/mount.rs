@@ -12,8 +12,9 @@ use percpu_core::sync::SpinLock;
 use percpu_core::{cpu, percpu, preempt};
 use percpu_guest::abi::{EventKind, Holder, SumKind};
 
-use super::{Worker, announce_sum, booked_by_all, slots};
-use crate::events;
+use super::slots;
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::workload::{Worker, announce_sum, booked_by_all};
 
 /// Mounts all threads use.
 const MOUNTS: usize = 4;
@@ -159,7 +160,7 @@ fn slot(i: usize) -> u32 {
 }
 
 /// Makes the mounts. The first thread mounts them.
-pub(super) fn init() {
+fn init() {
     for (i, place) in TREE.iter().enumerate() {
         let mount = Mount::new().expect("memory for a mount");
         announce_sum(SumKind::Word, mount.count.ptr().raw(), slot(i), 0);
@@ -169,8 +170,9 @@ pub(super) fn init() {
     }
 }
 
-pub(super) fn run(mut worker: Worker) {
-    if worker.index == 0 {
+#[percpu_guest::workload(name = "mount", init = init)]
+fn run(mut worker: Worker) {
+    if worker.index() == 0 {
         (0..MOUNTS).for_each(|i| mount(&worker, i));
     }
     let mut held = [0usize; MOUNTS];

@@ -23,9 +23,10 @@ use percpu_core::cpu;
 use percpu_core::refcount::{PercpuRef, RefFlags, RefGuard, Release};
 use percpu_guest::abi::{EventKind, Holder, Invariant};
 
-use super::{Worker, booked_by_all, checked, slots};
-use crate::arch::tsc;
-use crate::events;
+use super::slots;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::workload::{Worker, booked_by_all, checked};
 
 mod control;
 mod table;
@@ -121,7 +122,7 @@ fn begin(i: usize) {
 }
 
 /// Makes the refs, in either mode.
-pub(super) fn init() {
+fn init() {
     for (i, place) in OBJECTS.iter().enumerate() {
         let mode = if i == 0 { RefFlags::INIT_ATOMIC } else { RefFlags::NONE };
         let made = PercpuRef::new(Released(i), mode | RefFlags::ALLOW_REINIT);
@@ -131,8 +132,9 @@ pub(super) fn init() {
     }
 }
 
-pub(super) fn run(mut worker: Worker) {
-    let mut control = (worker.index == 0).then(Control::new);
+#[percpu_guest::workload(name = "refs", init = init, interrupt = on_interrupt)]
+fn run(mut worker: Worker) {
+    let mut control = (worker.index() == 0).then(Control::new);
     let mut held = [0u32; REFS];
     loop {
         for _ in 0..ROUND {
@@ -231,7 +233,7 @@ fn check_confirmed(i: usize) {
 }
 
 /// The timer interrupt's share: a reference that is given back at once, perhaps as the last one.
-pub(super) fn on_interrupt() {
+fn on_interrupt() {
     let i = tsc::now() as usize % REFS;
     // It may have to tell of a release, and cannot wait.
     if events::has_room() {

@@ -11,9 +11,10 @@ use percpu_core::var::{Alignment, PerCpu};
 use percpu_core::{irq, percpu, preempt};
 use percpu_guest::abi::SumKind;
 
-use super::{Worker, announce_sum, book_interrupt, parts, slots};
-use crate::arch::tsc;
-use crate::rng::Rng;
+use super::{parts, slots};
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::rng::Rng;
+use percpu_guest::kernel::workload::{Worker, announce_sum, book_interrupt};
 
 mod inside;
 mod mixed;
@@ -78,7 +79,7 @@ const WORDS_FROM: u32 = slots::STATICS + 16;
 const INSIDE_FROM: u32 = slots::STATICS + 20;
 
 /// Announces the variables.
-pub(super) fn init() {
+fn init() {
     announce_sum(SumKind::Word, ADDED.ptr().raw(), ADD, 0);
     announce_sum(SumKind::Word, PINNED.ptr().raw(), PIN, 0);
     announce_sum(SumKind::Word, MASKED.ptr().raw(), MASK, 0);
@@ -99,7 +100,8 @@ pub(super) fn init() {
     inside::init();
 }
 
-pub(super) fn run(mut worker: Worker) {
+#[percpu_guest::workload(name = "statics", init = init, interrupt = on_interrupt)]
+fn run(mut worker: Worker) {
     loop {
         for _ in 0..ROUND {
             let amount = 1 + worker.rng.below(9);
@@ -140,7 +142,7 @@ pub(super) fn run(mut worker: Worker) {
                 13 => mix(&mut worker, &READ_MOSTLY, MOSTLY, amount),
                 14 => {
                     let pin = preempt::disable();
-                    let random = worker.rng.next();
+                    let random = worker.rng.next_u64();
                     let variable =
                         if random >> 63 == 0 { GUARDED.pinned(&pin) } else { GUARDED.asserted() };
                     let change = mixed::change_here(&variable, random, amount);
@@ -149,7 +151,7 @@ pub(super) fn run(mut worker: Worker) {
                 }
                 15 => {
                     let masked = irq::disable();
-                    let random = worker.rng.next();
+                    let random = worker.rng.next_u64();
                     let change = mixed::change_here(&UNGUARDED.unguarded(), random, amount);
                     drop(masked);
                     worker.book(NO_GUARD, change);
@@ -170,7 +172,7 @@ fn mix<T: Amount, A: Alignment>(
     slot: u32,
     amount: u64,
 ) {
-    let change = mixed::change(variable, worker.rng.next(), amount);
+    let change = mixed::change(variable, worker.rng.next_u64(), amount);
     worker.book(slot, change);
 }
 
@@ -189,7 +191,7 @@ fn dawdle(rng: &mut Rng) {
 }
 
 /// The timer interrupt's share.
-pub(super) fn on_interrupt() {
+fn on_interrupt() {
     let now = tsc::now();
     for part in parts(16, now) {
         // Of each part's own.

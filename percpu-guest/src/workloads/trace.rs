@@ -13,10 +13,10 @@ use percpu_core::sync::SpinLock;
 use percpu_core::var::PerCpuPtr;
 use percpu_guest::abi::EventKind;
 
-use super::Worker;
 use super::areas::{Area, Fill, most_bytes};
-use crate::mem::{PAGE, frames};
-use crate::{events, sched, shared};
+use percpu_guest::kernel::mem::{PAGE, frames};
+use percpu_guest::kernel::workload::Worker;
+use percpu_guest::kernel::{events, sched, shared};
 
 /// `a ID SIZE ALIGN` allocates, `f ID` frees; an operation a line.
 static TRACE: &[u8] = include_bytes!("../../../percpu-core/traces/linux-containers.trace");
@@ -117,7 +117,7 @@ const FAILED: u64 = 1;
 static LIVE: AtomicPtr<Object> = AtomicPtr::new(null_mut());
 
 /// Takes memory for the objects: much, so only where the trace is replayed.
-pub(super) fn init() {
+fn init() {
     let frames = frames::alloc_fresh((OBJECTS * size_of::<Object>()).div_ceil(PAGE));
     let frames = frames.expect("memory for the objects of the trace");
     LIVE.store(with_exposed_provenance_mut(frames), Ordering::Release);
@@ -170,14 +170,15 @@ impl Object {
     }
 }
 
-pub(super) fn run(mut worker: Worker) {
+#[percpu_guest::workload(name = "trace", init = init, seeds = false)]
+fn run(mut worker: Worker) {
     loop {
         for _ in 0..ROUND {
             // The lock is open again before the operation.
             let op = REPLAY.lock().next();
             match op {
                 Some(Op::Alloc { id, size, align }) => {
-                    live(id).alloc(size, align, worker.rng.next() as u32);
+                    live(id).alloc(size, align, worker.rng.next_u64() as u32);
                 }
                 Some(Op::Free { id }) => live(id).free(),
                 None => {

@@ -10,7 +10,7 @@ use crate::fuzz::{
     self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, Style, image_name,
 };
 use crate::host::RingChoice;
-use crate::image::Image;
+use crate::image::{Image, Workloads};
 use crate::machine::{Scenario, Topology};
 use crate::report;
 
@@ -146,8 +146,10 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
                 .into(),
         ));
     }
-    let scenario = args.scenario.as_deref().map(Case::read).transpose()?.map(|case| case.scenario);
-    let (image, host, ring) = prepare(&args.image, Topology::MOST_CPUS, args.ring)?;
+    let image = Image::open(&args.image.image)?;
+    let read = |path| Case::read(path, image.workloads());
+    let scenario = args.scenario.as_deref().map(read).transpose()?.map(|case| case.scenario);
+    let (host, ring) = prepare(&image, Topology::MOST_CPUS, args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
@@ -217,31 +219,36 @@ pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
 }
 
 /// The scenario that was named, and the file it is from, if it is from a file.
-fn case(what: &str) -> Result<(Case, Option<&Path>), Error> {
+fn case<'w>(what: &'w str, workloads: &Workloads) -> Result<(Case, Option<&'w Path>), Error> {
     match seed(what) {
-        Ok(seed) => Ok((Case { failure: None, scenario: Scenario::from_seed(seed) }, None)),
-        Err(_) => Ok((Case::read(Path::new(what))?, Some(Path::new(what)))),
+        Ok(seed) => {
+            workloads.require_some()?;
+            let scenario = Scenario::from_seed(seed, &workloads.for_seeds());
+            Ok((Case { failure: None, scenario }, None))
+        }
+        Err(_) => Ok((Case::read(Path::new(what), workloads)?, Some(Path::new(what)))),
     }
 }
 
-/// As [`prepare`]; the ring is the one that was asked for, else that of the failure.
-fn prepare_for(
-    case: &Case,
+/// What was named, its file, the image, and the ring: what was asked for, else that of the failure.
+fn prepare_for<'w>(
+    what: &'w str,
     image: &ImageArg,
     ring: Option<RingChoice>,
-) -> Result<(Image, u8), Error> {
+) -> Result<(Case, Option<&'w Path>, Image, u8), Error> {
+    let image = Image::open(&image.image)?;
+    let (case, file) = case(what, image.workloads())?;
     let seen = case.failure.as_ref().map(|seen| match seen.ring {
         0 => RingChoice::Ring0,
         _ => RingChoice::Ring3,
     });
     let ring = ring.or(seen).unwrap_or_default();
-    let (image, _, ring) = prepare(image, Topology::MOST_CPUS, ring)?;
-    Ok((image, ring))
+    let (_, ring) = prepare(&image, Topology::MOST_CPUS, ring)?;
+    Ok((case, file, image, ring))
 }
 
 pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
-    let (case, _) = case(&args.what)?;
-    let (image, ring) = prepare_for(&case, &args.image, args.ring)?;
+    let (case, _, image, ring) = prepare_for(&args.what, &args.image, args.ring)?;
     let mut stdout = std::io::stdout().lock();
     let mut machines = Machines::new(&image, ring);
     let outcome = machines.run(&case.scenario)?;
@@ -261,8 +268,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
 }
 
 pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
-    let (case, file) = case(&args.what)?;
-    let (image, ring) = prepare_for(&case, &args.image, args.ring)?;
+    let (case, file, image, ring) = prepare_for(&args.what, &args.image, args.ring)?;
     let mut machines = Machines::new(&image, ring);
     let limit = Duration::from_secs_f64(args.time);
     let mut stdout = std::io::stdout().lock();

@@ -55,7 +55,7 @@ enum Command {
     FuzzMerge(MergeArgs),
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
-    /// List the guest tests that an image declares.
+    /// List the guest tests and the workloads that an image declares.
     List(ImageArg),
 }
 
@@ -108,8 +108,9 @@ pub fn main() -> ExitCode {
 fn list(args: &ImageArg) -> Result<Status, Error> {
     let image = Image::open(&args.image)?;
     let mut stdout = std::io::stdout().lock();
-    for test in image.tests() {
-        if writeln!(stdout, "{}: test", test.name).is_err() {
+    let tests = image.tests().iter().map(|test| format!("{}: test", test.name));
+    for line in tests.chain(image.workloads().names().map(|name| format!("{name}: workload"))) {
+        if writeln!(stdout, "{line}").is_err() {
             break;
         }
     }
@@ -133,13 +134,8 @@ fn seed(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| "give a number from 0 to 2^64 - 1, decimal or 0x...".into())
 }
 
-/// The image, what this host can do for `max_cpus` CPUs, and the ring to run in.
-fn prepare(
-    image: &ImageArg,
-    max_cpus: u32,
-    ring: RingChoice,
-) -> Result<(Image, HostInfo, u8), Error> {
-    let image = Image::open(&image.image)?;
+/// What this host can do for `max_cpus` CPUs, and the ring to run the image in.
+fn prepare(image: &Image, max_cpus: u32, ring: RingChoice) -> Result<(HostInfo, u8), Error> {
     let host = Host::probe()?;
     host.require_capabilities()?;
     host.require_vcpus(max_cpus)?;
@@ -148,8 +144,8 @@ fn prepare(
         RingChoice::Auto if image.header().ring3_only != 0 => 3,
         choice => host.choose_ring(choice).0,
     };
-    crate::run::check_ring(&image, ring)?;
-    Ok((image, host, ring))
+    crate::run::check_ring(image, ring)?;
+    Ok((host, ring))
 }
 
 /// Raised by the first Ctrl-C; the second ends the process at once.

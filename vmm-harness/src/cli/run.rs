@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use percpu_guest::abi::{BootMode, Fault, Workload};
+use percpu_guest::abi::{BootMode, Fault};
 
 use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 use crate::error::{Error, Status};
 use crate::host::RingChoice;
+use crate::image::Image;
 use crate::report;
 use crate::run::{self, Length, RunConfig};
 
+/// All workloads there are.
+const ALL: &str = "all";
 /// CPUs that can be, unless said otherwise.
 const MAX_CPUS: u32 = 8;
 
@@ -34,9 +37,9 @@ pub struct RunArgs {
     /// End after so many passes of the workload trace instead.
     #[arg(long, value_name = "P", conflicts_with_all = ["seconds", "plugs"])]
     passes: Option<u64>,
-    /// What the guest does: all at once, or one of statics, counter, alloc, mount, trace, refs.
-    #[arg(long, default_value = "all", value_name = "NAME", value_parser = workloads)]
-    workload: Workloads,
+    /// What the guest does: all workloads of its image at once, or those named, as in statics,counter.
+    #[arg(long, default_value = ALL, value_name = "NAME", value_delimiter = ',')]
+    workload: Vec<String>,
     /// How CPUs are started: by the guest with INIT-SIPI, or directly by the host.
     #[arg(long, default_value = "direct")]
     boot: Boot,
@@ -60,20 +63,19 @@ enum Boot {
     Direct,
 }
 
-#[derive(Clone, Debug)]
-struct Workloads(Vec<Workload>);
-
-fn workloads(name: &str) -> Result<Workloads, String> {
-    if name == "all" {
-        return Ok(Workloads(Workload::ALL.to_vec()));
+/// The workloads that are asked for.
+fn workloads(named: &[String], image: &Image) -> Result<Vec<String>, Error> {
+    if named == [ALL] {
+        return Ok(image.workloads().names().map(str::to_owned).collect());
     }
-    match Workload::ALL.iter().find(|workload| workload.name() == name) {
-        Some(&workload) => Ok(Workloads(vec![workload])),
-        None => Err(format!(
-            "there is no such workload: give all, {}",
-            Workload::ALL.iter().map(|w| w.name()).collect::<Vec<_>>().join(", ")
-        )),
+    let mut names = Vec::new();
+    for name in named {
+        image.workloads().check(name).map_err(Error::Usage)?;
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
     }
+    Ok(names)
 }
 
 fn fault(name: &str) -> Result<Fault, String> {
@@ -93,15 +95,17 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         }
     };
     run::check_cpus(args.cpus, max_cpus)?;
-    run::check_length(length, &args.workload.0)?;
-    let (image, host, ring) = prepare(&args.image, max_cpus, args.ring)?;
+    let image = Image::open(&args.image.image)?;
+    let workloads = workloads(&args.workload, &image)?;
+    run::check_length(length, &workloads)?;
+    let (host, ring) = prepare(&image, max_cpus, args.ring)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let mut config = RunConfig {
         cpus: args.cpus,
         max_cpus,
         length,
         work: None,
-        workloads: args.workload.0,
+        workloads,
         boot: match args.boot {
             Boot::Sipi => BootMode::Sipi,
             Boot::Direct => BootMode::Direct,
@@ -113,7 +117,7 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         replay: String::new(),
         process_start,
     };
-    config.replay = replay_command(&config);
+    config.replay = replay_command(&config, &args.workload.join(","));
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
@@ -129,15 +133,11 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
     Ok(report.verdict.status())
 }
 
-fn replay_command(config: &RunConfig) -> String {
+fn replay_command(config: &RunConfig, workload: &str) -> String {
     let length = match config.length {
         Length::Time(time) => format!("--seconds {}", time.as_secs_f64()),
         Length::Plugs(plugs) => format!("--plugs {plugs}"),
         Length::Passes(passes) => format!("--passes {passes}"),
-    };
-    let workload = match config.workloads.as_slice() {
-        [one] => one.name(),
-        _ => "all",
     };
     format!(
         "cargo xtask run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",

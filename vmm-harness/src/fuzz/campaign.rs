@@ -80,8 +80,9 @@ impl<'a> Campaign<'a> {
         config: &'a FuzzConfig,
         interrupted: &'a AtomicBool,
     ) -> Result<Self, Error> {
+        image.workloads().require_some()?;
         let corpus = Corpus::new(config.corpus.as_deref())?;
-        let (mut kept, wrong) = corpus.read()?;
+        let (mut kept, wrong) = corpus.read(image.workloads())?;
         kept.reverse();
         let image_name = image_name(image);
         let mut report = FuzzReport::new(config, image_name.clone());
@@ -145,14 +146,15 @@ impl<'a> Campaign<'a> {
         }
         if config.change
             && state.random.one_in(2)
-            && let Some(scenario) = state.corpus.changed(&mut state.random)
+            && let Some(scenario) =
+                state.corpus.changed(&mut state.random, &self.image.workloads().for_seeds())
         {
             return Some((scenario, Origin::Changed));
         }
         let seed = state.seeds.next()?;
         let scenario = match &config.scenario {
             Some(scenario) => scenario.with_seed(seed),
-            None => Scenario::from_seed(seed),
+            None => Scenario::from_seed(seed, &self.image.workloads().for_seeds()),
         };
         Some((scenario, Origin::Seed))
     }

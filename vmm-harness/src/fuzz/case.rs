@@ -39,6 +39,7 @@ use toml::de::{DeTable, DeValue};
 use super::seen::Seen;
 use super::store;
 use crate::error::Error;
+use crate::image::Workloads;
 use crate::machine::{Place, Scenario};
 
 /// The version of the file's layout.
@@ -66,8 +67,8 @@ struct Layout {
 }
 
 impl Case {
-    /// Reads a file.
-    pub fn read(path: &Path) -> Result<Self, Error> {
+    /// Reads a file, of a scenario of a guest with these workloads.
+    pub fn read(path: &Path, workloads: &Workloads) -> Result<Self, Error> {
         let unreadable = |source| Error::ScenarioUnreadable { path: path.into(), source };
         let mut bytes = Vec::new();
         File::open(path)
@@ -88,11 +89,11 @@ impl Case {
                 return Err(wrong(error.valid_up_to(), "this is no text: give a TOML file"));
             }
         };
-        Self::parse(text).map_err(|(at, why)| wrong(at, &why))
+        Self::parse(text, workloads).map_err(|(at, why)| wrong(at, &why))
     }
 
     /// Makes sense of a file's text; else what is wrong with it and at which byte.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
+    fn parse(text: &str, workloads: &Workloads) -> Result<Self, (usize, String)> {
         let wrong = |error: toml::de::Error| {
             (error.span().map_or(0, |span| span.start), error.message().to_owned())
         };
@@ -111,7 +112,10 @@ impl Case {
         let places = table.clone();
         let layout = Layout::deserialize(toml::de::Deserializer::from(table)).map_err(wrong)?;
         let Layout { failure, scenario, .. } = layout;
-        scenario.check().map_err(|flaw| (locate(places.get_ref(), &flaw.place), flaw.why))?;
+        scenario
+            .check()
+            .and_then(|()| scenario.check_workloads(workloads))
+            .map_err(|flaw| (locate(places.get_ref(), &flaw.place), flaw.why))?;
         Ok(Self { failure, scenario })
     }
 
@@ -175,7 +179,12 @@ fn locate(file: &DeTable<'_>, place: &[Place]) -> usize {
 mod tests {
     use super::super::seen::hash_text;
     use super::*;
+    use crate::machine::scenario::WORKLOADS;
     use crate::machine::{Change, Plug, Schedule, Strategy, Topology, Unit, What};
+
+    fn parse(text: &str) -> Result<Case, (usize, String)> {
+        Case::parse(text, &Workloads::named(&WORKLOADS))
+    }
 
     fn seen() -> Seen {
         Seen {
@@ -191,11 +200,11 @@ mod tests {
     #[test]
     fn what_is_written_is_what_is_read() {
         for seed in (0..500).chain([u64::MAX, 1 << 63]) {
-            let scenario = Scenario::from_seed(seed);
+            let scenario = Scenario::from_seed(seed, &WORKLOADS);
             let failure = (seed % 2 == 0).then(seen);
             let case = Case { failure, scenario };
             let text = case.text();
-            assert_eq!(Case::parse(&text).as_ref(), Ok(&case), "{text}");
+            assert_eq!(parse(&text).as_ref(), Ok(&case), "{text}");
         }
     }
 
@@ -214,14 +223,14 @@ mod tests {
         let seed = Scenario {
             topology: Topology { possible: 2, boot_cpus: 1 },
             plugs: vec![],
-            ..Scenario::from_seed(1)
+            ..Scenario::from_seed(1, &WORKLOADS)
         };
         let scenario = Scenario { strategy: schedule(changes), ..seed.clone() };
         let case = Case { failure: None, scenario };
-        assert_eq!(Case::parse(&case.text()), Ok(case));
+        assert_eq!(parse(&case.text()), Ok(case));
         let scenario = Scenario { strategy: schedule(vec![]), ..seed };
         let case = Case { failure: None, scenario };
-        assert_eq!(Case::parse(&case.text()), Ok(case));
+        assert_eq!(parse(&case.text()), Ok(case));
     }
 
     /// A good file, with some of its text exchanged; what is said, with the line.
@@ -232,9 +241,9 @@ mod tests {
              boot_cpus = 2 }\n[[scenario.plugs]]\nafter = 5\ncpu = 1\n\
              [[scenario.plugs]]\nafter = 6\ncpu = 2\n[scenario.strategy.walk]\nturn = 100\n\
              unit = \"steps\"\n";
-        assert!(good.contains(from) && Case::parse(good).is_ok(), "{:?}", Case::parse(good));
+        assert!(good.contains(from) && parse(good).is_ok(), "{:?}", parse(good));
         let text = good.replacen(from, to, 1);
-        let (at, why) = Case::parse(&text).expect_err(what);
+        let (at, why) = parse(&text).expect_err(what);
         assert!(why.contains(what), "{what} is not in: {why}");
         assert_eq!(text[..at].matches('\n').count() + 1, line, "{why}");
     }
@@ -246,7 +255,7 @@ mod tests {
         refused("version = 1\n", "", 1, "missing field `version`");
         refused("seed = 1", "seed = -1", 3, "-1");
         refused("seed = 1", "seed = \"seven\"", 3, "seven");
-        refused("\"refs\"", "\"ref\"", 4, "there is no workload \"ref\": give some of statics");
+        refused("\"refs\"", "\"ref\"", 4, "there is no workload \"ref\": give some of alloc");
         refused("[\"counter\",\n\"refs\"]", "[]", 4, "no workloads");
         refused("threads = 2", "threads = 17", 6, "is 17: give 1 to 16");
         refused("operations = 200", "operations = 0", 7, "operations is 0");
@@ -268,10 +277,10 @@ mod tests {
 
     #[test]
     fn plugs_may_be_left_out() {
-        let mut case = Case { failure: None, scenario: Scenario::from_seed(9) };
+        let mut case = Case { failure: None, scenario: Scenario::from_seed(9, &WORKLOADS) };
         case.scenario.plugs = Vec::<Plug>::new();
         let text = case.text().replace("plugs = []\n", "");
         assert!(!text.contains("plugs]]") && !text.contains("plugs = "), "{text}");
-        assert_eq!(Case::parse(&text), Ok(case));
+        assert_eq!(parse(&text), Ok(case));
     }
 }

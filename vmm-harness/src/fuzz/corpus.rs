@@ -8,6 +8,7 @@ use super::case::Case;
 use super::store;
 use crate::coverage::{Features, New};
 use crate::error::Error;
+use crate::image::Workloads;
 use crate::machine::{Random, Scenario};
 
 /// One changed scenario in so many is made of two.
@@ -33,7 +34,7 @@ impl Corpus {
     }
 
     /// What is in the directory, by name, and what is wrong with the rest. Nothing is ever deleted.
-    pub(super) fn read(&self) -> Result<(Vec<Scenario>, Vec<Error>), Error> {
+    pub(super) fn read(&self, workloads: &Workloads) -> Result<(Vec<Scenario>, Vec<Error>), Error> {
         let Some(directory) = &self.directory else { return Ok(Default::default()) };
         let unreadable = |source| Error::ScenarioUnreadable { path: directory.clone(), source };
         let mut files = Vec::new();
@@ -45,7 +46,7 @@ impl Corpus {
         files.sort();
         let (mut scenarios, mut wrong) = (Vec::new(), Vec::new());
         for file in files {
-            match Case::read(&file) {
+            match Case::read(&file, workloads) {
                 Ok(case) => scenarios.push(case.scenario),
                 Err(error) => wrong.push(error),
             }
@@ -68,8 +69,8 @@ impl Corpus {
         self.known.add(reached);
     }
 
-    /// A changed scenario; `None` if there is none to change.
-    pub(super) fn changed(&self, random: &mut Random) -> Option<Scenario> {
+    /// A changed scenario, perhaps with other ones of these workloads; `None` if there is none to change.
+    pub(super) fn changed(&self, random: &mut Random, workloads: &[&str]) -> Option<Scenario> {
         let n = self.entries.len() as u64;
         if n == 0 {
             return None;
@@ -78,7 +79,7 @@ impl Corpus {
         let one = any(random);
         let mut scenario =
             if random.one_in(SPLICED) { one.splice(any(random), random) } else { one.clone() };
-        scenario.mutate(random);
+        scenario.mutate(random, workloads);
         Some(scenario)
     }
 
@@ -96,6 +97,7 @@ impl Corpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::scenario::WORKLOADS;
 
     fn reached(edges: &[usize]) -> Features {
         Features { edges: edges.iter().copied().collect(), ..Features::new() }
@@ -105,8 +107,8 @@ mod tests {
     fn what_reaches_something_new_is_kept_and_changed() {
         let mut corpus = Corpus::new(None).expect("there is no directory");
         let mut random = Random::new(1, 0);
-        assert_eq!(corpus.changed(&mut random), None);
-        let scenarios: Vec<_> = (0..4).map(Scenario::from_seed).collect();
+        assert_eq!(corpus.changed(&mut random, &WORKLOADS), None);
+        let scenarios: Vec<_> = (0..4).map(|seed| Scenario::from_seed(seed, &WORKLOADS)).collect();
         assert!(corpus.add(&scenarios[0], &reached(&[1, 2])));
         assert!(!corpus.add(&scenarios[1], &reached(&[2])));
         assert!(corpus.add(&scenarios[2], &reached(&[2, 3])));
@@ -114,7 +116,7 @@ mod tests {
         assert!(!corpus.add(&scenarios[3], &reached(&[4])));
         assert_eq!((corpus.len(), corpus.known().edges.count()), (2, 4));
         for _ in 0..1000 {
-            let changed = corpus.changed(&mut random).expect("there are two");
+            let changed = corpus.changed(&mut random, &WORKLOADS).expect("there are two");
             assert_eq!(changed.check(), Ok(()), "{changed:?}");
             assert!(!scenarios.contains(&changed));
         }
@@ -127,7 +129,7 @@ mod tests {
             switches: (from..from + n).collect(),
             ..Features::new()
         };
-        let scenario = Scenario::from_seed(0);
+        let scenario = Scenario::from_seed(0, &WORKLOADS);
         assert!(!corpus.add(&scenario, &switches(0, SWITCHES - 1)));
         assert!(!corpus.add(&scenario, &switches(0, SWITCHES)), "all but one were known");
         assert!(corpus.add(&scenario, &switches(100, SWITCHES)));
@@ -139,7 +141,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("percpu-corpus-{}", std::process::id()));
         let corpus = Corpus::new(Some(&directory)).expect("a directory for temporary files");
         for seed in [3, 4] {
-            let case = Case { failure: None, scenario: Scenario::from_seed(seed) };
+            let case = Case { failure: None, scenario: Scenario::from_seed(seed, &WORKLOADS) };
             case.write_below(&directory).expect("written");
         }
         let write = |name: &str, text: &str| {
@@ -148,7 +150,7 @@ mod tests {
         write("broken.toml", "version = 1\n[scenario");
         write("empty.toml", "");
         write("notes.txt", "no scenario");
-        let (scenarios, wrong) = corpus.read().expect("a directory");
+        let (scenarios, wrong) = corpus.read(&Workloads::named(&WORKLOADS)).expect("a directory");
         let mut seeds: Vec<_> = scenarios.iter().map(|scenario| scenario.seed).collect();
         seeds.sort_unstable();
         assert_eq!(seeds, [3, 4]);

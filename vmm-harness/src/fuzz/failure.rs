@@ -117,7 +117,7 @@ fn switches(minimal: &Minimal) -> impl DoubleEndedIterator<Item = &str> {
 }
 
 fn names(scenario: &Scenario) -> Vec<String> {
-    scenario.workloads.iter().map(|workload| workload.name().to_owned()).collect()
+    scenario.workloads.clone()
 }
 
 impl fmt::Display for Failure {

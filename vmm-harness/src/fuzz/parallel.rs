@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn plugs_stay_where_they_are_in_the_work() {
-        let mut scenario = Scenario::from_seed(1);
+        let mut scenario = Scenario::from_seed(1, &crate::machine::scenario::WORKLOADS);
         let after = scenario.expected_steps() / 4;
         scenario.plugs = vec![Plug { after, cpu: 1, fail: Some(2) }];
         let work = work(&scenario);

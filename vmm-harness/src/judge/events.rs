@@ -298,6 +298,7 @@ impl fmt::Display for Text<'_> {
                 Some(trial) => write!(f, "trial {trial:?} (command {a3}): {a2} of {a1}"),
                 None => write!(f, "unknown trial {a0}"),
             },
+            Some(EventKind::Note) => write!(f, "note {a0} {a1:#x} {a2:#x} {a3:#x} {a4:#x}"),
             None => write!(f, "kind {kind} {args:x?}"),
         }
     }

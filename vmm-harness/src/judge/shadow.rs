@@ -202,6 +202,8 @@ impl Shadow {
             EventKind::Violation => guest_violation(event, findings),
             EventKind::TestDone => return Some(Signal::TestDone { passed: a0 == 1 }),
             EventKind::AllocFailed => self.alloc_failures += 1,
+            // For the image's own checks.
+            EventKind::Note => {}
             EventKind::TrialDone => {
                 let [trial, tried, as_meant, command, _] = event.args;
                 let Some(trial) = u32::try_from(trial).ok().and_then(Trial::from_code) else {

@@ -6,6 +6,7 @@ use std::fmt;
 use super::restore::MOST_THREADS;
 use super::scenario::{Plug, Scenario, Strategy, Topology};
 use super::schedule::{Schedule, What};
+use crate::image::Workloads;
 
 /// Operations at most: a run of more is no run of milliseconds.
 const MOST_OPERATIONS: u64 = 10_000;
@@ -63,6 +64,15 @@ impl Scenario {
     /// Microseconds between timer interrupts at most: no run lasts as long.
     pub const LONGEST_TICK_US: u32 = 1_000_000;
 
+    /// Whether a guest with these workloads has those of the scenario.
+    pub fn check_workloads(&self, workloads: &Workloads) -> Result<(), Flaw> {
+        for (i, name) in self.workloads.iter().enumerate() {
+            let place = || vec![Place::Field("workloads"), Place::Element(i)];
+            workloads.check(name).map_err(|why| Flaw { place: place(), why })?;
+        }
+        Ok(())
+    }
+
     /// Whether the machine can run this.
     pub fn check(&self) -> Result<(), Flaw> {
         use Place::Field;
@@ -83,7 +93,7 @@ impl Scenario {
         {
             return Err(Flaw {
                 place: vec![Field("workloads"), Place::Element(i)],
-                why: format!("workload {:?} is named twice", self.workloads[i].name()),
+                why: format!("workload {:?} is named twice", self.workloads[i]),
             });
         }
         let most_threads = MOST_THREADS / self.workloads.len() as u64;
@@ -195,11 +205,12 @@ impl Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::scenario::WORKLOADS;
 
     #[test]
     fn scenarios_of_seeds_can_be_run() {
         for seed in 0..500 {
-            let scenario = Scenario::from_seed(seed);
+            let scenario = Scenario::from_seed(seed, &WORKLOADS);
             assert_eq!(scenario.check(), Ok(()));
             assert_eq!(scenario.with_seed(seed + 1).check(), Ok(()));
         }
@@ -207,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_the_machine_would_trip_over_is_refused() {
-        let good = Scenario::from_seed(0);
+        let good = Scenario::from_seed(0, &WORKLOADS);
         let refused = |change: &dyn Fn(&mut Scenario), what: &str| {
             let mut scenario = good.clone();
             change(&mut scenario);
@@ -220,7 +231,7 @@ mod tests {
         refused(&|s| s.topology.boot_cpus = 0, "topology.boot_cpus is 0");
         refused(&|s| s.topology.boot_cpus = s.topology.possible + 1, "topology.boot_cpus is");
         refused(&|s| s.workloads.clear(), "no workloads");
-        refused(&|s| s.workloads.push(s.workloads[0]), "twice");
+        refused(&|s| s.workloads.push(s.workloads[0].clone()), "twice");
         refused(&|s| s.threads = 0, "is 0");
         refused(&|s| s.threads = u32::MAX, "is 4294967295");
         refused(&|s| s.operations = 0, "operations is 0");

@@ -19,7 +19,7 @@ mod mutate;
 mod random;
 mod restore;
 mod run;
-mod scenario;
+pub(crate) mod scenario;
 mod schedule;
 mod serial;
 mod trace;

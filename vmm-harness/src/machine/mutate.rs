@@ -7,8 +7,7 @@ use std::mem::discriminant;
 
 use super::random::Random;
 use super::scenario::{
-    OPERATIONS, PLUGS, Plug, STEPS_AN_OPERATION, STEPS_TO_FAIL, Scenario, Strategy, TICKS,
-    Topology, WORKLOADS,
+    OPERATIONS, PLUGS, Plug, STEPS_AN_OPERATION, STEPS_TO_FAIL, Scenario, Strategy, TICKS, Topology,
 };
 
 /// Operations of a scenario at least and at most: runs stay about as long as those of seeds.
@@ -23,11 +22,10 @@ const LONGEST_PAUSE: u64 = OPERATIONS * STEPS_AN_OPERATION / PLUGS;
 /// Changes at once, at most.
 const MOST_CHANGES: u64 = 4;
 
-/// What can be changed, each as likely as how often it stands here: plugs and turns are what races are
-/// made of.
-const CHANGES: [fn(&mut Scenario, &mut Random); 14] = [
+/// What can be changed besides workloads, each as likely as how often it stands here: plugs and turns are
+/// what races are made of.
+const CHANGES: [fn(&mut Scenario, &mut Random); 13] = [
     change_seed,
-    change_workloads,
     change_operations,
     change_threads,
     change_topology,
@@ -43,14 +41,17 @@ const CHANGES: [fn(&mut Scenario, &mut Random); 14] = [
 ];
 
 impl Scenario {
-    /// Changes something about it, sometimes several things.
-    pub fn mutate(&mut self, random: &mut Random) {
+    /// Changes something about it, sometimes several things. The workloads are among these, of which
+    /// there is one at least.
+    pub fn mutate(&mut self, random: &mut Random, workloads: &[&str]) {
         self.settle();
         let before = self.clone();
         // Some changes change nothing: no plug can be moved where there is none.
         for _ in 0..MOST_CHANGES {
-            let change = CHANGES[random.below(CHANGES.len() as u64) as usize];
-            change(self, random);
+            match CHANGES.get(random.below(CHANGES.len() as u64 + 1) as usize) {
+                Some(change) => change(self, random),
+                None => change_workloads(self, random, workloads),
+            }
             self.settle();
             if *self != before && !random.one_in(3) {
                 return;
@@ -99,15 +100,13 @@ impl Scenario {
         let Topology { possible, boot_cpus } = &mut self.topology;
         *possible = (*possible).clamp(2, Topology::MOST_CPUS);
         *boot_cpus = (*boot_cpus).clamp(1, *possible);
-        if self.workloads.is_empty() {
-            self.workloads.push(WORKLOADS[0]);
-        }
         for plug in &mut self.plugs {
             // The boot CPU, 0, stays.
             plug.cpu = 1 + plug.cpu.saturating_sub(1) % (*possible - 1);
         }
         self.plugs.truncate(MOST_PLUGS);
-        self.threads = self.threads.clamp(1, MOST_THREADS / self.workloads.len() as u32);
+        self.threads =
+            self.threads.clamp(1, (MOST_THREADS / self.workloads.len().max(1) as u32).max(1));
     }
 }
 
@@ -116,15 +115,15 @@ fn change_seed(scenario: &mut Scenario, random: &mut Random) {
     scenario.seed = random.below(1 << 32);
 }
 
-fn change_workloads(scenario: &mut Scenario, random: &mut Random) {
-    let workload = WORKLOADS[random.below(WORKLOADS.len() as u64) as usize];
-    match scenario.workloads.iter().position(|&w| w == workload) {
+fn change_workloads(scenario: &mut Scenario, random: &mut Random, workloads: &[&str]) {
+    let workload = workloads[random.below(workloads.len() as u64) as usize];
+    match scenario.workloads.iter().position(|w| w == workload) {
         Some(at) if scenario.workloads.len() > 1 => drop(scenario.workloads.remove(at)),
         Some(_) => {}
         None => {
-            let all = scenario.workloads.iter().copied().chain([workload]).collect::<Vec<_>>();
+            scenario.workloads.push(workload.to_owned());
             // In one order, so that equal mixes are equal.
-            scenario.workloads = WORKLOADS.into_iter().filter(|w| all.contains(w)).collect();
+            scenario.workloads.sort_unstable();
         }
     }
 }
@@ -219,15 +218,16 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::machine::scenario::WORKLOADS;
 
     fn assert_runnable(scenario: &Scenario) {
         assert_eq!(scenario.check(), Ok(()), "{scenario:?}");
         let Topology { possible, boot_cpus } = scenario.topology;
         assert!((2..=4).contains(&possible) && (1..=possible).contains(&boot_cpus), "{scenario:?}");
         assert!(!scenario.workloads.is_empty(), "{scenario:?}");
-        let different: HashSet<_> = scenario.workloads.iter().map(|w| w.name()).collect();
+        let different: HashSet<_> = scenario.workloads.iter().collect();
         assert_eq!(different.len(), scenario.workloads.len(), "{scenario:?}");
-        assert!(scenario.workloads.iter().all(|w| WORKLOADS.contains(w)), "{scenario:?}");
+        assert!(scenario.workloads.iter().all(|w| WORKLOADS.contains(&w.as_str())), "{scenario:?}");
         let threads = scenario.threads * scenario.workloads.len() as u32;
         assert!(scenario.threads >= 1 && threads <= MOST_THREADS, "{scenario:?}");
         let operations = FEWEST_OPERATIONS..=MOST_OPERATIONS;
@@ -243,17 +243,17 @@ mod tests {
 
     #[test]
     fn scenarios_of_seeds_are_within_the_bounds_of_changed_ones() {
-        (0..1000).for_each(|seed| assert_runnable(&Scenario::from_seed(seed)));
+        (0..1000).for_each(|seed| assert_runnable(&Scenario::from_seed(seed, &WORKLOADS)));
     }
 
     #[test]
     fn changes_of_changes_and_splices_of_them_can_be_run() {
         let mut random = Random::new(1, 0);
-        let mut kept: Vec<_> = (0..20).map(Scenario::from_seed).collect();
+        let mut kept: Vec<_> = (0..20).map(|seed| Scenario::from_seed(seed, &WORKLOADS)).collect();
         for _ in 0..10_000 {
             let at = random.below(kept.len() as u64) as usize;
             let mut scenario = kept[at].clone();
-            scenario.mutate(&mut random);
+            scenario.mutate(&mut random, &WORKLOADS);
             assert_runnable(&scenario);
             assert_ne!(scenario, kept[at], "nothing changed");
             let other = random.below(kept.len() as u64) as usize;
@@ -265,13 +265,13 @@ mod tests {
 
     #[test]
     fn everything_about_a_scenario_can_change_and_mostly_little_does() {
-        let original = Scenario::from_seed(3);
+        let original = Scenario::from_seed(3, &WORKLOADS);
         let mut random = Random::new(2, 0);
         let mut changed = [0; 8];
         let mut at_once = 0;
         for _ in 0..2000 {
             let mut scenario = original.clone();
-            scenario.mutate(&mut random);
+            scenario.mutate(&mut random, &WORKLOADS);
             let differs = [
                 scenario.seed != original.seed,
                 scenario.topology != original.topology,
@@ -293,9 +293,9 @@ mod tests {
     #[test]
     fn one_generator_gives_one_change() {
         let changed = |stream| {
-            let mut scenario = Scenario::from_seed(5);
+            let mut scenario = Scenario::from_seed(5, &WORKLOADS);
             let mut random = Random::new(5, stream);
-            (0..10).for_each(|_| scenario.mutate(&mut random));
+            (0..10).for_each(|_| scenario.mutate(&mut random, &WORKLOADS));
             scenario
         };
         assert_eq!(changed(1), changed(1));
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_splice_has_the_first_plugs_of_one_and_the_last_of_the_other() {
         let mut random = Random::new(7, 0);
-        let (a, b) = (Scenario::from_seed(10), Scenario::from_seed(11));
+        let (a, b) = (Scenario::from_seed(10, &WORKLOADS), Scenario::from_seed(11, &WORKLOADS));
         let mut of_both = 0;
         for _ in 0..200 {
             let spliced = a.splice(&b, &mut random);

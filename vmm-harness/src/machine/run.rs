@@ -259,7 +259,7 @@ impl<'m, 'a> Run<'m, 'a> {
         let before: BootParams = self.machine.mem.read(at)?;
         let boot = BootParams {
             seed: scenario.seed,
-            workloads: scenario.workloads.iter().map(|w| w.bit()).sum(),
+            workloads: self.machine.image.workloads().bits(&scenario.workloads),
             threads: scenario.threads,
             operations: scenario.operations,
             tick_us: scenario.tick_us,

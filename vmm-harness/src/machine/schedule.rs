@@ -102,9 +102,10 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::scenario::WORKLOADS;
 
     fn scenario(seed: u64, strategy: Strategy) -> Scenario {
-        Scenario { strategy, seed, ..Scenario::from_seed(1) }
+        Scenario { strategy, seed, ..Scenario::from_seed(1, &WORKLOADS) }
     }
 
     #[test]
@@ -140,7 +141,7 @@ mod tests {
     fn schedules_fit_and_the_order_is_the_seeds() {
         let mut first = [0; 4];
         for seed in 0..400 {
-            let scenario = Scenario::from_seed(seed);
+            let scenario = Scenario::from_seed(seed, &WORKLOADS);
             let schedule = Schedule::of(&scenario);
             assert!(schedule.changes.len() <= Schedule::MOST_CHANGES);
             let mut order = schedule.order.clone();

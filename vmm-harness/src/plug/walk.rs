@@ -1,6 +1,6 @@
 //! A plan of plugs without an end: a random walk over the CPUs.
 
-use percpu_guest::abi::{CpuState, Workload};
+use percpu_guest::abi::{CpuState, MOST_WORKLOADS};
 
 use super::Order;
 
@@ -15,9 +15,10 @@ const FIRST: u32 = 1;
 pub struct Walk {
     random: u64,
     possible: u32,
-    workloads: Vec<Workload>,
+    /// Their numbers.
+    workloads: Vec<usize>,
     /// Operations of each workload on each CPU when it last came up.
-    born_with: Vec<[u64; 8]>,
+    born_with: Vec<[u64; MOST_WORKLOADS]>,
 }
 
 /// What the plan must know of a CPU.
@@ -26,13 +27,18 @@ pub struct CpuNow {
     /// Its state, `None` if it was never heard of.
     pub state: Option<CpuState>,
     /// Operations that ended on it, by workload.
-    pub ops: [u64; 8],
+    pub ops: [u64; MOST_WORKLOADS],
 }
 
 impl Walk {
-    /// A walk over CPUs `0..possible`, while `workloads` run.
-    pub fn new(seed: u64, possible: u32, workloads: Vec<Workload>) -> Self {
-        Self { random: seed, possible, workloads, born_with: vec![[0; 8]; possible as usize] }
+    /// A walk over CPUs `0..possible`, while the workloads of these numbers run.
+    pub fn new(seed: u64, possible: u32, workloads: Vec<usize>) -> Self {
+        Self {
+            random: seed,
+            possible,
+            workloads,
+            born_with: vec![[0; MOST_WORKLOADS]; possible as usize],
+        }
     }
 
     /// The next order, for a CPU chosen at random among those that may change; `None` if there is
@@ -64,8 +70,7 @@ impl Walk {
 
     /// Whether every workload has worked on `cpu` since it came up.
     pub fn has_worked(&self, cpu: u32, now: &CpuNow) -> bool {
-        self.workloads.iter().all(|&workload| {
-            let i = workload as usize;
+        self.workloads.iter().all(|&i| {
             self.born_with.get(cpu as usize).is_none_or(|born_with| now.ops[i] > born_with[i])
         })
     }
@@ -84,7 +89,7 @@ mod tests {
     use super::*;
 
     fn online(ops: u64) -> CpuNow {
-        CpuNow { state: Some(CpuState::Online), ops: [ops; 8] }
+        CpuNow { state: Some(CpuState::Online), ops: [ops; MOST_WORKLOADS] }
     }
 
     #[test]
@@ -99,12 +104,12 @@ mod tests {
 
     #[test]
     fn a_cpu_goes_down_only_after_every_workload_worked_on_it() {
-        let mut walk = Walk::new(1, 2, vec![Workload::Statics, Workload::Mount]);
+        let mut walk = Walk::new(1, 2, vec![0, 3]);
         assert_eq!(walk.next(|_| CpuNow::default()), Some(Order::Plug(1)));
         walk.came_up(1, online(5));
         assert_eq!(walk.next(|_| online(5)), None);
         let mut half = online(5);
-        half.ops[Workload::Statics as usize] = 6;
+        half.ops[0] = 6;
         assert_eq!(walk.next(|_| half), None);
         assert_eq!(walk.next(|_| online(6)), Some(Order::Unplug(1)));
     }

@@ -24,7 +24,7 @@ pub struct Progress {
     /// Plug orders fulfilled so far.
     pub plugs: u64,
     /// Operations so far, by workload.
-    pub ops: Vec<(&'static str, u64)>,
+    pub ops: Vec<(String, u64)>,
     /// Checks so far.
     pub checks: u64,
     /// Violations so far.
@@ -117,7 +117,7 @@ mod tests {
         let before = Progress {
             elapsed: Duration::from_secs(10),
             plugs: 100,
-            ops: vec![("alloc", 1000)],
+            ops: vec![("alloc".into(), 1000)],
             ..Progress::default()
         };
         let now = Progress {
@@ -126,7 +126,7 @@ mod tests {
             online: 3,
             possible: 16,
             plugs: 150,
-            ops: vec![("alloc", 51_000)],
+            ops: vec![("alloc".into(), 51_000)],
             checks: 1234,
             violations: 1,
         };

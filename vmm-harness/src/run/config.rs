@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use percpu_guest::abi::{BootMode, BootParams, Fault, MAX_CPUS, Workload};
+use percpu_guest::abi::{BootMode, BootParams, Fault, MAX_CPUS, TRACE};
 
 use crate::error::Error;
 use crate::host::HostInfo;
@@ -61,8 +61,8 @@ pub struct RunConfig {
     pub length: Length,
     /// Work that ends.
     pub work: Option<GivenWork>,
-    /// What the guest does meanwhile.
-    pub workloads: Vec<Workload>,
+    /// What the guest does meanwhile: workloads of its image, by name.
+    pub workloads: Vec<String>,
     /// How CPUs are started.
     pub boot: BootMode,
     /// 0 or 3.
@@ -98,8 +98,8 @@ pub fn check_cpus(cpus: u32, max_cpus: u32) -> Result<(), Error> {
 }
 
 /// Refuses to wait for passes of a trace that is not replayed.
-pub fn check_length(length: Length, workloads: &[Workload]) -> Result<(), Error> {
-    if matches!(length, Length::Passes(_)) && !workloads.contains(&Workload::Trace) {
+pub fn check_length(length: Length, workloads: &[String]) -> Result<(), Error> {
+    if matches!(length, Length::Passes(_)) && !workloads.iter().any(|name| name == TRACE) {
         return Err(Error::Usage(
             "--passes counts passes of the workload trace: add --workload trace, or all".into(),
         ));
@@ -130,13 +130,13 @@ pub(crate) fn boot_params(ring: u8, host: &HostInfo) -> BootParams {
 }
 
 /// The same for `config`.
-pub(super) fn boot_of_run(config: &RunConfig, host: &HostInfo) -> BootParams {
+pub(super) fn boot_of_run(image: &Image, config: &RunConfig, host: &HostInfo) -> BootParams {
     let usual = BootParams {
         seed: config.seed,
         possible: config.max_cpus,
         boot_cpus: config.cpus,
         boot_mode: config.boot as u32,
-        workloads: config.workloads.iter().map(|w| w.bit()).sum(),
+        workloads: image.workloads().bits(&config.workloads),
         fault: config.fault as u32,
         threads: threads(config, host),
         ..boot_params(config.ring, host)

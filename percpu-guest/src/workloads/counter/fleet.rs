@@ -5,8 +5,8 @@ use percpu_core::counter::PercpuCounters;
 use percpu_guest::abi::{ACCOUNTS, CounterRole, IN_ACCOUNT};
 
 use super::{announce, announce_end, usual_most};
-use crate::shared;
-use crate::workloads::Worker;
+use percpu_guest::kernel::shared;
+use percpu_guest::kernel::workload::Worker;
 
 /// Counters of all threads together.
 const COUNTERS: u32 = if cfg!(percpu_steps) { 32 } else { 1024 };
@@ -30,7 +30,7 @@ impl Fleet {
         let threads = shared::boot().threads.max(1);
         let all = if shared::boot().emulated != 0 { EMULATED_COUNTERS } else { COUNTERS };
         let each = (all / threads).max(1);
-        let first = worker.index * each;
+        let first = worker.index() * each;
         let len = if (first + each) as usize <= ACCOUNTS { each as usize } else { 0 };
         let mut fleet = Self { counters: None, first, len };
         fleet.launch(worker);

@@ -12,9 +12,10 @@ use percpu_core::counter::{HierarchicalCounter, LazyCounter};
 use percpu_core::cpu;
 use percpu_guest::abi::{AreaContent, EventKind, Invariant, SumKind};
 
-use crate::arch::tsc;
-use crate::workloads::{Worker, announce_sum, book_interrupt, checked, slots};
-use crate::{events, shared};
+use crate::workloads::slots;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::workload::{Worker, announce_sum, book_interrupt, checked};
+use percpu_guest::kernel::{events, shared};
 
 /// Each becomes per-CPU once, so there are some, and all threads go from one to the next.
 const LAZY: usize = 16;
@@ -82,8 +83,8 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(worker: &Worker) -> Self {
-        let value = i64::from(worker.row) * 10;
-        let counter = make(value, ERRORS[worker.index as usize % ERRORS.len()]);
+        let value = i64::from(worker.row()) * 10;
+        let counter = make(value, ERRORS[worker.index() as usize % ERRORS.len()]);
         // No sum that the host follows; but it is to know whose area that is.
         let (area, size) = (counter.leaves().raw() as u64, size_of::<i64>() as u64);
         events::emit(EventKind::Alloc, [area, size, size, AreaContent::Any as u64, 0]);

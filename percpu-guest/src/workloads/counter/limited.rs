@@ -6,8 +6,9 @@ use percpu_core::cpu;
 use percpu_guest::abi::{COUNTER_LIMIT, CounterRole, Invariant};
 
 use super::{announce, destroy, usual_most};
-use crate::events;
-use crate::workloads::{Worker, checked, slots};
+use crate::workloads::slots;
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::workload::{Worker, checked};
 
 /// Additions in a round.
 const ADDITIONS: u32 = if cfg!(percpu_steps) { 2 } else { 4 };
@@ -26,7 +27,7 @@ impl Limited {
     /// None if there is no memory.
     pub(super) fn new(worker: &Worker) -> Option<Self> {
         let counter = PercpuCounter::new(0).ok()?;
-        announce(&counter, 0, SLOT, worker.row.into(), CounterRole::Limited);
+        announce(&counter, 0, SLOT, worker.row().into(), CounterRole::Limited);
         Some(Self { counter, value: 0 })
     }
 

@@ -6,8 +6,9 @@ use percpu_core::cpu;
 use percpu_guest::abi::{CounterRole, Invariant};
 
 use super::{announce, check_local, destroy, usual_most};
-use crate::events;
-use crate::workloads::{Worker, checked, slots};
+use crate::workloads::slots;
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::workload::{Worker, checked};
 
 /// Counters that a thread has for itself, made and destroyed all the time.
 const COUNTERS: usize = 4;
@@ -40,7 +41,7 @@ impl Owned {
             let initial = worker.rng.below(100) as i64;
             if let Ok(counter) = PercpuCounter::new(initial) {
                 worker.book(slot, -worker.booked(slot));
-                announce(&counter, initial, slot, worker.row.into(), CounterRole::Plain);
+                announce(&counter, initial, slot, worker.row().into(), CounterRole::Plain);
                 *own = Some(Own { counter, initial });
             }
             return;

@@ -13,8 +13,9 @@ use percpu_core::hotplug::{self, Section};
 use percpu_guest::abi::{ALL_ROWS, CounterRole, Invariant, MAX_CPUS};
 
 use super::{Slot, announce};
-use crate::workloads::{book_interrupt, checked, slots};
-use crate::{events, ipi, shared};
+use crate::workloads::slots;
+use percpu_guest::kernel::workload::{book_interrupt, checked};
+use percpu_guest::kernel::{events, ipi, shared};
 
 const COUNTERS: usize = 4;
 

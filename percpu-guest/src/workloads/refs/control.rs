@@ -6,9 +6,9 @@ use core::sync::atomic::Ordering;
 use percpu_guest::abi::EventKind;
 
 use super::{ACCOUNTS, REFS, begin, give_back, kept, object, slot, tell, tell_untold};
-use crate::arch::tsc;
-use crate::shared;
-use crate::workloads::Worker;
+use percpu_guest::kernel::arch::tsc;
+use percpu_guest::kernel::shared;
+use percpu_guest::kernel::workload::Worker;
 
 /// Microseconds between two acts, at least.
 const REST_US: u64 = if cfg!(percpu_steps) { 10 } else { 5_000 };

@@ -14,8 +14,8 @@ use percpu_core::view::RefView;
 use percpu_core::{cpu, percpu, preempt};
 use percpu_guest::abi::{AreaContent, EventKind, Invariant};
 
-use crate::workloads::{Worker, checked};
-use crate::{events, sched};
+use percpu_guest::kernel::workload::{Worker, checked};
+use percpu_guest::kernel::{events, sched};
 
 /// Places in the table.
 const TABLE: usize = if cfg!(percpu_steps) { 1 } else { 2 };

@@ -8,9 +8,9 @@ use percpu_core::{cpu, irq, percpu, preempt};
 use percpu_guest::abi::{Invariant, PAIR_FACTOR, STATS as NUMBERS, SumKind};
 
 use super::{INSIDE_FROM, dawdle};
-use crate::events;
-use crate::rng::Rng;
-use crate::workloads::{Worker, announce_sum, book_interrupt, checked};
+use percpu_guest::kernel::events;
+use percpu_guest::kernel::rng::Rng;
+use percpu_guest::kernel::workload::{Worker, announce_sum, book_interrupt, checked};
 
 /// What is protected.
 struct Inside {
@@ -75,7 +75,7 @@ pub(super) fn init() {
 const _: () = assert!(size_of::<IrqCell<Inside>>() == size_of::<Inside>() + align_of::<Inside>());
 
 pub(super) fn work(worker: &mut Worker, amount: u64) {
-    let mut rng = Rng::new(worker.rng.next(), 0);
+    let mut rng = Rng::new(worker.rng.next_u64(), 0);
     let slot = match worker.rng.below(7) {
         0 | 1 => {
             let pin = preempt::disable();

@@ -5,8 +5,8 @@ use percpu_core::{cpu, percpu};
 use percpu_guest::abi::{Invariant, PAIR_FACTOR, SumKind};
 
 use super::WORDS_FROM;
-use crate::workloads::{Worker, announce_sum, book_interrupt, checked};
-use crate::{events, shared};
+use percpu_guest::kernel::workload::{Worker, announce_sum, book_interrupt, checked};
+use percpu_guest::kernel::{events, shared};
 
 percpu! {
     /// An address that moves on, nothing is behind it.
@@ -93,7 +93,7 @@ fn check_pair(pair: DoubleWord, in_interrupt: bool) {
 }
 
 pub(super) fn work(worker: &mut Worker, amount: u64) {
-    let random = worker.rng.next();
+    let random = worker.rng.next_u64();
     if worker.rng.one_in(2) || !pairs_work() {
         worker.book(MOVED, shift(random, amount as usize));
     } else {
@@ -104,7 +104,7 @@ pub(super) fn work(worker: &mut Worker, amount: u64) {
 }
 
 pub(super) fn on_interrupt() {
-    let random = crate::arch::tsc::now();
+    let random = percpu_guest::kernel::arch::tsc::now();
     book_interrupt(MOVED, shift(random, 5));
     if pairs_work() {
         let low = change_pair(random >> 2, 3, true);

@@ -1,11 +1,10 @@
 //! Minimising against machines that are made up: what fails is said by a closure.
 
-use percpu_guest::abi::Workload;
-
 use super::cuts;
 use super::search::{Ran, Search};
 use super::size::size;
 use crate::error::Error;
+use crate::machine::scenario::WORKLOADS;
 use crate::machine::{
     Change, Plug, Random, Scenario, Schedule, Span, Strategy, Topology, Unit, What,
 };
@@ -16,7 +15,7 @@ const SPAN: Span = Span { steps: 16_000, points: 1000 };
 
 /// A scenario of a seed with its schedule.
 fn given(seed: u64) -> Scenario {
-    let scenario = Scenario::from_seed(seed);
+    let scenario = Scenario::from_seed(seed, &WORKLOADS);
     Scenario { strategy: Strategy::Given(Schedule::of(&scenario)), ..scenario }
 }
 
@@ -49,12 +48,12 @@ fn large() -> Scenario {
     let plug = |after, cpu| Plug { after, cpu, fail: Some(3) };
     let scenario = Scenario {
         topology: Topology { possible: 4, boot_cpus: 3 },
-        workloads: vec![Workload::Statics, Workload::Counter, Workload::Refs],
+        workloads: ["statics", "counter", "refs"].map(str::to_owned).into(),
         threads: 3,
         operations: 200,
         plugs: vec![plug(5000, 1), plug(300, 2), plug(70_000, 3), plug(900, 2)],
         strategy: Strategy::Walk { turn: 60, unit: Unit::Points },
-        ..Scenario::from_seed(11)
+        ..Scenario::from_seed(11, &WORKLOADS)
     };
     Scenario { strategy: Strategy::Given(Schedule::of(&scenario)), ..scenario }
 }
@@ -63,10 +62,10 @@ fn large() -> Scenario {
 fn what_is_not_needed_goes() {
     let needs = |s: &Scenario| {
         let plug = s.plugs.iter().any(|plug| plug.fail == Some(3));
-        plug && s.workloads.contains(&Workload::Counter) && s.operations >= 7 && s.threads >= 2
+        plug && s.workloads.contains(&"counter".to_owned()) && s.operations >= 7 && s.threads >= 2
     };
     let (left, runs) = smallest(&large(), needs, MOST_RUNS);
-    assert_eq!((left.workloads.as_slice(), left.operations), (&[Workload::Counter][..], 7));
+    assert_eq!((left.workloads.as_slice(), left.operations), (&["counter".to_owned()][..], 7));
     assert_eq!((left.threads, left.plugs.len()), (2, 1));
     assert_eq!(left.plugs[0], Plug { after: 0, cpu: 1, fail: Some(3) });
     assert_eq!(left.topology, Topology { possible: 2, boot_cpus: 1 });
@@ -133,7 +132,8 @@ fn a_plug_is_saved_by_how_many_cpus_there_are_at_boot() {
 /// Something that fails, chosen by `random`: it needs parts that the scenario has.
 fn some_need(scenario: &Scenario, random: &mut Random) -> impl Fn(&Scenario) -> bool + use<> {
     let operations = random.between(1, scenario.operations);
-    let workload = scenario.workloads[random.below(scenario.workloads.len() as u64) as usize];
+    let workload =
+        scenario.workloads[random.below(scenario.workloads.len() as u64) as usize].clone();
     let plug = scenario.plugs[random.below(scenario.plugs.len() as u64) as usize];
     let changes = &cuts::schedule(scenario).changes;
     let change = changes[random.below(changes.len() as u64) as usize];
