@@ -255,7 +255,7 @@ mod tests {
         refused("version = 1\n", "", 1, "missing field `version`");
         refused("seed = 1", "seed = -1", 3, "-1");
         refused("seed = 1", "seed = \"seven\"", 3, "seven");
-        refused("\"refs\"", "\"ref\"", 4, "there is no workload \"ref\": give some of alloc");
+        refused("\"refs\"", "\"ref\"", 5, "there is no workload \"ref\": give some of alloc");
         refused("[\"counter\",\n\"refs\"]", "[]", 4, "no workloads");
         refused("threads = 2", "threads = 17", 6, "is 17: give 1 to 16");
         refused("operations = 200", "operations = 0", 7, "operations is 0");

@@ -115,11 +115,14 @@ mod tests {
         corpus.note(&reached(&[4]));
         assert!(!corpus.add(&scenarios[3], &reached(&[4])));
         assert_eq!((corpus.len(), corpus.known().edges.count()), (2, 4));
+        let mut known = 0;
         for _ in 0..1000 {
             let changed = corpus.changed(&mut random, &WORKLOADS).expect("there are two");
             assert_eq!(changed.check(), Ok(()), "{changed:?}");
-            assert!(!scenarios.contains(&changed));
+            known += u32::from(scenarios.contains(&changed));
         }
+        // A splice of two that is changed may be one of the two again.
+        assert!(known < 5, "{known} of 1000 are as they were");
     }
 
     #[test]
