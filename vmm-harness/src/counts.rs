@@ -40,6 +40,11 @@ pub(crate) fn checks(mem: &GuestMem, possible: u32) -> impl Iterator<Item = (&'s
     })
 }
 
+/// The sum of numbers of the guest's, which may be any.
+pub(crate) fn total(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    numbers.into_iter().fold(0, u64::saturating_add)
+}
+
 fn count(mem: &GuestMem, field: usize) -> u64 {
     mem.load_u64(SHARED + field as u64).unwrap_or(0)
 }

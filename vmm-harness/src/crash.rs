@@ -9,11 +9,12 @@ use percpu_guest::abi::{
 
 use std::mem::offset_of;
 
-use crate::diag::{CpuReport, Registers, Symbols, backtrace, log_tail};
+use crate::diag::{CpuReport, Registers, Symbols, backtrace};
 use crate::error::Error;
 use crate::image::Image;
 use crate::judge::Judge;
 use crate::memory::GuestMem;
+use crate::plain::plain;
 use crate::report;
 use crate::vm::{self, Crash, Machine};
 
@@ -65,8 +66,8 @@ pub(crate) fn report(scene: &Scene<'_>, cpu: u32, crash: &Crash) -> Result<repor
         Crash::Panic(record) => match scene.mem.read::<PanicRecord>(*record) {
             Ok(record) => {
                 context = Some(Context { rip: None, rbp: record.rbp, registers: None });
-                let len = (record.len as usize).min(record.message.len());
-                let message = String::from_utf8_lossy(&record.message[..len]);
+                let len = record.len.min(record.message.len() as u64) as usize;
+                let message = plain(&String::from_utf8_lossy(&record.message[..len]));
                 format!("the guest panicked on CPU {cpu}: {message}")
             }
             Err(wild) => format!("the guest panicked on CPU {cpu}, but {wild}"),
@@ -122,12 +123,6 @@ pub(crate) fn hang(scene: &Scene<'_>, text: &str, cpus: &[u32]) -> report::Crash
     report::Crash { text, cpus: cpus_report }
 }
 
-/// Every CPU at the end of a run in which an invariant was broken.
-pub(crate) fn cpus(scene: &Scene<'_>) -> Vec<CpuReport> {
-    scene.vm.stop();
-    all_cpus(scene, &[], "", None)
-}
-
 fn exception_text(scene: &Scene<'_>, cpu: u32, frame: &ExceptionFrame) -> String {
     let name = EXCEPTIONS.get(frame.vector as usize).unwrap_or(&"unknown exception");
     let mut text =
@@ -180,7 +175,6 @@ fn all_cpus(
             if let Some(Some(registers)) = seen {
                 report = with_registers(scene, report, registers, own, &symbols);
             }
-            report.log = log_tail(scene.mem, cpu);
             if let Some(judge) = scene.judge {
                 let history = judge.history(cpu);
                 let skip = history.len().saturating_sub(EVENTS_SHOWN);

@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::coverage::{self, Edges};
 use crate::error::Error;
 use crate::memory::view_from_bytes;
+use crate::plain::plain;
 pub use workloads::Workloads;
 
 /// An ELF file that was found to be a guest of this ABI.
@@ -45,6 +46,11 @@ impl Image {
     /// Reads and checks an image.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|e| Error::image_unreadable(path, e))?;
+        Self::from_bytes(path, bytes)
+    }
+
+    /// Checks an image that was read from `path`.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, Error> {
         let elf = object::File::parse(&*bytes).map_err(|_| Error::not_elf(path))?;
         let address = elf
             .symbols()
@@ -115,7 +121,7 @@ impl Image {
                         .name()
                         .is_ok_and(|name| name.starts_with("__sancov") && name != coverage::FLAGS)
             })
-            .map(|section| section.address()..section.address() + section.size())
+            .map(|section| section.address()..section.address().saturating_add(section.size()))
             .filter(|part| part.start >= abi::IMAGE && !part.is_empty())
             .collect();
         parts.sort_by_key(|part| part.start);
@@ -171,7 +177,7 @@ fn tests(elf: &object::File<'_>) -> Option<Vec<GuestTest>> {
         .map(|entry| {
             let name = bytes(elf, entry.name, entry.name_len)?;
             Some(GuestTest {
-                name: String::from_utf8(name.to_vec()).ok()?,
+                name: plain(std::str::from_utf8(name).ok()?),
                 function: entry.function,
                 cpus: entry.cpus as u32 & 0xffff,
                 possible: entry.cpus as u32 >> 16,

@@ -9,10 +9,14 @@ pub mod diag;
 pub mod error;
 pub mod fuzz;
 pub mod host;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod hostile;
 pub mod image;
 pub mod judge;
 pub mod machine;
 pub mod memory;
+mod plain;
 pub mod plug;
 pub mod report;
 pub mod run;

@@ -13,7 +13,8 @@ use std::sync::atomic::Ordering;
 use percpu_core::view::View;
 use percpu_guest::abi;
 use vm_memory::{
-    AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice,
+    AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    VolatileSlice,
 };
 
 use crate::error::Error;
@@ -96,6 +97,11 @@ impl GuestMem {
     /// The regions, for KVM and loaders.
     pub fn regions(&self) -> &GuestMemoryMmap {
         &self.regions
+    }
+
+    /// Bytes there are.
+    pub fn size(&self) -> u64 {
+        self.regions.iter().fold(0, |size, region| size.saturating_add(region.len()))
     }
 
     /// Copies a value out of physical memory. The copy may be torn where the guest writes at the

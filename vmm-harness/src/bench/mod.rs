@@ -1,7 +1,7 @@
 //! A benchmark of percpu-core: the guest measures, row by row, and the host makes a table of it.
 
 mod report;
-mod table;
+pub(crate) mod table;
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};

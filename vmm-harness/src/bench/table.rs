@@ -10,12 +10,13 @@ use percpu_guest::abi::{
 use super::report::{BenchRow, Spread, Target};
 use crate::error::Error;
 use crate::memory::GuestMem;
+use crate::plain::plain;
 
 /// Address of the table.
 const TABLE: u64 = SHARED + offset_of!(Shared, bench) as u64;
 
 /// What has been read of the table.
-pub(super) struct Table<'m> {
+pub(crate) struct Table<'m> {
     mem: &'m GuestMem,
     planned: usize,
     read: usize,
@@ -23,7 +24,7 @@ pub(super) struct Table<'m> {
 
 impl<'m> Table<'m> {
     /// Nothing so far.
-    pub(super) fn new(mem: &'m GuestMem) -> Self {
+    pub(crate) fn new(mem: &'m GuestMem) -> Self {
         Self { mem, planned: 0, read: 0 }
     }
 
@@ -47,7 +48,7 @@ impl<'m> Table<'m> {
     /// # Errors
     ///
     /// The table makes no sense; says in what way.
-    pub(super) fn new_rows(&mut self) -> Result<Vec<BenchRow>, String> {
+    pub(crate) fn new_rows(&mut self) -> Result<Vec<BenchRow>, String> {
         // The counts first: what they speak of is there.
         let done = self.word(offset_of!(BenchTable, done))?;
         let planned = self.word(offset_of!(BenchTable, planned))?;
@@ -108,7 +109,7 @@ fn spread(times: BenchTimes) -> Spread {
 fn text(bytes: &[u8]) -> String {
     let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     let text = String::from_utf8_lossy(&bytes[..len]);
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    plain(&text).replace('\n', "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 mod bench;
 mod deterministic;
-mod outputs;
 mod run;
 
 use std::io::Write;

@@ -68,7 +68,7 @@ fn spread(blocks: &[Block], steps: &[Vec<usize>], is_first: impl Fn(&Block) -> b
 
 /// Takes a function apart.
 fn blocks(start: u64, code: &[u8], flags: &BTreeMap<u64, bool>) -> Vec<Block> {
-    let end = start + code.len() as u64;
+    let end = start.saturating_add(code.len() as u64);
     let decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
     let instructions: Vec<_> = decoder.into_iter().collect();
     let mut begins: BTreeSet<_> = flags.range(start..end).map(|(&address, _)| address).collect();

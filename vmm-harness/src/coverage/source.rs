@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::code::{self, Ran};
 use super::file::Coverage;
-use crate::diag::{SourceFrame, Symbols};
+use crate::diag::{SourceFrame, Symbols, source};
 use crate::error::Error;
 use crate::image::{self, Image};
 
@@ -235,7 +235,7 @@ fn reported(file: &str) -> Option<(&str, &str)> {
 
 /// Reads a source file where the image was built, or else below the current directory.
 fn read_source(root: &Path, path: &str) -> Option<String> {
-    [root, Path::new("")].iter().find_map(|root| std::fs::read_to_string(root.join(path)).ok())
+    [root, Path::new("")].iter().find_map(|root| source::read(&root.join(path)))
 }
 
 /// The name that a function has in the source. Closures have none: they are parts of the function

@@ -10,14 +10,14 @@ use gimli::{EndianArcSlice, LittleEndian};
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use rustc_demangle::demangle;
 
+use crate::plain::plain;
+
 type Reader = EndianArcSlice<LittleEndian>;
 
 /// The symbols of an image. Loading parses the symbol table only; lines are looked up on demand.
 pub struct Symbols {
     /// Functions by address, ascending.
     functions: Vec<Function>,
-    /// Static variables by address, ascending.
-    variables: Vec<Function>,
     lines: Option<Context<Reader>>,
 }
 
@@ -44,7 +44,7 @@ impl Symbols {
     /// gives addresses without names: a report must never fail for want of names.
     pub fn load(elf: &[u8]) -> Self {
         let Ok(file) = object::File::parse(elf) else {
-            return Self { functions: Vec::new(), variables: Vec::new(), lines: None };
+            return Self { functions: Vec::new(), lines: None };
         };
         let mut functions: Vec<_> = file
             .symbols()
@@ -57,25 +57,13 @@ impl Symbols {
                 Some(Function {
                     start: symbol.address(),
                     size: symbol.size(),
-                    name: format!("{:#}", demangle(name)),
+                    name: plain(&format!("{:#}", demangle(name))),
                 })
             })
             .collect();
         // Of several names for one address the one with a size comes last and wins.
         functions.sort_by_key(|function| (function.start, function.size));
-        let mut variables: Vec<_> = file
-            .symbols()
-            .filter(|symbol| symbol.kind() == SymbolKind::Data && symbol.size() > 0)
-            .filter_map(|symbol| {
-                Some(Function {
-                    start: symbol.address(),
-                    size: symbol.size(),
-                    name: format!("{:#}", demangle(symbol.name().ok()?)),
-                })
-            })
-            .collect();
-        variables.sort_by_key(|variable| (variable.start, variable.size));
-        Self { functions, variables, lines: lines(&file) }
+        Self { functions, lines: lines(&file) }
     }
 
     /// `function+0x12 (file:line)`, as much of it as is known.
@@ -91,17 +79,6 @@ impl Symbols {
             };
         }
         text
-    }
-
-    /// The static variable that an address is in, `NAME+0x12`.
-    pub fn variable(&self, address: u64) -> Option<String> {
-        let after = self.variables.partition_point(|variable| variable.start <= address);
-        let variable = self.variables[..after].last()?;
-        match address - variable.start {
-            0 => Some(variable.name.clone()),
-            offset if offset < variable.size => Some(format!("{}+{offset:#x}", variable.name)),
-            _ => None,
-        }
     }
 
     /// Where the function that covers an address begins and ends, if that is known.
@@ -129,12 +106,12 @@ impl Symbols {
         let next = || {
             let frame = frames.next().ok().flatten()?;
             let name = frame.function.and_then(|function| {
-                function.raw_name().ok().map(|name| format!("{:#}", demangle(&name)))
+                function.raw_name().ok().map(|name| plain(&format!("{:#}", demangle(&name))))
             });
             let location = frame.location.as_ref();
             Some(SourceFrame {
                 function: name,
-                file: location.and_then(|location| location.file).map(Into::into),
+                file: location.and_then(|location| location.file).map(plain),
                 line: location.and_then(|location| location.line),
             })
         };
@@ -259,21 +236,6 @@ mod tests {
             assert!(frame.line.is_some_and(|line| line > 100), "{inlined:?}");
         }
         assert_eq!(symbols.frames(u64::MAX), []);
-    }
-
-    #[test]
-    fn a_static_variable_is_known_by_any_address_in_it() {
-        static TABLE: [std::sync::atomic::AtomicU64; 8] =
-            [const { std::sync::atomic::AtomicU64::new(7) }; 8];
-        std::hint::black_box(&TABLE);
-        let symbols = Symbols::load(&own_image());
-        let table = symbols.variables.iter().find(|v| v.name.ends_with("any_address_in_it::TABLE"));
-        let table = table.expect("the test program has a symbol of this variable");
-        let name = |offset| symbols.variable(table.start + offset);
-        assert_eq!(name(0).as_deref(), Some(table.name.as_str()));
-        assert!(name(0x3f).unwrap().ends_with("::TABLE+0x3f"));
-        assert!(name(0x40).is_none_or(|other| !other.contains("any_address_in_it")));
-        assert_eq!(symbols.variable(0), None);
     }
 
     #[test]

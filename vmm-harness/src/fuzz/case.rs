@@ -74,6 +74,15 @@ impl Case {
         File::open(path)
             .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
             .map_err(unreadable)?;
+        Self::from_bytes(path, &bytes, workloads)
+    }
+
+    /// Makes sense of what was read from `path`.
+    pub(crate) fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        workloads: &Workloads,
+    ) -> Result<Self, Error> {
         let wrong = |at: usize, why: &str| Error::FileWrong {
             path: path.into(),
             line: 1 + bytes[..at.min(bytes.len())].iter().filter(|&&b| b == b'\n').count(),
@@ -83,7 +92,7 @@ impl Case {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(wrong(0, "this is too large for a scenario: give a TOML file"));
         }
-        let text = match std::str::from_utf8(&bytes) {
+        let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => {
                 return Err(wrong(error.valid_up_to(), "this is no text: give a TOML file"));

@@ -7,14 +7,19 @@ use crate::error::Error;
 
 /// Reads a report.
 pub fn read_report(path: &Path) -> Result<FuzzReport, Error> {
-    let wrong = |line, why: String| Error::FileWrong { path: path.into(), line, why };
     let bytes = std::fs::read(path)
         .map_err(|source| Error::FuzzReportUnreadable { path: path.into(), source })?;
+    report_from_bytes(path, &bytes)
+}
+
+/// Makes sense of what was read from `path`.
+pub(crate) fn report_from_bytes(path: &Path, bytes: &[u8]) -> Result<FuzzReport, Error> {
+    let wrong = |line, why: String| Error::FileWrong { path: path.into(), line, why };
     let not_json = |error: serde_json::Error| {
         let what = "this is no report: give a file that `fuzz --json FILE` wrote";
         wrong(error.line().max(1), format!("{what} ({error})"))
     };
-    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(not_json)?;
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(not_json)?;
     if let Some(schema) = value.get("schema").filter(|schema| **schema != SCHEMA) {
         let why = format!(
             "this is a report of version {schema}, this program reads version {SCHEMA}: make it \
@@ -22,7 +27,7 @@ pub fn read_report(path: &Path) -> Result<FuzzReport, Error> {
         );
         return Err(wrong(1, why));
     }
-    serde_json::from_slice(&bytes).map_err(not_json)
+    serde_json::from_slice(bytes).map_err(not_json)
 }
 
 /// Adds reports up; there is at least one. Those of other guest images than the first one's are
@@ -52,25 +57,25 @@ pub fn merge(reports: &[(impl AsRef<Path>, FuzzReport)]) -> Result<FuzzReport, E
 
 fn add(sum: &mut FuzzReport, report: &FuzzReport) -> Result<(), Error> {
     let resets = sum.reset_us_mean * sum.runs as f64 + report.reset_us_mean * report.runs as f64;
-    sum.jobs += report.jobs;
+    sum.jobs = sum.jobs.saturating_add(report.jobs);
     sum.seeds.extend(&report.seeds);
-    sum.runs += report.runs;
-    sum.runs_changed += report.runs_changed;
-    sum.runs_of_corpus += report.runs_of_corpus;
+    sum.runs = sum.runs.saturating_add(report.runs);
+    sum.runs_changed = sum.runs_changed.saturating_add(report.runs_changed);
+    sum.runs_of_corpus = sum.runs_of_corpus.saturating_add(report.runs_of_corpus);
     sum.verify &= report.verify;
-    sum.verified += report.verified;
+    sum.verified = sum.verified.saturating_add(report.verified);
     // They ran at the same time, on as many hosts.
     sum.seconds = sum.seconds.max(report.seconds);
     sum.runs_per_second += report.runs_per_second;
-    sum.steps += report.steps;
-    sum.exits += report.exits;
-    sum.plugs += report.plugs;
-    sum.failed_plugs += report.failed_plugs;
-    sum.checks += report.checks;
+    sum.steps = sum.steps.saturating_add(report.steps);
+    sum.exits = sum.exits.saturating_add(report.exits);
+    sum.plugs = sum.plugs.saturating_add(report.plugs);
+    sum.failed_plugs = sum.failed_plugs.saturating_add(report.failed_plugs);
+    sum.checks = sum.checks.saturating_add(report.checks);
     sum.reset_us_mean = resets / sum.runs.max(1) as f64;
     sum.reset_us_max = sum.reset_us_max.max(report.reset_us_max);
-    sum.corpus += report.corpus;
-    sum.corpus_wrong += report.corpus_wrong;
+    sum.corpus = sum.corpus.saturating_add(report.corpus);
+    sum.corpus_wrong = sum.corpus_wrong.saturating_add(report.corpus_wrong);
     sum.failures.extend(report.failures.iter().cloned());
     sum.interrupted |= report.interrupted;
     sum.error = sum.error.take().or_else(|| report.error.clone());

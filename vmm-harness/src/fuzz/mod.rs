@@ -34,6 +34,8 @@ pub use case::{Case, minimal_beside};
 pub use failure::{Failure, MinimalReport};
 pub use live::Live;
 pub use machines::Machines;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use merge::report_from_bytes;
 pub use merge::{merge, read_report};
 pub use minimise::{Minimal, minimise};
 pub use parallel::Parallel;

@@ -135,7 +135,7 @@ fn outcome(report: RunReport) -> Outcome {
         bells: 0,
         plugs: report.plugs.up + report.plugs.down,
         failed_plugs: report.plugs.failed,
-        checks: report.checks.values().sum(),
+        checks: crate::counts::total(report.checks.values().copied()),
         features: Features::new(),
         reset: Duration::ZERO,
     }

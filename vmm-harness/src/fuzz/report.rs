@@ -118,11 +118,11 @@ impl FuzzReport {
 
     pub(super) fn add(&mut self, outcome: &Outcome) {
         self.runs += 1;
-        self.steps += outcome.steps;
+        self.steps = self.steps.saturating_add(outcome.steps);
         self.exits += outcome.bells;
-        self.plugs += outcome.plugs;
-        self.failed_plugs += outcome.failed_plugs;
-        self.checks += outcome.checks;
+        self.plugs = self.plugs.saturating_add(outcome.plugs);
+        self.failed_plugs = self.failed_plugs.saturating_add(outcome.failed_plugs);
+        self.checks = self.checks.saturating_add(outcome.checks);
         self.resets += outcome.reset;
         self.reset_us_mean = self.resets.as_secs_f64() * 1e6 / self.runs as f64;
         self.reset_us_max = self.reset_us_max.max(outcome.reset.as_secs_f64() * 1e6);
@@ -197,7 +197,7 @@ pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()>
     write!(
         out,
         "a run: {:.1} plugs ({:.1} failed), {:.0} checks",
-        each(report.plugs + report.failed_plugs),
+        each(report.plugs.saturating_add(report.failed_plugs)),
         each(report.failed_plugs),
         each(report.checks),
     )?;

@@ -4,6 +4,7 @@ use percpu_guest::abi::{self, MOST_WORKLOADS, NOT_FOR_SEEDS, WorkloadEntry};
 
 use super::{bytes, section_of};
 use crate::error::Error;
+use crate::plain::plain;
 
 /// Workloads, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ impl Workloads {
         let mut workloads = Vec::new();
         for (number, entry) in entries.into_iter().enumerate() {
             let name = bytes(elf, entry.name, entry.name_len)?;
-            let name = String::from_utf8(name.to_vec()).ok()?;
+            let name = plain(std::str::from_utf8(name).ok()?);
             let for_seeds = entry.flags & NOT_FOR_SEEDS == 0;
             workloads.push(Workload { name, number, for_seeds });
         }
@@ -38,7 +39,7 @@ impl Workloads {
     }
 
     /// Workloads of these names, in this order, all of which seeds may have.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn named(names: &[&str]) -> Self {
         let workload = |(number, name): (usize, &&str)| Workload {
             name: (*name).to_owned(),

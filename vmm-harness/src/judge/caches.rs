@@ -174,12 +174,20 @@ pub(crate) fn check_zero(
     findings: &mut Findings,
 ) {
     let mut copy = Vec::new();
+    // Each copy of an area has memory of its own.
+    let mut left = space.mem().size();
     for cache in caches {
         let shelves = cache.view.shelves.iter().filter(|shelf| shelf.len <= BLOCK_GRANULES);
         let areas = shelves.flat_map(|shelf| {
             shelf.areas.iter().take(shelf.count as usize).map(|area| (*area, shelf.len))
         });
         for (area, len) in areas.filter(|(area, _)| area.is_zero()) {
+            let bytes = u64::from(len * GRANULE) * layout.units().count() as u64;
+            let Some(rest) = left.checked_sub(bytes) else {
+                let detail = "the areas in the caches have more bytes than there is memory for";
+                return findings.report(Violation::new("I2", "cached areas", detail));
+            };
+            left = rest;
             copy.resize((len * GRANULE) as usize, 0);
             let units = (0..).zip(layout.unit_offsets.iter().zip(&layout.offsets));
             for (cpu, (unit, _)) in units.filter(|(_, (_, offset))| **offset != 0) {
@@ -234,19 +242,28 @@ pub(crate) fn check(chunk: &Chunk, shelf: &BTreeMap<u32, Cached>, findings: &mut
         report(chunk, run, &wrong, findings);
     }
     if live > 0 {
-        let starts = areas(chunk).map(|run| run.start).collect::<std::collections::HashSet<_>>();
-        let stray = chunk.live.runs(true, 0..chunk.live.len());
-        let stray = stray.flat_map(|run| run.start..run.end()).find(|bit| !starts.contains(bit));
+        let live = chunk.live.runs(true, 0..chunk.live.len());
+        let mut begins = begins_in(chunk);
+        let stray = live.flat_map(|run| run.start..run.end()).find(|bit| !begins(*bit));
         let start = stray.unwrap_or(0);
         let run = Run { start, len: 1 };
         report(chunk, run, "has a live bit, but no area begins there", findings);
     }
     if cached < shelf.len() {
-        let starts = areas(chunk).map(|run| run.start).collect::<std::collections::HashSet<_>>();
-        for cached in shelf.values().filter(|cached| !starts.contains(&cached.run.start)) {
+        let mut begins = begins_in(chunk);
+        for cached in shelf.values().filter(|cached| !begins(cached.run.start)) {
             let how = format!("is in CPU {}'s cache, but no area begins there", cached.cpu);
             report(chunk, cached.run, &how, findings);
         }
+    }
+}
+
+/// Whether an area begins at a granule, asked in ascending order.
+fn begins_in(chunk: &Chunk) -> impl FnMut(u32) -> bool {
+    let mut starts = areas(chunk).map(|run| run.start).peekable();
+    move |granule| {
+        while starts.next_if(|start| *start < granule).is_some() {}
+        starts.peek() == Some(&granule)
     }
 }
 

@@ -21,7 +21,9 @@ use crate::memory::{AddressSpace, Following, Wild};
 /// Chunks that the lists may have in all: beyond it, they are no lists.
 const MAX_CHUNKS: usize = 1 << 12;
 /// Slots the allocator may have.
-const MAX_SLOTS: u32 = 64;
+pub(crate) const MAX_SLOTS: u32 = 64;
+/// Pages that all chunks may have together, so that maps which many chunks share are not read without end.
+const MAX_PAGES_IN_ALL: u32 = 1 << 16;
 /// Pages of a chunk's unit.
 const MAX_PAGES: u32 = 1 << 12;
 
@@ -69,6 +71,7 @@ impl Chunk {
         space: &AddressSpace<'_>,
         address: u64,
         slot: Option<u32>,
+        pages_left: &mut u32,
     ) -> Result<Self, Box<Violation>> {
         let view: ChunkView = space.read(address).following(|| format!("chunk {address:#x}"))?;
         let size = view.nr_pages.saturating_mul(PAGE);
@@ -83,6 +86,13 @@ impl Chunk {
             );
             return Err(Violation::new(kind::MEMORY, format!("chunk {address:#x}"), detail).into());
         }
+        let Some(left) = pages_left.checked_sub(view.nr_pages) else {
+            let detail = format!(
+                "the chunks up to {address:#x} have more than {MAX_PAGES_IN_ALL} pages together"
+            );
+            return Err(Violation::new(kind::MEMORY, "the chunks' pages", detail).into());
+        };
+        *pages_left = left;
         let granules = view.nr_pages * BLOCK_GRANULES;
         let bits = |map: u64, len: u32, what: &str| {
             let words = space
@@ -171,14 +181,16 @@ pub(crate) fn walk(
     // Chunk by slot, to see a circle and a chunk on two lists.
     let mut listed = HashMap::new();
     let mut chunks = Vec::new();
+    let mut pages_left = MAX_PAGES_IN_ALL;
     for slot in 0..allocator.nr_slots {
         let head = allocator.slots.wrapping_add(u64::from(slot) * size_of::<ListView>() as u64);
-        if let Err(violation) = walk_slot(space, slot, head, &mut listed, &mut chunks) {
+        let list = (&mut listed, &mut chunks, &mut pages_left);
+        if let Err(violation) = walk_slot(space, slot, head, list) {
             findings.report(violation);
         }
     }
     if allocator.reserved_chunk != 0 {
-        match Chunk::read(space, allocator.reserved_chunk, None) {
+        match Chunk::read(space, allocator.reserved_chunk, None, &mut pages_left) {
             Ok(chunk) => chunks.push(chunk),
             Err(violation) => findings.report(violation),
         }
@@ -190,8 +202,7 @@ fn walk_slot(
     space: &AddressSpace<'_>,
     slot: u32,
     head: u64,
-    listed: &mut HashMap<u64, u32>,
-    chunks: &mut Vec<Chunk>,
+    (listed, chunks, pages_left): (&mut HashMap<u64, u32>, &mut Vec<Chunk>, &mut u32),
 ) -> Result<(), Box<Violation>> {
     let broken = |detail: String| {
         Box::new(Violation::new(kind::MEMORY, format!("the list of slot {slot}"), detail))
@@ -208,7 +219,7 @@ fn walk_slot(
         if listed.len() > MAX_CHUNKS {
             return Err(broken(format!("the slot lists have more than {MAX_CHUNKS} chunks")));
         }
-        let chunk = Chunk::read(space, node, Some(slot))?;
+        let chunk = Chunk::read(space, node, Some(slot), pages_left)?;
         if chunk.view.link.prev != before {
             return Err(broken(format!(
                 "chunk {node:#x} follows {before:#x} on the list of slot {slot} but points back at \

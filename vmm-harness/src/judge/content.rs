@@ -14,6 +14,15 @@ pub(crate) fn check(
     shadow: &Shadow,
     findings: &mut Findings,
 ) {
+    // Each copy has memory of its own.
+    let units = layout.units().count() as u64;
+    let bytes = shadow.areas.values().fold(0u64, |sum, area| sum.saturating_add(area.size.into()));
+    if bytes.saturating_mul(units) > space.mem().size() {
+        let detail = format!(
+            "the live areas have {bytes} bytes on each of {units} CPUs, more than there is memory for"
+        );
+        return findings.report(Violation::new("I1", "live areas", detail));
+    }
     let mut copy = Vec::new();
     for area in shadow.areas.values() {
         let invariant = match area.content {

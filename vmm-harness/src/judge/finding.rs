@@ -75,11 +75,6 @@ pub fn meaning(invariant: &str) -> &'static str {
     MEANINGS.iter().find(|(name, _)| *name == invariant).map_or("", |(_, meaning)| meaning)
 }
 
-/// All invariants, in the order of reports.
-pub fn invariants() -> impl Iterator<Item = &'static str> {
-    MEANINGS.iter().map(|(name, _)| *name)
-}
-
 /// Place of an invariant in a report.
 pub fn order(invariant: &str) -> usize {
     let place = MEANINGS.iter().position(|(name, _)| *name == invariant);
@@ -107,8 +102,6 @@ pub struct Violation {
     pub tsc: u64,
     /// How often it was seen.
     pub times: u64,
-    /// The static variable that the object lies in, if it lies in one.
-    pub symbol: Option<String>,
 }
 
 impl Violation {
@@ -128,7 +121,6 @@ impl Violation {
             seq: 0,
             tsc: 0,
             times: 1,
-            symbol: None,
         }
     }
 
@@ -190,14 +182,20 @@ pub(crate) struct Findings {
 impl Findings {
     /// `n` objects were held against an invariant.
     pub(crate) fn checked(&mut self, invariant: &'static str, n: u64) {
-        *self.checks.entry(invariant).or_default() += n;
+        let checks = self.checks.entry(invariant).or_default();
+        *checks = checks.saturating_add(n);
     }
 
     pub(crate) fn report(&mut self, violation: impl Into<Violation>) {
         // Twice what is kept, so that a confirming look can compare sets that overlap.
-        if self.found.len() < 2 * KEEP {
+        if !self.is_full() {
             self.found.push(violation.into());
         }
+    }
+
+    /// Whether nothing more is kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() >= 2 * KEEP
     }
 
     /// Reports what is wrong with a value and goes on without it.
@@ -225,7 +223,8 @@ impl Tally {
     /// before is counted, not repeated.
     pub(crate) fn add(&mut self, findings: Findings, (seq, tsc): (u64, u64)) {
         for (invariant, n) in findings.checks {
-            *self.checks.entry(invariant).or_default() += n;
+            let checks = self.checks.entry(invariant).or_default();
+            *checks = checks.saturating_add(n);
         }
         for mut violation in findings.found {
             let key = (violation.invariant, violation.cpu, violation.object.clone());

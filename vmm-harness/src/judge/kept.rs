@@ -10,6 +10,9 @@ use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use crate::memory::AddressSpace;
 
+/// Such chunks that are remembered: a guest has two.
+const MOST: usize = 8;
+
 /// What has ever been seen behind the chunks that are never depopulated.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
@@ -40,6 +43,13 @@ impl Kept {
             return;
         }
         findings.checked("I15", 1);
+        if self.chunks.len() >= MOST && !self.chunks.contains_key(&chunk.address) {
+            let detail = format!(
+                "{} says that it is the first or the reserved chunk, of which {MOST} were seen",
+                chunk.name()
+            );
+            return findings.report(Violation::new("I15", chunk.name(), detail));
+        }
         // Pages behind the managed part may have been given back at set-up.
         let managed = chunk.first() / BLOCK_GRANULES..chunk.last().div_ceil(BLOCK_GRANULES);
         let hole = chunk.populated.next(false, managed.clone());

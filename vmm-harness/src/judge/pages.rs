@@ -36,12 +36,20 @@ pub(crate) fn check_mapped(
     chunks: &[Chunk],
     findings: &mut Findings,
 ) {
+    // A page is populated on each CPU by memory of its own, and in two chunks at most.
+    let most = 2 * space.mem().size() / u64::from(PAGE);
+    let mut looked_at = 0;
     // Virtual page by frame; a page that two chunks share is one page.
     let mut frames: HashMap<u64, u64> = HashMap::new();
     for chunk in chunks {
         let pages = (0..chunk.view.nr_pages).filter(|page| chunk.populated.get(*page));
         for page in pages {
             for cpu in layout.units() {
+                looked_at += 1;
+                if looked_at > most {
+                    let detail = "more pages are marked populated than there is memory for";
+                    return findings.report(Violation::new("I13", "populated pages", detail));
+                }
                 findings.checked("I13", 1);
                 let offset = layout.unit_offsets[cpu as usize];
                 let address = chunk.at(page * BLOCK_GRANULES).wrapping_add(offset);

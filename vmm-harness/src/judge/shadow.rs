@@ -22,6 +22,9 @@ const MAX_ALIGN: u64 = 4096;
 /// Objects of each kind that are followed; more make no sense in a guest of this size.
 const MAX_OBJECTS: usize = 1 << 20;
 
+/// Sums likewise: they are never taken away.
+const MAX_SUMS: usize = 1 << 12;
+
 /// A live area.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
@@ -329,7 +332,7 @@ impl Shadow {
     fn sum_init(&mut self, event: &Event, findings: &mut Findings) {
         let [kind, ptr, slot, initial, _] = event.args;
         let kind = u32::try_from(kind).ok().and_then(SumKind::from_code);
-        let known = slot < LEDGER_SLOTS as u64 && self.sums.len() < MAX_OBJECTS;
+        let known = slot < LEDGER_SLOTS as u64 && self.sums.len() < MAX_SUMS;
         let Some(kind) = kind.filter(|_| known) else {
             return nonsense(findings, event, "which is no sum the host can follow");
         };

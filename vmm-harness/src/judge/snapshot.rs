@@ -10,7 +10,7 @@ use percpu_core::view::{AllocatorView, BLOCK_GRANULES, BlockView, ChunkView, Lis
 use percpu_guest::abi::{Resources, SHARED, SharedHeader};
 
 use super::caches::Cache;
-use super::chunks::Chunk;
+use super::chunks::{Chunk, MAX_SLOTS};
 use super::finding::{Findings, Violation};
 use super::layout::Layout;
 use crate::memory::{AddressSpace, Following, Wild};
@@ -40,7 +40,7 @@ impl Snapshot {
         let allocator = layout.allocator(space)?;
         let root = layout.roots.allocator;
         put("the allocator".into(), words(root, size_of::<AllocatorView>(), "the allocator")?);
-        let heads = allocator.nr_slots as usize * size_of::<ListView>();
+        let heads = allocator.nr_slots.min(MAX_SLOTS) as usize * size_of::<ListView>();
         put("the slots' heads".into(), words(allocator.slots, heads, "the slots' heads")?);
         for chunk in chunks {
             let of = |what: &str| format!("{what} of {}", chunk.name());

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::restore::MOST_THREADS;
+use super::contents::MOST_THREADS;
 use super::scenario::{Plug, Scenario, Strategy, Topology};
 use super::schedule::{Schedule, What};
 use crate::image::Workloads;

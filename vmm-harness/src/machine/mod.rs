@@ -14,7 +14,10 @@
 //!   moment at which its guest had booted.
 
 mod bounds;
+mod contents;
 mod cpus;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod looks;
 mod mutate;
 mod random;
 mod restore;

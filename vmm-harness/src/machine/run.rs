@@ -13,6 +13,7 @@ use super::scenario::{Plug, Scenario, Unit};
 use super::schedule::Schedule;
 use super::serial::Machine;
 use super::trace::{Entry, Trace};
+use crate::counts;
 use crate::coverage::Features;
 use crate::crash;
 use crate::error::{Error, Status};
@@ -245,7 +246,7 @@ impl<'m, 'a> Run<'m, 'a> {
             bells: self.bells,
             plugs: plugs.done,
             failed_plugs: plugs.failed,
-            checks: judge.checks().values().sum(),
+            checks: counts::total(judge.checks().values().copied()),
             features: Features::new(),
             reset: Duration::ZERO,
             trace: self.trace,
@@ -275,7 +276,7 @@ impl<'m, 'a> Run<'m, 'a> {
         judge: &mut Judge,
         plugs: &mut Plugs,
     ) -> Result<Option<Stopped>, Error> {
-        let most_steps = self.machine.clock.now()? + scenario.most_steps();
+        let most_steps = self.machine.clock.now()?.saturating_add(scenario.most_steps());
         // The moment at which what was not there yet may be.
         let mut again = NEVER;
         loop {
@@ -299,7 +300,7 @@ impl<'m, 'a> Run<'m, 'a> {
                 }
                 // A CPU was stopped between an event's number and the event: nobody will ring for it.
                 if judge.waits() {
-                    again = now + AGAIN;
+                    again = now.saturating_add(AGAIN);
                 }
             }
             if plugs.unplug_is_under_way() {
@@ -314,7 +315,7 @@ impl<'m, 'a> Run<'m, 'a> {
                 if quiescent == Quiescent::Checked {
                     return Ok(None);
                 }
-                again = now + AGAIN;
+                again = now.saturating_add(AGAIN);
             }
             if now >= most_steps {
                 return Ok(Some(Stopped::Endless));
@@ -358,7 +359,7 @@ impl Plugs {
     }
 
     fn prepare(&mut self, now: u64) {
-        self.next = self.left.next().map(|plug| (plug, now + plug.after));
+        self.next = self.left.next().map(|plug| (plug, now.saturating_add(plug.after)));
     }
 
     fn are_over(&self) -> bool {

@@ -68,7 +68,13 @@ impl<'a> Machine<'a> {
             snapshot: None,
         };
         machine.go_to_ready()?;
-        let snapshot = Snapshot::take(&mut machine.vm, image, &machine.mem)?;
+        let snapshot = Snapshot::take(
+            &mut machine.vm,
+            image,
+            &machine.mem,
+            topology.possible,
+            MEMORY - KEPT..MEMORY,
+        )?;
         machine.snapshot = Some(snapshot);
         Ok(machine)
     }

@@ -77,8 +77,7 @@ impl Page {
                 }
             }
         };
-        let sound = |c: char| if is_disturbing(c) { '\u{fffd}' } else { c };
-        page.into_string().chars().map(sound).chain(['\n']).collect()
+        page.into_string().chars().map(|c| if is_disturbing(c) { '\u{fffd}' } else { c }).collect()
     }
 
     /// Writes the page to a file, all of it or nothing.

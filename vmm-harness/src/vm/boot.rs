@@ -1,7 +1,9 @@
 //! The state in which CPUs boot: page tables of the identity map, segments of the chosen ring.
 
+use std::mem::offset_of;
+
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
-use percpu_guest::abi;
+use percpu_guest::abi::{self, ImageHeader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::Error;
@@ -77,11 +79,51 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Of the CPU that boots, by what the image says of itself.
+    pub(super) fn of_boot_cpu(image: &ImageHeader, ring: u8) -> Self {
+        Self {
+            rip: image.entry,
+            rsp: image.boot_stack,
+            arg: abi::SHARED,
+            gs_base: 0,
+            tables: image.tables,
+            idt: image.idt,
+            ring,
+        }
+    }
+
+    /// Of a CPU that the host starts. That comes from the guest's own tables; whatever they hold, KVM
+    /// is what runs it.
+    ///
+    /// # Errors
+    /// The image's tables are not in guest memory.
+    pub(super) fn of_ap(
+        image: &ImageHeader,
+        mem: &GuestMemoryMmap,
+        cpu: u32,
+        ring: u8,
+    ) -> Result<Self, Error> {
+        let tables = image.tables.wrapping_add(u64::from(cpu) * size_of::<abi::CpuTables>() as u64);
+        let word = |offset: usize| {
+            let at = GuestAddress(tables.wrapping_add(offset as u64));
+            mem.read_obj::<u64>(at).map_err(Error::guest_memory)
+        };
+        Ok(Self {
+            rip: image.ap_entry,
+            rsp: word(offset_of!(abi::CpuTables, start_rsp))?,
+            arg: u64::from(cpu),
+            gs_base: word(offset_of!(abi::CpuTables, gs_base))?,
+            tables,
+            idt: image.idt,
+            ring,
+        })
+    }
+
     pub(super) fn regs(&self) -> kvm_regs {
         kvm_regs {
             rip: self.rip,
             // As after a call: the stack is aligned to 16 before the return address.
-            rsp: self.rsp - 8,
+            rsp: self.rsp.wrapping_sub(8),
             rdi: self.arg,
             rflags: RFLAGS,
             ..Default::default()
@@ -117,7 +159,7 @@ impl Entry {
         sregs.ss = data;
         sregs.gs = kvm_segment { base: self.gs_base, ..data };
         sregs.tr = kvm_segment {
-            base: self.tables + std::mem::offset_of!(abi::CpuTables, tss) as u64,
+            base: self.tables.wrapping_add(offset_of!(abi::CpuTables, tss) as u64),
             limit: abi::TSS_LIMIT,
             selector: abi::TSS,
             dpl: 0,

@@ -1,7 +1,6 @@
 //! KVM's handles, guest memory, and what there is to know to make and start CPUs: what a machine of
 //! either kind is built on.
 
-use std::mem::offset_of;
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
@@ -106,35 +105,12 @@ impl Hardware {
 
     /// Where the boot CPU begins.
     pub(super) fn boot_entry(&self) -> Entry {
-        Entry {
-            rip: self.image.entry,
-            rsp: self.image.boot_stack,
-            arg: abi::SHARED,
-            gs_base: 0,
-            tables: self.image.tables,
-            idt: self.image.idt,
-            ring: self.boot.ring as u8,
-        }
+        Entry::of_boot_cpu(&self.image, self.boot.ring as u8)
     }
 
-    /// Where another CPU begins if the host starts it. That comes from the guest's own tables;
-    /// whatever they hold, KVM is what runs it.
+    /// Where another CPU begins if the host starts it.
     pub(super) fn ap_entry(&self, cpu: u32) -> Result<Entry, Error> {
-        let tables = self.image.tables + u64::from(cpu) * size_of::<abi::CpuTables>() as u64;
-        let word = |offset: usize| {
-            self.mem
-                .read_obj::<u64>(GuestAddress(tables + offset as u64))
-                .map_err(Error::guest_memory)
-        };
-        Ok(Entry {
-            rip: self.image.ap_entry,
-            rsp: word(offset_of!(abi::CpuTables, start_rsp))?,
-            arg: u64::from(cpu),
-            gs_base: word(offset_of!(abi::CpuTables, gs_base))?,
-            tables,
-            idt: self.image.idt,
-            ring: self.boot.ring as u8,
-        })
+        Entry::of_ap(&self.image, &self.mem, cpu, self.boot.ring as u8)
     }
 
     /// Raises `vector` on CPU `cpu`, as a device's message-signalled interrupt does.

@@ -18,6 +18,22 @@ pub use machine::Vm;
 pub use serial::{Bell, Saved, SerialVm};
 pub use vcpu::{Crash, Registers, VmEvent, VmEventKind};
 
+/// Works out where each of so many CPUs would begin, and does nothing with it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn entries(
+    image: &percpu_guest::abi::ImageHeader,
+    mem: &crate::memory::GuestMem,
+    cpus: u32,
+    ring: u8,
+) {
+    let aps = (1..cpus).flat_map(|cpu| boot::Entry::of_ap(image, mem.regions(), cpu, ring));
+    for entry in std::iter::once(boot::Entry::of_boot_cpu(image, ring)).chain(aps) {
+        let mut sregs = Default::default();
+        entry.apply(&mut sregs);
+        std::hint::black_box((entry.regs(), sregs));
+    }
+}
+
 /// What a report of a crash asks of a machine.
 pub trait Machine {
     /// Stops every vCPU.

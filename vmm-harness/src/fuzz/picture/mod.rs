@@ -38,7 +38,7 @@ impl Picture {
     }
 
     /// Draws a run: all of it, or what matters. `strikes` is what each change of the schedule did.
-    pub(super) fn draw(
+    pub(crate) fn draw(
         &mut self,
         out: &mut impl Write,
         scenario: &Scenario,

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::diag::{SourceFrame, Symbols};
+use crate::diag::{SourceFrame, Symbols, source};
 
 /// Parts of the paths of files whose functions are there for others: what a reader wants to know is
 /// who called them.
@@ -144,13 +144,13 @@ fn short(name: &str) -> String {
 
 /// A source file, where the compiler found it or below this directory or one above.
 fn read(path: &str) -> Option<String> {
-    if let Ok(text) = std::fs::read_to_string(path) {
+    if let Some(text) = source::read(Path::new(path)) {
         return Some(text);
     }
     let below = own(path)?;
     let here = std::env::current_dir().ok()?;
     let mut files = here.ancestors().map(|directory: &Path| -> PathBuf { directory.join(below) });
-    files.find_map(|file| std::fs::read_to_string(file).ok())
+    files.find_map(|file| source::read(&file))
 }
 
 #[cfg(test)]

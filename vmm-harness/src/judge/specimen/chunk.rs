@@ -2,34 +2,34 @@
 
 use percpu_core::view::{BlockView, ChunkView, GRANULE};
 
-use super::guest::DELTA;
+use super::DELTA;
 
 /// A chunk before it is written.
-pub(super) struct Chunk {
-    pub(super) address: u64,
-    pub(super) base: u64,
-    pub(super) taken: Vec<bool>,
-    pub(super) bound: Vec<bool>,
-    pub(super) live: Vec<bool>,
-    pub(super) populated: Vec<bool>,
-    pub(super) flags: u32,
-    pub(super) view: ChunkView,
+pub(crate) struct Chunk {
+    pub(crate) address: u64,
+    pub(crate) base: u64,
+    pub(crate) taken: Vec<bool>,
+    pub(crate) bound: Vec<bool>,
+    pub(crate) live: Vec<bool>,
+    pub(crate) populated: Vec<bool>,
+    pub(crate) flags: u32,
+    pub(crate) view: ChunkView,
 }
 
 impl Chunk {
     /// Pointer to a granule.
-    pub(super) fn ptr(&self, granule: u32) -> u64 {
+    pub(crate) fn ptr(&self, granule: u32) -> u64 {
         self.base + u64::from(granule * GRANULE) - DELTA
     }
 
     /// Marks an area as taken and held by somebody.
-    pub(super) fn hold(&mut self, start: u32, len: u32) {
+    pub(crate) fn hold(&mut self, start: u32, len: u32) {
         self.take(start, len);
         self.live[start as usize] = true;
     }
 
     /// Marks granules as taken.
-    pub(super) fn take(&mut self, start: u32, len: u32) {
+    pub(crate) fn take(&mut self, start: u32, len: u32) {
         for bit in start..start + len {
             assert!(!std::mem::replace(&mut self.taken[bit as usize], true));
         }
@@ -38,13 +38,13 @@ impl Chunk {
     }
 
     /// Granules of the longest free run.
-    pub(super) fn longest_free(&self) -> u32 {
+    pub(crate) fn longest_free(&self) -> u32 {
         metadata(&self.taken).contig_hint
     }
 }
 
 /// Hints of a range of granules, from nothing but the granules.
-pub(super) fn metadata(taken: &[bool]) -> BlockView {
+pub(crate) fn metadata(taken: &[bool]) -> BlockView {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for (at, taken) in (0u32..).zip(taken) {
         match runs.last_mut() {

@@ -1,5 +1,10 @@
 //! A guest made by hand: page tables, units, chunks, counters and rings in which everything is as
-//! it should be, for tests to spoil.
+//! it should be, for tests and fuzzers to spoil.
+
+// Tests use all of it, fuzzers some.
+#![cfg_attr(not(test), allow(dead_code))]
+
+pub(crate) mod chunk;
 
 use std::mem::{offset_of, size_of};
 
@@ -14,60 +19,66 @@ use percpu_guest::abi::{
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::super::Judge;
-use super::super::events::ring_address;
-use super::chunk::{Chunk, metadata};
+use super::Judge;
+use super::events::ring_address;
 use crate::memory::{GuestMem, write_view};
+use chunk::{Chunk, metadata};
 
-pub(super) const CPUS: u32 = 4;
-const MEMORY: usize = 48 << 20;
+pub(crate) const CPUS: u32 = 4;
+/// Bytes of its memory.
+pub(crate) const MEMORY: usize = 48 << 20;
 /// Page tables beyond the first three.
 const TABLES: u64 = 0x2_0000;
-pub(super) const TEMPLATE: u64 = 0x200_1000;
+pub(crate) const TEMPLATE: u64 = 0x200_1000;
 const STATIC: u32 = 64;
 const RESERVED: u32 = 1024;
 const HEAP: u64 = 0x210_0000;
-pub(super) const FIRST: u64 = 0x240_0000;
+pub(crate) const FIRST: u64 = 0x240_0000;
 const FRAMES: u64 = 0x260_0000;
 const UNIT: u32 = 0x8000;
 const PAGES: u32 = UNIT / PAGE;
 /// Pages of the first chunk that have memory.
 const FIRST_PAGES: u32 = 5;
-pub(super) const DELTA: u64 = FIRST - TEMPLATE;
+pub(crate) const DELTA: u64 = FIRST - TEMPLATE;
 const SIDELINED: u32 = 14;
 const FREE: u32 = 15;
 const TO_DEPOPULATE: u32 = 16;
 
 /// Addresses of everything a test may want to spoil.
-pub(super) struct Guest {
-    pub(super) mem: GuestMem,
+pub(crate) struct Guest {
+    pub(crate) mem: GuestMem,
     tables: u64,
     heap: u64,
     frames: u64,
     seq: u64,
-    pub(super) allocator: u64,
-    pub(super) areas: u64,
-    pub(super) offsets: u64,
-    pub(super) units: u64,
-    pub(super) slots: u64,
-    pub(super) masks: u64,
-    pub(super) batch: u64,
-    pub(super) counter_head: u64,
-    pub(super) counters: Vec<u64>,
+    pub(crate) allocator: u64,
+    pub(crate) areas: u64,
+    pub(crate) offsets: u64,
+    pub(crate) units: u64,
+    pub(crate) slots: u64,
+    pub(crate) masks: u64,
+    pub(crate) batch: u64,
+    pub(crate) counter_head: u64,
+    pub(crate) counters: Vec<u64>,
     /// Table of caches, and the caches of CPUs 0 and 2.
-    pub(super) cache_table: u64,
-    pub(super) caches: Vec<u64>,
+    pub(crate) cache_table: u64,
+    pub(crate) caches: Vec<u64>,
     /// The first chunk, the reserved chunk, and one in mapped space.
-    pub(super) chunks: Vec<Chunk>,
+    pub(crate) chunks: Vec<Chunk>,
 }
 
 impl Guest {
     /// A guest with CPUs 0 and 1 online, areas of all kinds, two counters and a sum, which has
     /// announced all of it.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let regions = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        Self::within(GuestMem::new(regions))
+    }
+
+    /// The same, in these [`MEMORY`] bytes, which are zero.
+    pub(crate) fn within(mem: GuestMem) -> Self {
         let mut guest = Self {
-            mem: GuestMem::new(regions),
+            mem,
             tables: TABLES,
             heap: HEAP,
             frames: FRAMES,
@@ -97,34 +108,34 @@ impl Guest {
         guest
     }
 
-    pub(super) fn judge(&self) -> Judge {
+    pub(crate) fn judge(&self) -> Judge {
         Judge::new(self.mem.clone(), CPUS).unwrap()
     }
 
     /// Writes a value at a virtual address.
-    pub(super) fn poke<T: View>(&self, virt: u64, value: T) {
+    pub(crate) fn poke<T: View>(&self, virt: u64, value: T) {
         let phys = self.mem.translate(virt).unwrap();
         write_view(self.mem.regions(), phys, &value).unwrap();
     }
 
     /// Changes a value at a virtual address.
-    pub(super) fn change<T: View>(&self, virt: u64, f: impl FnOnce(T) -> T) {
+    pub(crate) fn change<T: View>(&self, virt: u64, f: impl FnOnce(T) -> T) {
         self.poke(virt, f(self.mem.read_virt(virt).unwrap()));
     }
 
     /// Address of a CPU's copy.
-    pub(super) fn copy(&self, ptr: u64, cpu: u32) -> u64 {
+    pub(crate) fn copy(&self, ptr: u64, cpu: u32) -> u64 {
         ptr + DELTA + u64::from(cpu) * u64::from(UNIT)
     }
 
     /// Announces something.
-    pub(super) fn emit(&mut self, cpu: u32, kind: EventKind, args: [u64; 5]) {
+    pub(crate) fn emit(&mut self, cpu: u32, kind: EventKind, args: [u64; 5]) {
         self.seq += 1;
         self.write_event(cpu, self.seq, kind as u16, cpu as u16, args);
     }
 
     /// Writes an event as it is told to.
-    pub(super) fn write_event(&self, ring: u32, seq: u64, kind: u16, cpu: u16, args: [u64; 5]) {
+    pub(crate) fn write_event(&self, ring: u32, seq: u64, kind: u16, cpu: u16, args: [u64; 5]) {
         let ring = ring_address(ring);
         let head = self.mem.load_u64(ring).unwrap();
         let slot = ring
@@ -135,30 +146,35 @@ impl Guest {
         self.mem.store_u64(ring, head + 1).unwrap();
     }
 
+    /// Events that it has announced.
+    pub(crate) fn events(&self) -> u64 {
+        self.seq
+    }
+
     /// The number that the next event will have.
-    pub(super) fn skip_seq(&mut self) {
+    pub(crate) fn skip_seq(&mut self) {
         self.seq += 1;
     }
 
     /// Where a field of a CPU's control block lies.
-    pub(super) fn control(&self, cpu: u32, field: usize) -> u64 {
+    pub(crate) fn control(&self, cpu: u32, field: usize) -> u64 {
         let block = u64::from(cpu) * size_of::<abi::ControlBlock>() as u64;
         SHARED + offset_of!(Shared, control) as u64 + block + field as u64
     }
 
     /// Where a ledger entry lies.
-    pub(super) fn ledger(&self, row: u32, slot: u32) -> u64 {
+    pub(crate) fn ledger(&self, row: u32, slot: u32) -> u64 {
         let at = u64::from(row) * size_of::<abi::LedgerRow>() as u64 + u64::from(slot) * 8;
         SHARED + offset_of!(Shared, ledger) as u64 + at
     }
 
     /// Where a field of the header lies.
-    pub(super) fn header(&self, field: usize) -> u64 {
+    pub(crate) fn header(&self, field: usize) -> u64 {
         SHARED + field as u64
     }
 
     /// Maps a page, with tables as needed.
-    pub(super) fn map(&mut self, virt: u64, phys: u64, large: bool) {
+    pub(crate) fn map(&mut self, virt: u64, phys: u64, large: bool) {
         let mut table = abi::PAGE_TABLES;
         let last = if large { 1 } else { 0 };
         for level in (last + 1..4).rev() {
@@ -177,7 +193,7 @@ impl Guest {
     }
 
     /// Takes a page away.
-    pub(super) fn unmap(&mut self, virt: u64) {
+    pub(crate) fn unmap(&mut self, virt: u64) {
         self.map(virt, u64::MAX, false);
     }
 
@@ -549,7 +565,7 @@ impl Guest {
     }
 
     /// Flips a bit of a map.
-    pub(super) fn flip(&self, map: u64, bit: u32) {
+    pub(crate) fn flip(&self, map: u64, bit: u32) {
         self.change(map + u64::from(bit / 64) * 8, |word: u64| word ^ 1 << (bit % 64));
     }
 }

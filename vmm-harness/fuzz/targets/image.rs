@@ -1,0 +1,5 @@
+//! See `vmm-harness/src/hostile`.
+
+#![no_main]
+
+vmm_harness_fuzz::attack!("image");
