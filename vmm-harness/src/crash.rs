@@ -9,7 +9,7 @@ use percpu_guest::abi::{
 
 use std::mem::offset_of;
 
-use crate::diag::{CpuReport, Registers, Symbols, backtrace};
+use crate::diag::{CpuReport, Registers, Symbols, backtrace, log_tail};
 use crate::error::Error;
 use crate::image::Image;
 use crate::judge::Judge;
@@ -123,6 +123,12 @@ pub(crate) fn hang(scene: &Scene<'_>, text: &str, cpus: &[u32]) -> report::Crash
     report::Crash { text, cpus: cpus_report }
 }
 
+/// Every CPU at the end of a run in which an invariant was broken.
+pub(crate) fn cpus(scene: &Scene<'_>) -> Vec<CpuReport> {
+    scene.vm.stop();
+    all_cpus(scene, &[], "", None)
+}
+
 fn exception_text(scene: &Scene<'_>, cpu: u32, frame: &ExceptionFrame) -> String {
     let name = EXCEPTIONS.get(frame.vector as usize).unwrap_or(&"unknown exception");
     let mut text =
@@ -175,6 +181,7 @@ fn all_cpus(
             if let Some(Some(registers)) = seen {
                 report = with_registers(scene, report, registers, own, &symbols);
             }
+            report.log = log_tail(scene.mem, cpu);
             if let Some(judge) = scene.judge {
                 let history = judge.history(cpu);
                 let skip = history.len().saturating_sub(EVENTS_SHOWN);

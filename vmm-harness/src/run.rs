@@ -1,14 +1,13 @@
 //! A run: the guest under load, plugs, the judge, the watchdog, and what comes out of it.
 
 mod config;
+mod tell;
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use percpu_guest::abi::{
-    ControlBlock, CpuState, SHARED, SharedHeader, TRACE, VECTOR_IPI, control_block,
-};
+use percpu_guest::abi::{ControlBlock, CpuState, SHARED, SharedHeader, VECTOR_IPI, control_block};
 
 use crate::counts;
 use crate::crash;
@@ -19,7 +18,8 @@ use crate::image::Image;
 use crate::judge::{Judge, Quiescent, Signal, TrialEnd};
 use crate::memory::GuestMem;
 use crate::plug::{CpuNow, Given, Injector, Order, Pending, Trials, Walk, Work};
-use crate::report::{self, Cpus, LiveLine, Plugs, Progress, RunReport, Verdict, WorkloadReport};
+use crate::report::timeline::Recorder;
+use crate::report::{self, Cpus, LiveLine, RunReport, Verdict};
 use crate::vm::{Vm, VmConfig, VmEventKind};
 
 use config::boot_of_run;
@@ -79,6 +79,11 @@ struct Run<'a> {
     report: RunReport,
     /// When the guest's workloads started.
     began: Option<Instant>,
+    recorder: Recorder,
+    /// Quiescent points so far.
+    quiets: u64,
+    /// Trials so far.
+    trials_done: u64,
     ever_online: Vec<bool>,
     /// How much patience this ring needs.
     patience: u32,
@@ -128,6 +133,9 @@ impl<'a> Run<'a> {
                 ..RunReport::default()
             },
             began: None,
+            recorder: Recorder::new(config.max_cpus, config.workloads.clone()),
+            quiets: 0,
+            trials_done: 0,
             ever_online: vec![false; config.max_cpus as usize],
             patience: patience(config.ring, host),
             image,
@@ -153,7 +161,10 @@ impl<'a> Run<'a> {
                 self.report.crash = Some(crash);
                 Verdict::Hung
             }
-            Some(End::Broken) => Verdict::Broken,
+            Some(End::Broken) => {
+                self.report.broken_at = crash::cpus(&self.scene());
+                Verdict::Broken
+            }
             None => Verdict::Held,
         };
         self.vm.park_all();
@@ -217,6 +228,7 @@ impl<'a> Run<'a> {
             if !self.judge.violations().is_empty() {
                 return Ok(Some(End::Broken));
             }
+            self.sample(began);
             if now >= next_live {
                 self.show(began);
                 next_live = now + LIVE_EVERY;
@@ -245,7 +257,8 @@ impl<'a> Run<'a> {
             // Whatever else is there, but no waiting: there is something to look at.
             deadline = Instant::now();
         }
-        for signal in self.judge.drain() {
+        for (tsc, signal) in self.judge.drain_timed() {
+            self.record(tsc, &signal);
             self.take(signal);
         }
         Ok(None)
@@ -337,6 +350,7 @@ impl<'a> Run<'a> {
         if let (Some(step), Order::Plug(cpu) | Order::Unplug(cpu)) = (fail, order) {
             self.injector.fail_step(cpu, step)?;
         }
+        self.record_order(order);
         self.injector.send(&self.vm, order)
     }
 
@@ -347,7 +361,10 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let end = loop {
             match self.judge.check_quiescent() {
-                Quiescent::Checked => break self.go_through_trials()?,
+                Quiescent::Checked => {
+                    self.quiets += 1;
+                    break self.go_through_trials()?;
+                }
                 Quiescent::NotYet(why) if since.elapsed() > QUIET_LIMIT * self.patience => {
                     let text = format!("the guest does not come to rest: {why}");
                     break Some(self.hung(&text, &[]));
@@ -390,6 +407,7 @@ impl<'a> Run<'a> {
                 }
             }
             last = self.trial_end.take();
+            self.trials_done += 1;
             if let Some(end) = &last {
                 self.judge.after_trial(end);
             }
@@ -480,70 +498,6 @@ impl<'a> Run<'a> {
     fn heartbeat(&self, cpu: u32) -> u64 {
         let at = control_block(cpu) + offset_of!(ControlBlock, heartbeat) as u64;
         self.mem.load_u64(at).unwrap_or(0)
-    }
-
-    /// Operations of `workload` by CPU, of those that were ever online.
-    fn ops(&self, workload: &str) -> impl Iterator<Item = u64> + '_ {
-        let number = self.image.workloads().number(workload);
-        (0u32..)
-            .zip(&self.ever_online)
-            .filter(|(_, ever)| **ever)
-            .map(move |(cpu, _)| number.map_or(0, |number| self.cpu_now(cpu).ops[number]))
-    }
-
-    fn show(&mut self, began: Instant) {
-        if self.live.is_none() {
-            return;
-        }
-        let total = match self.config.length {
-            Length::Time(time) => Some(time),
-            Length::Plugs(_) | Length::Passes(_) => None,
-        };
-        let progress = Progress {
-            elapsed: began.elapsed(),
-            total,
-            online: self.judge.shadow().online(),
-            possible: self.config.max_cpus,
-            plugs: self.report.plugs.up + self.report.plugs.down,
-            ops: self
-                .config
-                .workloads
-                .iter()
-                .map(|w| (w.clone(), counts::total(self.ops(w))))
-                .collect(),
-            checks: counts::total(self.judge.checks().values().copied()),
-            violations: self.judge.violations().len() as u64,
-        };
-        if let Some(live) = &mut self.live {
-            live.update(progress);
-        }
-    }
-
-    fn fill_report(&mut self) {
-        let plugs: &mut Plugs = &mut self.report.plugs;
-        plugs.per_second = (plugs.up + plugs.down) as f64 / self.report.seconds.max(1e-3);
-        self.report.workloads = self
-            .config
-            .workloads
-            .iter()
-            .map(|workload| WorkloadReport {
-                name: workload.clone(),
-                ops: counts::total(self.ops(workload)),
-                least_on_a_cpu: self.ops(workload).min().unwrap_or(0),
-            })
-            .collect();
-        self.report.balance = counts::balance(&self.mem);
-        if self.config.workloads.iter().any(|name| name == TRACE) {
-            self.report.trace = Some(counts::trace(&self.mem));
-        }
-        let by_guest: Vec<_> = counts::checks(&self.mem, self.config.max_cpus).collect();
-        let by_judge = self.judge.checks().iter().map(|(name, n)| (*name, *n));
-        for (name, n) in by_judge.chain(by_guest).filter(|(_, n)| *n > 0) {
-            let checks = self.report.checks.entry(name.to_owned()).or_default();
-            *checks = checks.saturating_add(n);
-        }
-        self.report.violations = self.judge.violations().to_vec();
-        self.report.suppressed = self.judge.suppressed();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod deterministic;
+mod outputs;
 mod run;
 
 use std::io::Write;

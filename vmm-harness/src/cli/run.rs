@@ -1,11 +1,11 @@
 //! `run`: the guest under load while CPUs come and go.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use percpu_guest::abi::{BootMode, Fault};
 
+use super::outputs::Outputs;
 use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 use crate::error::{Error, Status};
 use crate::host::RingChoice;
@@ -49,9 +49,8 @@ pub struct RunArgs {
     /// Seed of every random choice [default: a new one each time].
     #[arg(long, value_name = "X", value_parser = seed)]
     seed: Option<u64>,
-    /// Write the report to this file as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
     /// Make the guest misbehave on purpose, to see how that is reported.
     #[arg(long, default_value = "none", value_name = "NAME", value_parser = fault, hide = true)]
     fault: Fault,
@@ -118,18 +117,15 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         process_start,
     };
     config.replay = replay_command(&config, &args.workload.join(","));
-    if let Some(path) = &args.json {
-        report::check_writable(path)?;
-    }
+    args.outputs.check()?;
     let interrupted = interrupted()?;
     let report = run::run(&image, &config, &host, &interrupted)?;
     let stdout = std::io::stdout();
     let colours = report::colours_wanted(&stdout);
     // A closed pipe is the reader's choice, and the verdict is in the exit status too.
     let _ = report::write_table(&mut stdout.lock(), &report, colours);
-    if let Some(path) = &args.json {
-        report.write_json(path)?;
-    }
+    let page = || Ok(report.page().render());
+    args.outputs.write(|| report.to_json(), || report.to_junit(), page)?;
     Ok(report.verdict.status())
 }
 

@@ -129,6 +129,8 @@ pub struct CpuReport {
     pub stack: Vec<String>,
     /// Its last events, oldest first.
     pub events: Vec<String>,
+    /// What it printed last, line by line.
+    pub log: Vec<String>,
 }
 
 impl CpuReport {
@@ -186,6 +188,9 @@ impl fmt::Display for CpuReport {
         }
         for line in &self.events {
             writeln!(f, "    {line}")?;
+        }
+        for line in &self.log {
+            writeln!(f, "    log: {line}")?;
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ type Reader = EndianArcSlice<LittleEndian>;
 pub struct Symbols {
     /// Functions by address, ascending.
     functions: Vec<Function>,
+    /// Static variables by address, ascending.
+    variables: Vec<Function>,
     lines: Option<Context<Reader>>,
 }
 
@@ -44,7 +46,7 @@ impl Symbols {
     /// gives addresses without names: a report must never fail for want of names.
     pub fn load(elf: &[u8]) -> Self {
         let Ok(file) = object::File::parse(elf) else {
-            return Self { functions: Vec::new(), lines: None };
+            return Self { functions: Vec::new(), variables: Vec::new(), lines: None };
         };
         let mut functions: Vec<_> = file
             .symbols()
@@ -63,7 +65,19 @@ impl Symbols {
             .collect();
         // Of several names for one address the one with a size comes last and wins.
         functions.sort_by_key(|function| (function.start, function.size));
-        Self { functions, lines: lines(&file) }
+        let mut variables: Vec<_> = file
+            .symbols()
+            .filter(|symbol| symbol.kind() == SymbolKind::Data && symbol.size() > 0)
+            .filter_map(|symbol| {
+                Some(Function {
+                    start: symbol.address(),
+                    size: symbol.size(),
+                    name: format!("{:#}", demangle(symbol.name().ok()?)),
+                })
+            })
+            .collect();
+        variables.sort_by_key(|variable| (variable.start, variable.size));
+        Self { functions, variables, lines: lines(&file) }
     }
 
     /// `function+0x12 (file:line)`, as much of it as is known.
@@ -79,6 +93,17 @@ impl Symbols {
             };
         }
         text
+    }
+
+    /// The static variable that an address is in, `NAME+0x12`.
+    pub fn variable(&self, address: u64) -> Option<String> {
+        let after = self.variables.partition_point(|variable| variable.start <= address);
+        let variable = self.variables[..after].last()?;
+        match address - variable.start {
+            0 => Some(variable.name.clone()),
+            offset if offset < variable.size => Some(format!("{}+{offset:#x}", variable.name)),
+            _ => None,
+        }
     }
 
     /// Where the function that covers an address begins and ends, if that is known.
@@ -236,6 +261,21 @@ mod tests {
             assert!(frame.line.is_some_and(|line| line > 100), "{inlined:?}");
         }
         assert_eq!(symbols.frames(u64::MAX), []);
+    }
+
+    #[test]
+    fn a_static_variable_is_known_by_any_address_in_it() {
+        static TABLE: [std::sync::atomic::AtomicU64; 8] =
+            [const { std::sync::atomic::AtomicU64::new(7) }; 8];
+        std::hint::black_box(&TABLE);
+        let symbols = Symbols::load(&own_image());
+        let table = symbols.variables.iter().find(|v| v.name.ends_with("any_address_in_it::TABLE"));
+        let table = table.expect("the test program has a symbol of this variable");
+        let name = |offset| symbols.variable(table.start + offset);
+        assert_eq!(name(0).as_deref(), Some(table.name.as_str()));
+        assert!(name(0x3f).unwrap().ends_with("::TABLE+0x3f"));
+        assert!(name(0x40).is_none_or(|other| !other.contains("any_address_in_it")));
+        assert_eq!(symbols.variable(0), None);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::memory::{Following, GuestMem};
 
 /// Events of each CPU that are remembered for reports.
 const HISTORY: usize = 32;
+/// Events of all CPUs that are remembered for reports.
+const RECENT: usize = 8192;
 /// Events that may wait for one with a lower number before the order is given up.
 const MAX_PENDING: usize = 1 << 18;
 
@@ -56,6 +58,8 @@ pub(crate) struct Rings {
     mem: GuestMem,
     rings: Vec<Ring>,
     pending: BinaryHeap<Reverse<Ticket>>,
+    /// The last events, in order.
+    recent: VecDeque<Event>,
     /// Number of the event that comes next.
     next: u64,
     /// Numbers that may be missing because their events were dropped.
@@ -70,6 +74,7 @@ impl Rings {
             mem,
             rings: (0..possible).map(|_| Ring::default()).collect(),
             pending: BinaryHeap::new(),
+            recent: VecDeque::new(),
             next: 1,
             missing: 0,
             incomplete: false,
@@ -97,6 +102,11 @@ impl Rings {
             .get(cpu as usize)
             .map(|r| r.history.iter().copied().collect())
             .unwrap_or_default()
+    }
+
+    /// The last events of all CPUs, oldest first.
+    pub(crate) fn recent(&self) -> impl Iterator<Item = &Event> {
+        self.recent.iter()
     }
 
     /// Empties all rings and returns the events whose turn it is, in order.
@@ -142,6 +152,9 @@ impl Rings {
             ready.push(event);
         }
         findings.checked(kind::EVENTS, ready.len() as u64);
+        let too_many = (self.recent.len() + ready.len()).saturating_sub(RECENT);
+        self.recent.drain(..too_many.min(self.recent.len()));
+        self.recent.extend(&ready[ready.len().saturating_sub(RECENT)..]);
         ready
     }
 

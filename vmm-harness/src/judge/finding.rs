@@ -75,6 +75,11 @@ pub fn meaning(invariant: &str) -> &'static str {
     MEANINGS.iter().find(|(name, _)| *name == invariant).map_or("", |(_, meaning)| meaning)
 }
 
+/// All invariants, in the order of reports.
+pub fn invariants() -> impl Iterator<Item = &'static str> {
+    MEANINGS.iter().map(|(name, _)| *name)
+}
+
 /// Place of an invariant in a report.
 pub fn order(invariant: &str) -> usize {
     let place = MEANINGS.iter().position(|(name, _)| *name == invariant);
@@ -102,6 +107,8 @@ pub struct Violation {
     pub tsc: u64,
     /// How often it was seen.
     pub times: u64,
+    /// The static variable that the object lies in, if it lies in one.
+    pub symbol: Option<String>,
 }
 
 impl Violation {
@@ -121,6 +128,7 @@ impl Violation {
             seq: 0,
             tsc: 0,
             times: 1,
+            symbol: None,
         }
     }
 

@@ -48,7 +48,7 @@ use std::mem::offset_of;
 use percpu_guest::abi::{CpuState, Event, MAX_CPUS, PlugError, SHARED, SharedHeader};
 
 pub use events::{Line as EventLine, Text as EventText};
-pub use finding::{Violation, kind, meaning, order};
+pub use finding::{Violation, invariants, kind, meaning, order};
 pub use header::HeaderGuard;
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
 pub use trials::TrialEnd;
@@ -115,6 +115,25 @@ pub enum Quiescent {
     NotYet(String),
 }
 
+/// How much there is of what the judge follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// CPUs online.
+    pub online: u32,
+    /// Live areas.
+    pub areas: u64,
+    /// Bytes of these, as asked for.
+    pub bytes: u64,
+    /// Chunks, by the guest's account.
+    pub chunks: u64,
+    /// Populated pages that nothing is in, likewise.
+    pub empty_pages: u64,
+    /// Live counters.
+    pub counters: u64,
+    /// Conserved sums that are no counters.
+    pub sums: u64,
+}
+
 /// The judge of one run.
 #[derive(Debug)]
 pub struct Judge {
@@ -132,7 +151,8 @@ pub struct Judge {
     before: Option<Snapshot>,
     /// The counters before the plug that is under way.
     still: Still,
-    signals: VecDeque<Signal>,
+    /// What the guest announced, each with its time stamp.
+    signals: VecDeque<(u64, Signal)>,
     /// Events as they were followed, for whoever wants them all.
     recorded: Option<Vec<Event>>,
     tally: Tally,
@@ -163,6 +183,11 @@ impl Judge {
     /// Empties the event rings, follows the events, and returns what they announce. To be called
     /// often: a full ring loses events, and that ends the comparison with the shadow.
     pub fn drain(&mut self) -> Vec<Signal> {
+        self.drain_timed().into_iter().map(|(_, signal)| signal).collect()
+    }
+
+    /// As [`drain`](Self::drain), each with the time stamp that the guest gave it.
+    pub fn drain_timed(&mut self) -> Vec<(u64, Signal)> {
         self.follow_events();
         self.signals.drain(..).collect()
     }
@@ -207,6 +232,29 @@ impl Judge {
         self.rings.history(cpu)
     }
 
+    /// The last events of all CPUs, oldest first.
+    pub fn recent(&self) -> impl Iterator<Item = &Event> {
+        self.rings.recent()
+    }
+
+    /// How much there is of everything; zeros where the guest has not booted.
+    pub fn census(&self) -> Census {
+        let allocator = self.layout.as_ref().and_then(|layout| {
+            let space = self.mem.address_space();
+            layout.allocator(&space).ok()
+        });
+        let shadow = &self.shadow;
+        Census {
+            online: shadow.online(),
+            areas: shadow.areas.len() as u64,
+            bytes: shadow.areas.values().map(|area| u64::from(area.size)).sum(),
+            chunks: allocator.as_ref().map_or(0, |allocator| allocator.nr_chunks.into()),
+            empty_pages: allocator.map_or(0, |allocator| allocator.nr_empty_pop_pages.into()),
+            counters: shadow.counters.len() as u64,
+            sums: shadow.sums.len() as u64,
+        }
+    }
+
     fn follow_events(&mut self) {
         let mut findings = Findings::default();
         for event in self.rings.collect(&mut findings) {
@@ -217,7 +265,7 @@ impl Judge {
             if signal == Some(Signal::Booted) {
                 self.boot(&mut findings);
             }
-            self.signals.extend(signal);
+            self.signals.extend(signal.map(|signal| (event.tsc, signal)));
         }
         self.tally.add(findings, self.shadow.now);
     }

@@ -11,7 +11,7 @@ mod lines;
 
 pub use axis::{Axis, Scale};
 pub use bars::{BarGroup, Bars};
-pub use lanes::{Lane, Lanes, Mark, Span};
+pub use lanes::{Area, Lane, Lanes, Span};
 pub use lines::{Lines, Series};
 
 use maud::{Markup, html};

@@ -1,24 +1,32 @@
 //! What a run has shown, in forms for people and for programs.
 
 pub mod chart;
+pub(crate) mod events;
+pub(crate) mod failure;
 pub(crate) mod file;
+mod html;
+pub(crate) mod junit;
 mod live;
+mod overview;
 pub mod page;
 mod terminal;
+pub(crate) mod timeline;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
 
+pub use events::EventReport;
 pub use file::check_writable;
 pub use live::{LiveLine, Progress};
 pub(crate) use terminal::Paint;
 pub use terminal::{colours_wanted, write_table};
+pub use timeline::{CpuLane, Phase, Sample, Span, Stretch, Timeline};
 
 use crate::diag::CpuReport;
 use crate::error::{Error, Status};
-use crate::judge::Violation;
+use crate::judge::{self, Violation};
 
 /// Version of the JSON form: grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -163,6 +171,12 @@ pub struct RunReport {
     pub interrupted: bool,
     /// How the guest came to an early end, if it did.
     pub crash: Option<Crash>,
+    /// Every CPU when an invariant was found broken.
+    pub broken_at: Vec<CpuReport>,
+    /// Of a run that did not hold: the guest's last events, of all CPUs in one order.
+    pub events: Vec<EventReport>,
+    /// What happened when.
+    pub timeline: Timeline,
     /// The command that runs this again.
     pub replay: String,
 }
@@ -187,6 +201,9 @@ impl Default for RunReport {
             start_ms: 0.0,
             interrupted: false,
             crash: None,
+            broken_at: Vec::new(),
+            events: Vec::new(),
+            timeline: Timeline::default(),
             replay: String::new(),
         }
     }
@@ -196,6 +213,36 @@ impl RunReport {
     /// The report as JSON.
     pub fn to_json(&self) -> String {
         file::to_json(self)
+    }
+
+    /// Each invariant that was checked or broken, in order: its name, how often it was checked, how
+    /// many violations of it are listed.
+    pub fn invariants(&self) -> Vec<(&str, u64, usize)> {
+        let mut names: Vec<_> = self.checks.keys().map(String::as_str).collect();
+        names.extend(self.violations.iter().map(|violation| violation.invariant));
+        names.sort_by_key(|name| judge::order(name));
+        names.dedup();
+        let of = |name: &str| {
+            let broken = self.violations.iter().filter(|v| v.invariant == name).count();
+            (self.checks.get(name).copied().unwrap_or(0), broken)
+        };
+        names
+            .into_iter()
+            .map(|name| {
+                let (checked, broken) = of(name);
+                (name, checked, broken)
+            })
+            .collect()
+    }
+
+    /// The report as JUnit's XML.
+    pub fn to_junit(&self) -> String {
+        junit::text(&junit::of_run(self))
+    }
+
+    /// The report as a page for a browser.
+    pub fn page(&self) -> page::Page {
+        html::page(self)
     }
 
     /// Writes the report as JSON.

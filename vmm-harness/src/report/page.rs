@@ -77,7 +77,8 @@ impl Page {
                 }
             }
         };
-        page.into_string().chars().map(|c| if is_disturbing(c) { '\u{fffd}' } else { c }).collect()
+        let sound = |c: char| if is_disturbing(c) { '\u{fffd}' } else { c };
+        page.into_string().chars().map(sound).chain(['\n']).collect()
     }
 
     /// Writes the page to a file, all of it or nothing.

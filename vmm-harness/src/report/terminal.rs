@@ -143,15 +143,9 @@ fn write_checks(out: &mut impl Write, report: &RunReport, paint: Paint) -> io::R
     let head =
         format!("{:<10} {:>16} {:>10}  {}", "invariant", "checked", "broken", "what it says");
     writeln!(out, "\n{}", paint.bold(&head))?;
-    let mut names: Vec<_> = report.checks.keys().map(String::as_str).collect();
-    names.extend(report.violations.iter().map(|violation| violation.invariant));
-    names.sort_by_key(|name| judge::order(name));
-    names.dedup();
-    for name in names {
-        let broken = report.violations.iter().filter(|v| v.invariant == name).count();
+    for (name, checked, broken) in report.invariants() {
         let count = format!("{broken:>10}");
         let count = if broken > 0 { paint.bad(&count) } else { count };
-        let checked = report.checks.get(name).copied().unwrap_or(0);
         let meaning = paint.dim(judge::meaning(name));
         writeln!(out, "{name:<10} {:>16} {count}  {meaning}", grouped(checked))?;
     }

@@ -110,9 +110,9 @@ impl Fitted<'_> {
     }
 }
 
-/// Ticks at a round distance, four to six of them, around the values.
+/// Ticks at a round distance, three to seven of them, around the values.
 fn round_steps(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 4.0;
+    let rough = (high - low) / 5.0;
     let unit = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0]
         .into_iter()
@@ -151,7 +151,7 @@ mod tests {
         let axis = Axis::new("n");
         let fitted = axis.fit([3.0, 87.0].into_iter(), false);
         let ticks: Vec<_> = fitted.ticks().map(|(_, text)| text).collect();
-        assert_eq!(ticks, ["0", "25", "50", "75", "100"]);
+        assert_eq!(ticks, ["0", "20", "40", "60", "80", "100"]);
         assert_eq!(fitted.place(50.0), 0.5);
         assert_eq!(
             (fitted.place(-9.0), fitted.place(1e9), fitted.place(f64::NAN)),

@@ -1,16 +1,23 @@
-//! Lanes: what each of several things, CPUs for instance, is in over time.
+//! Lanes: what each of several things, CPUs for instance, is in over time, and how much it does.
 
 use maud::{Markup, Render, html};
 
-use super::axis::Axis;
+use super::axis::{Axis, Fitted};
 use super::percent;
 use crate::report::page::figure;
 
-/// Height of a lane and of the space below it, in pixels.
-const LANE: usize = 18;
-const GAP: usize = 5;
+/// Height of a lane's spans, of each of its areas, and of the space below it, in pixels.
+const LANE: usize = 16;
+const AREA: usize = 7;
+const GAP: usize = 6;
 /// Spans of a chart that are drawn, at most: the shortest are left out.
 const MOST_SPANS: usize = 6000;
+/// With so many, those that are narrower, as parts of the whole, are drawn without words: nobody could
+/// point at them.
+const MANY: usize = 800;
+const NARROW: f64 = 0.002;
+/// Units of the drawing that is stretched.
+const WIDTH: f64 = 1000.0;
 
 /// A stretch of time.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,17 +28,21 @@ pub struct Span {
     pub to: f64,
     /// Which of the chart's kinds.
     pub kind: usize,
+    /// How strong its colour is, up to 1.
+    pub strength: f64,
     /// What to say of it.
     pub title: String,
 }
 
-/// A moment in a lane.
+/// How much of something there is over time, below the spans.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Mark {
-    /// When.
-    pub at: f64,
+pub struct Area {
+    /// The class of its colour.
+    pub class: String,
     /// What to say of it.
     pub title: String,
+    /// When how much, from 0 to 1.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// A lane.
@@ -41,8 +52,8 @@ pub struct Lane {
     pub name: String,
     /// What it was in.
     pub spans: Vec<Span>,
-    /// What happened in it.
-    pub marks: Vec<Mark>,
+    /// What it did.
+    pub areas: Vec<Area>,
 }
 
 /// A chart of lanes over one time.
@@ -56,6 +67,10 @@ pub struct Lanes {
     pub range: (f64, f64),
     /// Kinds of spans: the class of its colour, and what it means.
     pub kinds: Vec<(&'static str, String)>,
+    /// The kinds that there are, for the legend.
+    pub used: Vec<bool>,
+    /// Classes and names of areas, for the legend.
+    pub areas: Vec<(String, String)>,
     /// The lanes, from above.
     pub lanes: Vec<Lane>,
     /// A moment that matters in all of them.
@@ -72,8 +87,8 @@ impl Lanes {
         let (from, to) = self.range;
         lane.spans.iter().filter_map(move |span| {
             let (begin, end) = (span.from.max(from), span.to.min(to));
-            (end >= begin && span.to >= from && span.from <= to && end - begin >= shortest)
-                .then_some((begin, end, span))
+            let inside = end >= begin && span.to >= from && span.from <= to;
+            (inside && end - begin >= shortest).then_some((begin, end, span))
         })
     }
 
@@ -88,6 +103,23 @@ impl Lanes {
         // Above, not at: there may be many of that length.
         lengths[MOST_SPANS].next_up()
     }
+
+    /// The outline of an area, as high as it is in `AREA` units.
+    fn outline(&self, area: &Area, x: &Fitted<'_>) -> String {
+        let (from, to) = self.range;
+        let inside = |point: &&(f64, f64)| (from..=to).contains(&point.0);
+        let mut path = String::new();
+        let mut last = 0.0;
+        for (at, height) in area.points.iter().filter(inside) {
+            last = WIDTH * x.place(*at);
+            let top = AREA as f64 * (1.0 - height.clamp(0.0, 1.0));
+            if path.is_empty() {
+                path = format!("M{last:.0} {AREA}");
+            }
+            path += &format!("L{last:.0} {top:.1}");
+        }
+        if path.is_empty() { path } else { path + &format!("L{last:.0} {AREA}Z") }
+    }
 }
 
 impl Render for Lanes {
@@ -95,25 +127,33 @@ impl Render for Lanes {
         let (from, to) = self.range;
         let x = self.x.fit([from, to].into_iter(), true);
         let shortest = self.shortest();
-        let height = self.lanes.len() * (LANE + GAP);
+        let all: usize = self.lanes.iter().map(|lane| self.cut(lane, shortest).count()).sum();
+        let narrow = if all > MANY { NARROW } else { 0.0 };
+        let row = LANE + GAP + AREA * self.areas.len();
+        let height = self.lanes.len() * row;
         let drawing = html! {
             svg.chart.lanes role="img" aria-label=(self.caption) height=(height) {
-                @for (row, lane) in self.lanes.iter().enumerate() {
-                    @let top = row * (LANE + GAP);
-                    text x="-6" y=(top + LANE - 5) text-anchor="end" { (lane.name) }
+                @for (n, lane) in self.lanes.iter().enumerate() {
+                    @let top = n * row;
+                    text x="-6" y=(top + LANE - 4) text-anchor="end" { (lane.name) }
                     rect.back x="0" y=(top) width="100%" height=(LANE) {}
                     @for (begin, end, span) in self.cut(lane, shortest) {
                         @let (left, right) = (x.place(begin), x.place(end));
                         @let class = self.kinds.get(span.kind).map_or("s7", |kind| kind.0);
-                        g class=(class) {
-                            rect.span x=(percent(left)) y=(top) height=(LANE)
-                                width=(percent((right - left).max(0.0008)))
-                            { title { (lane.name) ": " (span.title) } }
+                        @let faint = (span.strength < 1.0).then(|| format!("{:.2}", span.strength));
+                        rect class={ "span " (class) } x=(percent(left)) y=(top) height=(LANE)
+                            width=(percent((right - left).max(0.0008))) fill-opacity=[faint]
+                        {
+                            @if right - left >= narrow { title { (lane.name) ": " (span.title) } }
                         }
                     }
-                    @for mark in lane.marks.iter().filter(|mark| (from..=to).contains(&mark.at)) {
-                        circle.tick cx=(percent(x.place(mark.at))) cy=(top + LANE / 2) r="3.5" {
-                            title { (lane.name) ": " (mark.title) }
+                    @for (n, area) in lane.areas.iter().enumerate() {
+                        svg.(area.class) x="0" y=(top + LANE + n * AREA) width="100%" height=(AREA)
+                            viewBox={ "0 0 " (WIDTH) " " (AREA) } preserveAspectRatio="none"
+                        {
+                            path.area d=(self.outline(area, &x)) {
+                                title { (lane.name) ", " (area.title) }
+                            }
                         }
                     }
                 }
@@ -122,7 +162,7 @@ impl Render for Lanes {
                     text x=(percent(at)) y=(height + 16) text-anchor="middle" { (text) }
                 }
                 text x="100%" y=(height + 31) text-anchor="end" { (self.x.label) }
-                @if let Some((at, text)) = &self.moment {
+                @if let Some((at, text)) = self.moment.as_ref().filter(|m| (from..=to).contains(&m.0)) {
                     @let place = x.place(*at);
                     @let anchor = if place > 0.5 { "end" } else { "start" };
                     line.marked x1=(percent(place)) x2=(percent(place)) y1="-4" y2=(height) {
@@ -132,8 +172,16 @@ impl Render for Lanes {
                 }
             }
         };
+        let kinds = self.kinds.iter().zip(&self.used).filter(|(_, used)| **used);
         let legend = html! {
-            ul.legend { @for (class, meaning) in &self.kinds { li { i class=(class) {} (meaning) } } }
+            ul.legend {
+                @for ((class, meaning), _) in kinds { li { i class=(class) {} (meaning) } }
+            }
+            @if !self.areas.is_empty() {
+                ul.legend {
+                    @for (class, name) in &self.areas { li { i class=(class) {} (name) } }
+                }
+            }
         };
         figure(&self.caption, legend, drawing, None)
     }
@@ -149,22 +197,24 @@ mod tests {
             x: Axis::new("seconds"),
             range: (2.0, 4.0),
             kinds: vec![("s0", "online".into())],
-            lanes: vec![Lane { name: "CPU 0".into(), spans, marks: Vec::new() }],
+            used: vec![true],
+            areas: Vec::new(),
+            lanes: vec![Lane { name: "CPU 0".into(), spans, areas: Vec::new() }],
             moment: Some((3.0, "K2 <broken>".into())),
         }
     }
 
     fn span(from: f64, to: f64) -> Span {
-        Span { from, to, kind: 0, title: "online".into() }
+        Span { from, to, kind: 0, strength: 1.0, title: "online".into() }
     }
 
     #[test]
     fn spans_are_cut_to_the_range() {
         let text =
             lanes(vec![span(0.0, 3.0), span(3.5, 9.0), span(0.0, 1.0)]).render().into_string();
-        assert_eq!(text.matches("class=\"span\"").count(), 2, "{text}");
-        assert!(text.contains("x=\"0.000%\" y=\"0\" height=\"18\" width=\"50.000%\""), "{text}");
-        assert!(text.contains("x=\"75.000%\" y=\"0\" height=\"18\" width=\"25.000%\""), "{text}");
+        assert_eq!(text.matches("class=\"span ").count(), 2, "{text}");
+        assert!(text.contains("x=\"0.000%\" y=\"0\" height=\"16\" width=\"50.000%\""), "{text}");
+        assert!(text.contains("x=\"75.000%\" y=\"0\" height=\"16\" width=\"25.000%\""), "{text}");
         assert!(text.contains("x1=\"50.000%\"") && text.contains("K2 &lt;broken&gt;"), "{text}");
     }
 
@@ -174,7 +224,7 @@ mod tests {
         let mut spans: Vec<_> = (0..20_000).map(|i| span(at(i), at(i) + 1e-5)).collect();
         spans[9].to = at(9) + 5e-5;
         let text = lanes(spans).render().into_string();
-        let drawn = text.matches("class=\"span\"").count();
+        let drawn = text.matches("class=\"span ").count();
         assert!((1..=MOST_SPANS).contains(&drawn), "{drawn}");
     }
 }

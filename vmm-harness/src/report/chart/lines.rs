@@ -142,7 +142,7 @@ impl Render for Lines {
                     text x=(percent(at)) y=(HEIGHT + 17.0) text-anchor="middle" { (text) }
                 }
                 text x="100%" y=(HEIGHT + 32.0) text-anchor="end" { (self.x.label) }
-                text x="-50" y="-8" { (self.y.label) @if self.y.scale == Scale::Log { ", logarithmic" } }
+                text x="-50" y="-10" { (self.y.label) @if self.y.scale == Scale::Log { ", logarithmic" } }
                 svg width="100%" height=(HEIGHT) viewBox={ "0 0 " (WIDTH) " " (HEIGHT) }
                     preserveAspectRatio="none" overflow="visible" aria-hidden="true"
                 {
