@@ -4,6 +4,7 @@ mod workloads;
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
@@ -13,6 +14,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::coverage::{self, Edges};
 use crate::error::Error;
+use crate::judge::{Checks, Statics};
 use crate::memory::view_from_bytes;
 use crate::plain::plain;
 pub use workloads::Workloads;
@@ -25,6 +27,9 @@ pub struct Image {
     tests: Vec<GuestTest>,
     workloads: Workloads,
     edges: Option<Edges>,
+    checks: Checks,
+    /// Found when they are first asked for.
+    statics: OnceLock<Arc<Statics>>,
 }
 
 /// A test that the image declares.
@@ -75,7 +80,32 @@ impl Image {
         let tests = tests(&elf).ok_or_else(|| Error::foreign_elf(path))?;
         let workloads = Workloads::of(&elf).ok_or_else(|| Error::foreign_elf(path))?;
         let edges = Edges::find(&elf).map_err(|why| Error::image_load(path, why))?;
-        Ok(Self { path: path.into(), header, tests, workloads, edges, bytes })
+        Ok(Self {
+            path: path.into(),
+            header,
+            tests,
+            workloads,
+            edges,
+            bytes,
+            checks: Checks::none(),
+            statics: OnceLock::new(),
+        })
+    }
+
+    /// With checks of its own, by which every run of it is judged besides.
+    pub fn with_checks(self, checks: Checks) -> Self {
+        Self { checks, ..self }
+    }
+
+    /// The checks it has of its own.
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    /// Its statics, if there are checks that may ask for them.
+    pub(crate) fn statics(&self) -> Option<Arc<Statics>> {
+        let load = || Arc::new(Statics::load(&self.bytes));
+        (!self.checks.is_empty()).then(|| self.statics.get_or_init(load).clone())
     }
 
     /// Where the image was read from.

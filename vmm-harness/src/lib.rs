@@ -8,6 +8,7 @@ mod crash;
 pub mod diag;
 pub mod error;
 pub mod fuzz;
+pub mod guest;
 pub mod host;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -22,3 +23,5 @@ pub mod report;
 pub mod run;
 pub mod testing;
 pub mod vm;
+
+pub use guest::Guest;

@@ -48,6 +48,12 @@ pub enum Why {
     /// A page-table entry points outside guest memory.
     #[error("a page table on the way to it lies outside guest memory")]
     WildTable,
+    /// The image has no symbol of this name.
+    #[error("the image has no symbol of this name (#[unsafe(no_mangle)] keeps one)")]
+    NoSymbol,
+    /// The image has several symbols of this name.
+    #[error("the image has several symbols of this name")]
+    ManySymbols,
 }
 
 /// An address that leads nowhere.
@@ -65,7 +71,7 @@ pub struct Wild {
 }
 
 impl Wild {
-    fn new(addr: u64, len: usize, why: Why) -> Self {
+    pub(crate) fn new(addr: u64, len: usize, why: Why) -> Self {
         Self { addr, len: len as u64, what: "an address".into(), why }
     }
 }

@@ -110,7 +110,7 @@ impl<'a> Run<'a> {
         let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(config.max_cpus)))?;
         let mem = GuestMem::new(vm.memory().clone());
         let run = Self {
-            judge: Judge::new(mem.clone(), config.max_cpus)?,
+            judge: Judge::new(mem.clone(), config.max_cpus)?.with_checks_of(image),
             plan: match &config.work {
                 Some(work) => Plan::Given(Given::new(work.plugs.clone())),
                 None => {

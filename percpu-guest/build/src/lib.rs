@@ -107,7 +107,7 @@ fn cargo() -> OsString {
 }
 
 /// Where cargo puts what it builds, whatever way it was told: this program lies somewhere below.
-fn target_dir() -> Option<PathBuf> {
+pub fn target_dir() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     program.ancestors().find(|above| above.join("CACHEDIR.TAG").is_file()).map(Into::into)
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::{ImageArg, interrupted, prepare};
 use crate::bench::{self, BenchConfig, Effort};
 use crate::error::{Error, Status};
+use crate::guest::Kind;
 use crate::host::RingChoice;
-use crate::image::Image;
 use crate::{report, run};
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> Result<Status, Error> {
     run::check_cpus(args.cpus, args.cpus.max(bench::POSSIBLE))?;
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
-    let image = Image::open(&args.image.image)?;
+    let image = args.image.open(Kind::Speed)?;
     let (host, ring) = prepare(&image, args.cpus.max(bench::POSSIBLE), args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;

@@ -9,6 +9,7 @@ use crate::error::{Error, Status};
 use crate::fuzz::{
     self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, Style, image_name,
 };
+use crate::guest::{Guest, Kind, program};
 use crate::host::RingChoice;
 use crate::image::{Image, Workloads};
 use crate::machine::{Scenario, Topology};
@@ -146,7 +147,11 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
                 .into(),
         ));
     }
-    let image = Image::open(&args.image.image)?;
+    let kind = match args.machine {
+        MachineKind::Deterministic => Kind::Steps,
+        MachineKind::Parallel => Kind::Usual,
+    };
+    let image = args.image.open(kind)?;
     let read = |path| Case::read(path, image.workloads());
     let scenario = args.scenario.as_deref().map(read).transpose()?.map(|case| case.scenario);
     let (host, ring) = prepare(&image, Topology::MOST_CPUS, args.ring)?;
@@ -213,7 +218,7 @@ pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
             ));
         };
         args.coverage.check()?;
-        write_coverage(&sum, &args.coverage, &Image::open(image)?)?;
+        write_coverage(&sum, &args.coverage, &Guest::this().open(image)?)?;
     }
     Ok(sum.status())
 }
@@ -236,7 +241,7 @@ fn prepare_for<'w>(
     image: &ImageArg,
     ring: Option<RingChoice>,
 ) -> Result<(Case, Option<&'w Path>, Image, u8), Error> {
-    let image = Image::open(&image.image)?;
+    let image = image.open(Kind::Steps)?;
     let (case, file) = case(what, image.workloads())?;
     let seen = case.failure.as_ref().map(|seen| match seen.ring {
         0 => RingChoice::Ring0,
@@ -290,7 +295,7 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
             let status = minimal.outcome.ending.status();
             let failure = Seen::of(&minimal.outcome, ring, &image_name(&image));
             Case { failure, scenario: minimal.scenario }.write(&out)?;
-            let _ = writeln!(stdout, "{0}\n  cargo xtask replay {0}", out.display());
+            let _ = writeln!(stdout, "{0}\n  {1} replay {0}", out.display(), program());
             Ok(status)
         }
         None => {

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Status};
+use crate::guest::{Guest, Kind, program};
 use crate::host::{Doctor, Host, HostInfo, RingChoice};
 use crate::image::Image;
 use bench::BenchArgs;
@@ -27,7 +28,7 @@ const DEFAULT_SECONDS: f64 = 10.0;
 
 /// Boots the percpu guest under KVM, plugs CPUs in and out, and judges its memory.
 #[derive(Parser)]
-#[command(version, bin_name = "cargo xtask")]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,9 +63,19 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ImageArg {
-    /// The guest's ELF image.
+    /// The guest's ELF image [default: a program that has a guest of its own builds it].
     #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
-    image: PathBuf,
+    image: Option<PathBuf>,
+}
+
+impl ImageArg {
+    /// The image that was named, else one of this kind of this program's guest.
+    fn open(&self, kind: Kind) -> Result<Image, Error> {
+        match &self.image {
+            Some(path) => Guest::this().open(path),
+            None => Guest::this().image(kind),
+        }
+    }
 }
 
 /// Lets freed memory stay with the process: many short runs would else have it zeroed by the host
@@ -80,9 +91,19 @@ fn keep_memory() {
 
 /// Does what the command line says: all that `vmm-harness` is.
 pub fn main() -> ExitCode {
+    main_with(Guest::default())
+}
+
+/// The same for a guest, which is built where no image is named, and judged by its own checks, too:
+/// all that a program for it is.
+pub fn main_with(guest: Guest) -> ExitCode {
     keep_memory();
     let process_start = Instant::now();
-    let result = match Cli::parse().command {
+    guest.set();
+    let command = Cli::command().bin_name(program());
+    let arguments = command.get_matches();
+    let cli = Cli::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Run(args) => run::run(args, process_start),
         Command::Bench(args) => bench::bench(&args),
         Command::Fuzz(args) => deterministic::fuzz(args),
@@ -107,7 +128,7 @@ pub fn main() -> ExitCode {
 }
 
 fn list(args: &ImageArg) -> Result<Status, Error> {
-    let image = Image::open(&args.image)?;
+    let image = args.open(Kind::Usual)?;
     let mut stdout = std::io::stdout().lock();
     let tests = image.tests().iter().map(|test| format!("{}: test", test.name));
     for line in tests.chain(image.workloads().names().map(|name| format!("{name}: workload"))) {

@@ -8,6 +8,7 @@ use percpu_guest::abi::{BootMode, Fault};
 use super::outputs::Outputs;
 use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 use crate::error::{Error, Status};
+use crate::guest::{Kind, program};
 use crate::host::RingChoice;
 use crate::image::Image;
 use crate::report;
@@ -94,7 +95,7 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         }
     };
     run::check_cpus(args.cpus, max_cpus)?;
-    let image = Image::open(&args.image.image)?;
+    let image = args.image.open(Kind::Usual)?;
     let workloads = workloads(&args.workload, &image)?;
     run::check_length(length, &workloads)?;
     let (host, ring) = prepare(&image, max_cpus, args.ring)?;
@@ -136,7 +137,8 @@ fn replay_command(config: &RunConfig, workload: &str) -> String {
         Length::Passes(passes) => format!("--passes {passes}"),
     };
     format!(
-        "cargo xtask run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",
+        "{} run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",
+        program(),
         config.cpus,
         config.max_cpus,
         run::boot_mode_name(config.boot),

@@ -18,6 +18,7 @@ use super::seen::{Seen, image_name};
 use super::{FuzzConfig, MachineKind, Machines, parallel};
 use crate::coverage::Coverage;
 use crate::error::Error;
+use crate::guest::program;
 use crate::image::Image;
 use crate::machine::{Ending, Outcome, Random, Scenario};
 
@@ -261,7 +262,7 @@ impl<'a> Campaign<'a> {
             minimise: path
                 .as_ref()
                 .filter(|_| is_deterministic)
-                .map(|path| format!("cargo xtask minimise {path}")),
+                .map(|path| format!("{} minimise {path}", program())),
             file: path,
             minimal: minimal.as_ref().map(|minimal| {
                 MinimalReport::new(minimal, minimal_file.as_ref().ok().and_then(Option::as_deref))
@@ -277,8 +278,8 @@ impl<'a> Campaign<'a> {
 
     fn replay_command(&self, seed: u64, file: Option<&str>, changed: bool) -> String {
         match (self.config.machine, file) {
-            (MachineKind::Deterministic, Some(file)) => format!("cargo xtask replay {file}"),
-            (MachineKind::Deterministic, None) => format!("cargo xtask replay {seed}"),
+            (MachineKind::Deterministic, Some(file)) => format!("{} replay {file}", program()),
+            (MachineKind::Deterministic, None) => format!("{} replay {seed}", program()),
             (MachineKind::Parallel, file) => parallel::replay(seed, file, changed),
         }
     }

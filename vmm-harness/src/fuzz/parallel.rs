@@ -14,6 +14,7 @@ use percpu_guest::abi::{BootMode, Fault};
 
 use crate::coverage::Features;
 use crate::error::Error;
+use crate::guest::program;
 use crate::host::HostInfo;
 use crate::image::Image;
 use crate::machine::{Ending, Outcome, Scenario, Schedule, Span, Trace};
@@ -77,7 +78,7 @@ pub(super) fn describe(scenario: &Scenario) -> String {
 /// What can be done about a failure of `seed`, whose scenario is in `file`; it is `given` if it is not
 /// the seed's own.
 pub(super) fn replay(seed: u64, file: Option<&str>, given: bool) -> String {
-    let fuzz = "cargo xtask fuzz";
+    let fuzz = format!("{} fuzz", program());
     let seeds = format!("--seeds {seed}..{}", seed.saturating_add(1));
     let mut text =
         "it cannot be replayed exactly: the CPUs took turns as the hardware had it".to_owned();

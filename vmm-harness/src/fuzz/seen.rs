@@ -164,7 +164,8 @@ impl fmt::Display for Likeness {
             write!(
                 f,
                 "\nThe guest is the same: vmm-harness was changed since, or runs are not \
-                 deterministic (`cargo xtask fuzz --scenario FILE --seeds 0..100 --verify`)"
+                 deterministic (`{} fuzz --scenario FILE --seeds 0..100 --verify`)",
+                crate::guest::program()
             )?;
         }
         Ok(())

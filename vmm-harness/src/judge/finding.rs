@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::{PoisonError, RwLock};
 
 use serde::Serialize;
 
@@ -70,9 +71,19 @@ const MEANINGS: &[(&str, &str)] = &[
     (kind::HEADER, "the guest leaves the host's orders alone"),
 ];
 
-/// What an invariant says, in a line.
+/// What checks of guests' own say, by name.
+static OWN: RwLock<BTreeMap<&'static str, &'static str>> = RwLock::new(BTreeMap::new());
+
+/// Makes what a check of a guest's own says known, for reports.
+pub(crate) fn learn(name: &'static str, meaning: &'static str) {
+    OWN.write().unwrap_or_else(PoisonError::into_inner).insert(name, meaning);
+}
+
+/// What an invariant says, or a check of a guest's own, in a line.
 pub fn meaning(invariant: &str) -> &'static str {
-    MEANINGS.iter().find(|(name, _)| *name == invariant).map_or("", |(_, meaning)| meaning)
+    let known = MEANINGS.iter().find(|(name, _)| *name == invariant).map(|(_, meaning)| *meaning);
+    let own = || OWN.read().unwrap_or_else(PoisonError::into_inner).get(invariant).copied();
+    known.or_else(own).unwrap_or("")
 }
 
 /// All invariants, in the order of reports.

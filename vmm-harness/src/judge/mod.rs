@@ -28,6 +28,7 @@ mod kept;
 mod layout;
 mod lives;
 mod maps;
+mod own;
 mod owners;
 mod pages;
 mod plugs;
@@ -50,9 +51,11 @@ use percpu_guest::abi::{CpuState, Event, MAX_CPUS, PlugError, SHARED, SharedHead
 pub use events::{Line as EventLine, Text as EventText};
 pub use finding::{Violation, invariants, kind, meaning, order};
 pub use header::HeaderGuard;
+pub use own::{Check, Checks, Found, GuestView, Statics};
 pub use shadow::{Area, Counter, Ledger, Shadow, Sum};
 pub use trials::TrialEnd;
 
+use crate::image::Image;
 use crate::memory::{AddressSpace, GuestMem, Wild};
 use events::Rings;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -60,6 +63,7 @@ pub(crate) use events::ring_address;
 use finding::{Findings, Tally};
 use kept::Kept;
 use layout::Layout;
+use own::Own;
 use snapshot::Snapshot;
 use still::Still;
 use sums::LedgerBook;
@@ -156,6 +160,8 @@ pub struct Judge {
     /// Events as they were followed, for whoever wants them all.
     recorded: Option<Vec<Event>>,
     tally: Tally,
+    /// The guest's own checks.
+    own: Own,
 }
 
 impl Judge {
@@ -175,9 +181,18 @@ impl Judge {
             signals: VecDeque::new(),
             recorded: None,
             tally: Tally::default(),
+            own: Own::default(),
             mem,
             possible,
         })
+    }
+
+    /// With the checks that the image has of its own.
+    pub fn with_checks_of(mut self, image: &Image) -> Self {
+        if let Some(statics) = image.statics() {
+            self.own = Own::new(image.checks(), statics);
+        }
+        self
     }
 
     /// Empties the event rings, follows the events, and returns what they announce. To be called
@@ -262,6 +277,7 @@ impl Judge {
                 recorded.push(event);
             }
             let signal = self.shadow.apply(&event, self.layout.as_ref(), &mut findings);
+            self.own.on_event(&event, &mut findings);
             if signal == Some(Signal::Booted) {
                 self.boot(&mut findings);
             }
@@ -304,6 +320,7 @@ impl Judge {
                 counters::check_locals_now(&space, &layout, shadow, batch, &mut findings);
                 sums::check_stats(&mem, &layout, shadow, &mut findings);
             }
+            self.own.at_any_instant(&mem, &layout, shadow, &mut findings);
         }
         self.tally.add(findings, self.shadow.now);
         self.check_offline_locals(|_| true);
@@ -417,6 +434,7 @@ impl Judge {
                 refs::check(&space, layout, shadow, &book, &mut findings);
             }
         }
+        self.own.at_rest(&space, layout, &self.shadow, &mut findings);
         findings
     }
 

@@ -211,7 +211,8 @@ impl<'m, 'a> Run<'m, 'a> {
         let machine = &*self.machine;
         let (now, points) = (machine.clock.now()?, machine.clock.points()?);
         machine.cpus.follow(&schedule, now, points)?;
-        let mut judge = Judge::new(machine.mem.clone(), machine.topology.possible)?;
+        let mut judge = Judge::new(machine.mem.clone(), machine.topology.possible)?
+            .with_checks_of(machine.image);
         judge.record();
         let mut plugs = Plugs::new(Injector::new(machine.mem.clone()), scenario, now);
         judge.drain();

@@ -220,7 +220,7 @@ impl RunReport {
     pub fn invariants(&self) -> Vec<(&str, u64, usize)> {
         let mut names: Vec<_> = self.checks.keys().map(String::as_str).collect();
         names.extend(self.violations.iter().map(|violation| violation.invariant));
-        names.sort_by_key(|name| judge::order(name));
+        names.sort_by_key(|name| (judge::order(name), *name));
         names.dedup();
         let of = |name: &str| {
             let broken = self.violations.iter().filter(|v| v.invariant == name).count();

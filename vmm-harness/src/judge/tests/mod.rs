@@ -5,6 +5,7 @@ mod corruption;
 mod hostile;
 mod lives;
 mod order;
+mod own;
 mod plugs;
 mod trials;
 mod units;

@@ -1,4 +1,7 @@
-//! Guest tests: each one alone on a fresh machine, judged like a run.
+//! Tests of guests: [`main`] is a whole test program for one; [`run`] is one guest test, alone on a fresh
+//! machine and judged like a run.
+
+mod suite;
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -14,6 +17,8 @@ use crate::memory::GuestMem;
 use crate::report;
 use crate::run::{boot_params, patience};
 use crate::vm::{Vm, VmConfig, VmEventKind};
+
+pub use suite::{Suite, main};
 
 /// How long a test may take, boot included, where ring 0 is not emulated.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -40,7 +45,7 @@ pub fn run(
     };
     let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(test.possible)))?;
     let mem = GuestMem::new(vm.memory().clone());
-    let mut judge = Judge::new(mem.clone(), test.possible)?;
+    let mut judge = Judge::new(mem.clone(), test.possible)?.with_checks_of(image);
     vm.start()?;
 
     let deadline = Instant::now() + LIMIT * patience(ring, host);

@@ -1,0 +1,8 @@
+//! All commands for this guest: `cargo run --release --example vm -- run`, `fuzz`, `replay`, `minimise`.
+
+#[path = "../tests/guest/judged.rs"]
+mod judged;
+
+fn main() -> std::process::ExitCode {
+    vmm_harness::cli::main_with(judged::guest())
+}

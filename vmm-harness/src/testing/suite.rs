@@ -1,0 +1,243 @@
+//! A guest's test program: its own tests, the storm of plugs, and seeds, with names, filters and
+//! `--list` as test programs have them.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use percpu_guest::abi::{BootMode, Fault};
+
+use crate::error::Error;
+use crate::fuzz::{self, Case, FuzzConfig, MachineKind, Shard};
+use crate::guest::{Guest, Kind, program};
+use crate::host::{Host, HostInfo, RingChoice};
+use crate::image::{GuestTest, Image};
+use crate::report;
+use crate::run::{self, Length, RunConfig, boot_mode_name};
+
+/// Leaves out all that needs a virtual machine.
+const NO_VM: &str = "PERCPU_NO_VM";
+/// Seconds of the storm.
+const STORM: u64 = 5;
+/// Seeds that are run.
+const SEEDS: Range<u64> = 0..200;
+/// CPUs of the storm: at boot, and at most.
+const CPUS: (u32, u32) = (2, 4);
+/// How long to try to make a failure small.
+const MINIMISE: Duration = Duration::from_secs(10);
+
+/// What a guest is tested with.
+pub struct Suite {
+    guest: Guest,
+    storm: u64,
+    seeds: Range<u64>,
+    scenarios: Vec<PathBuf>,
+    boot_matters: Option<&'static str>,
+}
+
+/// What the trials share.
+struct Shared {
+    guest: &'static Guest,
+    image: Image,
+    /// That for the deterministic machine, built when the first trial asks for it.
+    steps: Mutex<Option<Arc<Image>>>,
+    host: HostInfo,
+}
+
+/// Tests a guest: its own tests, in the rings there are; its workloads for five seconds while CPUs come
+/// and go; 200 seeds on the deterministic machine. The whole `main` of a test with `harness = false`.
+pub fn main(guest: Guest) -> ExitCode {
+    Suite::of(guest).main()
+}
+
+impl Suite {
+    /// What [`main`] does, to be changed.
+    pub fn of(guest: Guest) -> Self {
+        Self { guest, storm: STORM, seeds: SEEDS, scenarios: Vec::new(), boot_matters: None }
+    }
+
+    /// A storm of so many seconds; 0 for none.
+    pub fn storm(self, seconds: u64) -> Self {
+        Self { storm: seconds, ..self }
+    }
+
+    /// These seeds, or none.
+    pub fn seeds(self, seeds: Range<u64>) -> Self {
+        Self { seeds, ..self }
+    }
+
+    /// Also the work, CPUs and plugs of this scenario's file, as they go with the turns of each of the
+    /// seeds.
+    pub fn scenario(mut self, file: impl Into<PathBuf>) -> Self {
+        self.scenarios.push(file.into());
+        self
+    }
+
+    /// Tests whose names begin so run twice: with CPUs that the host starts, and with CPUs that the
+    /// guest starts by INIT and SIPI.
+    pub fn boot_matters_to(self, prefix: &'static str) -> Self {
+        Self { boot_matters: Some(prefix), ..self }
+    }
+
+    /// Runs what the command line asks for.
+    pub fn main(self) -> ExitCode {
+        let arguments = Arguments::from_args();
+        if std::env::var_os(NO_VM).is_some_and(|value| value == "1") {
+            println!("guest tests are left out: {NO_VM}=1");
+            return ExitCode::SUCCESS;
+        }
+        let guest = self.guest.clone().set();
+        let prepared = guest.image(Kind::Usual).and_then(|image| {
+            let host = Host::probe()?;
+            host.require_capabilities()?;
+            Ok(Arc::new(Shared { guest, image, steps: Mutex::default(), host }))
+        });
+        match prepared {
+            Ok(shared) => libtest_mimic::run(&arguments, self.trials(&shared)).exit_code(),
+            Err(error) => {
+                eprintln!("error: {error}");
+                error.status().into()
+            }
+        }
+    }
+
+    fn trials(&self, shared: &Arc<Shared>) -> Vec<Trial> {
+        let image = &shared.image;
+        let rings: &[u8] = if image.header().ring3_only != 0 { &[3] } else { &[3, 0] };
+        let mut trials = Vec::new();
+        for &ring in rings {
+            for boot in [BootMode::Direct, BootMode::Sipi] {
+                for test in image.tests() {
+                    let matters = self.boot_matters.is_some_and(|with| test.name.starts_with(with));
+                    if boot == BootMode::Direct || matters {
+                        trials.push(trial(shared, test, ring, boot));
+                    }
+                }
+            }
+        }
+        let storm = Duration::from_secs(self.storm);
+        if !storm.is_zero() && image.workloads().names().next().is_some() {
+            let shared = shared.clone();
+            trials.push(Trial::test("storm", move || ended(shared.storm(storm))));
+        }
+        let seeds = self.seeds.clone();
+        if !seeds.is_empty() && !image.workloads().for_seeds().is_empty() {
+            let name = format!("seeds::{}..{}", seeds.start, seeds.end);
+            for file in &self.scenarios {
+                let name = format!("scenario::{}", file.file_stem().unwrap_or_default().display());
+                let (shared, seeds, file) = (shared.clone(), seeds.clone(), file.clone());
+                let run = move || ended(shared.run_seeds(seeds, Some(&file)));
+                trials.push(Trial::test(name, run));
+            }
+            let shared = shared.clone();
+            trials.push(Trial::test(name, move || ended(shared.run_seeds(seeds, None))));
+        }
+        trials
+    }
+}
+
+fn trial(shared: &Arc<Shared>, test: &GuestTest, ring: u8, boot: BootMode) -> Trial {
+    let name = format!("ring{ring}::{}::{}", boot_mode_name(boot), test.name);
+    let ignored = test.ignored;
+    let (shared, test) = (shared.clone(), test.clone());
+    let run = move || ended(super::run(&shared.image, &test, ring, boot, &shared.host));
+    Trial::test(name, run).with_ignored_flag(ignored)
+}
+
+/// What libtest-mimic is told.
+fn ended(result: Result<Result<(), String>, Error>) -> Result<(), Failed> {
+    Ok(result??)
+}
+
+impl Shared {
+    fn steps(&self) -> Result<Arc<Image>, Error> {
+        // Whoever comes second waits for the build of the first; one that panicked has left nothing.
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = &*steps {
+            return Ok(image.clone());
+        }
+        Ok(steps.insert(Arc::new(self.guest.image(Kind::Steps)?)).clone())
+    }
+
+    fn ring(&self, image: &Image) -> u8 {
+        match image.header().ring3_only {
+            0 => self.host.choose_ring(RingChoice::Auto).0,
+            _ => 3,
+        }
+    }
+
+    /// All workloads, while CPUs come and go.
+    fn storm(&self, time: Duration) -> Result<Result<(), String>, Error> {
+        let ring = self.ring(&self.image);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let seed = now.as_nanos() as u64 & 0xffff_ffff;
+        let (cpus, max_cpus) = CPUS;
+        let seconds = time.as_secs();
+        let config = RunConfig {
+            cpus,
+            max_cpus,
+            length: Length::Time(time),
+            work: None,
+            workloads: self.image.workloads().names().map(str::to_owned).collect(),
+            boot: BootMode::Direct,
+            ring,
+            seed,
+            fault: Fault::None,
+            live: false,
+            replay: format!(
+                "{} run --cpus {cpus} --max-cpus {max_cpus} --seconds {seconds} --ring {ring} \
+                 --seed {seed:#x}",
+                program()
+            ),
+            process_start: Instant::now(),
+        };
+        let report = run::run(&self.image, &config, &self.host, &AtomicBool::new(false))?;
+        let mut text = Vec::new();
+        // Writing to memory does not fail.
+        let _ = report::write_table(&mut text, &report, false);
+        let held = report.verdict == report::Verdict::Held;
+        Ok(if held { Ok(()) } else { Err(String::from_utf8_lossy(&text).into_owned()) })
+    }
+
+    /// Seeds, one CPU at a time: their own scenarios, or their turns for that of a file.
+    fn run_seeds(
+        &self,
+        seeds: Range<u64>,
+        file: Option<&Path>,
+    ) -> Result<Result<(), String>, Error> {
+        let image = &*self.steps()?;
+        let read = |file| Case::read(file, image.workloads());
+        let scenario = file.map(read).transpose()?.map(|case| case.scenario);
+        let directory = percpu_guest_build::target_dir().unwrap_or_else(|| PathBuf::from("target"));
+        let config = FuzzConfig {
+            seeds,
+            shard: Shard::default(),
+            scenario,
+            change: false,
+            corpus: None,
+            time: None,
+            jobs: std::thread::available_parallelism().map_or(1, usize::from),
+            verify: false,
+            most_failures: 1,
+            failures: directory.join("fuzz/failures"),
+            minimise: MINIMISE,
+            ring: self.ring(image),
+            machine: MachineKind::Deterministic,
+            host: self.host.clone(),
+        };
+        let fuzz::Ended { report, error } = fuzz::run(image, &config, &AtomicBool::new(false))?;
+        let mut text = Vec::new();
+        let _ = fuzz::write_report(&mut text, &report);
+        match error {
+            _ if !report.failures.is_empty() => {
+                Ok(Err(String::from_utf8_lossy(&text).into_owned()))
+            }
+            Some(error) => Err(error),
+            None => Ok(Ok(())),
+        }
+    }
+}
