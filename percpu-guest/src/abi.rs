@@ -32,7 +32,7 @@ pub use turns::*;
 /// First field of [`SharedHeader`] and [`ImageHeader`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"percpuVM");
 /// Changes whenever anything in this module changes its layout or meaning.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// The most CPUs the guest can be given.
 pub const MAX_CPUS: usize = 64;
@@ -130,6 +130,10 @@ pub struct BootParams {
     pub emulated: u32,
     /// The smallest batch of counters.
     pub smallest_batch: u32,
+    /// [`BenchGroup`] of the benchmark.
+    pub bench_group: u32,
+    /// CPUs that the benchmark may have do something at the same time; all online at boot.
+    pub bench_at_once: u32,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for BootParams {}

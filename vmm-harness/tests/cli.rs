@@ -7,7 +7,6 @@ mod process;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::thread;
 
 use process::{Running, ended, harness, json, scratch, vm};
 use serde_json::Value;
@@ -302,53 +301,4 @@ fn cpu_that_spins_with_interrupts_masked_is_reported_as_a_hang() {
     assert!(text.contains("masked"), "{text}");
     assert_eq!(cpu["masked"], true);
     on_stack(&cpu, "spin_masked");
-}
-
-fn bench() -> Command {
-    let mut command = harness();
-    command.arg("bench").env("PERCPU_GUEST_IMAGE", image());
-    command
-}
-
-#[test]
-fn bench_measures_every_row() {
-    let Some(_vm) = vm("bench_measures_every_row") else { return };
-    let path = scratch("bench.json");
-    let end = ended(bench().args(["--quick", "--json"]).arg(&path)).with_status(0);
-    let report = json(&path);
-    assert_eq!(report["schema"], 1);
-    assert_eq!(report["bench"], "core");
-    assert_eq!(report["cpus"], 2);
-    assert_eq!(report["possible"], 8);
-    assert_eq!(report["interrupted"], false);
-    assert_eq!(report["crash"], Value::Null);
-    // Two CPUs at once are measured only where the host has two to give.
-    let two_at_once = thread::available_parallelism().is_ok_and(|n| n.get() > 1);
-    let rows = report["rows"].as_array().expect("a list");
-    for row in rows {
-        let name = row["name"].as_str().expect("a name");
-        assert!(end.stdout.contains(name), "{name} is not in:\n{}", end.stdout);
-        // A host that emulates ring 0 does not know the instruction.
-        let unknown = report["ring"] == 0 && name.contains("DoubleWord");
-        if (row["cpus"] == 1 || two_at_once) && !unknown {
-            assert!(row["rounds"].as_u64().is_some_and(|rounds| rounds > 0), "{row:#}");
-            for times in ["subject", "bare", "shared"] {
-                let time = |which: &str| row[times][which].as_f64().expect("a number");
-                assert!(time("min") > 0.0 && time("min") <= time("median"), "{row:#}");
-            }
-        }
-    }
-    let row = |name: &str| rows.iter().find(|row| row["name"] == name).map(|row| &row["cpus"]);
-    assert_eq!(row("PerCpu::<u64>::add"), Some(&Value::from(1)));
-    assert_eq!(row("PreemptGuard, take and drop"), Some(&Value::from(1)));
-    assert_eq!(row("PercpuCounter::add, two CPUs"), Some(&Value::from(2)));
-    assert_eq!(row("PercpuCounter::sum, 8 CPUs online"), Some(&Value::from(1)));
-}
-
-#[test]
-fn bench_refuses_what_run_refuses() {
-    let Some(_vm) = vm("bench_refuses_what_run_refuses") else { return };
-    ended(bench().args(["--cpus", "0"])).refused("--cpus must be at least 1");
-    ended(bench().args(["--cpus", "65"])).refused("--max-cpus 65");
-    ended(bench().args(["--json", "/nonexistent/bench.json"])).refused("/nonexistent/bench.json");
 }

@@ -1,56 +1,62 @@
-//! `cargo xtask bench`: how fast it is, by the benchmark programs of the crates.
+//! `cargo xtask bench`: how fast it is. `vmm-harness` measures; here is built what it measures.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
-use clap::Subcommand;
 use xshell::cmd;
 
 use crate::{cargo, guest};
 
-/// What is measured. Each has a program of its own, which reads the arguments.
-#[derive(Subcommand)]
-pub enum Subject {
-    /// The allocator, beside a baseline: `cargo xtask bench alloc --help`
-    #[command(disable_help_flag = true)]
-    Alloc(Args),
-    /// Operations, guards, counters and references, in cycles in the guest, beside the bare
-    /// instructions and a shared atomic: `cargo xtask bench core --help`
-    #[command(disable_help_flag = true)]
-    Core(Args),
-}
+/// percpu-core's own program, which measures the allocator.
+const ALLOC_BENCH: &str = "PERCPU_ALLOC_BENCH";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Arguments of the program.
+    /// What to measure (core, alloc, counter, plug, boot, all), and arguments of `vmm-harness bench`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
 
-/// Becomes the benchmark program, in the directory the user is in. Returns only if that fails.
-pub fn bench(subject: &Subject) -> Result<ExitCode> {
-    let mut program = match subject {
-        Subject::Alloc(Args { args }) => percpu_core("alloc", args)?,
-        Subject::Core(Args { args }) => harness(args)?,
-    };
+/// Becomes `vmm-harness bench`, in the directory the user is in. Returns only if that fails.
+pub fn bench(args: &Args) -> Result<ExitCode> {
+    let mut program = Command::new(cargo::build_harness()?);
+    program.arg("bench").args(&args.args);
+    if !args.args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        // The subject comes first, if it is named at all.
+        let subject = args.args.first().and_then(|arg| arg.to_str());
+        let named = |one: &str| {
+            let others = ["core", "alloc", "counter", "plug", "boot"];
+            subject == Some(one) || !subject.is_some_and(|subject| others.contains(&subject))
+        };
+        provide(&mut program, cargo::IMAGE, guest::image_for_speed)?;
+        if named("boot") {
+            provide(&mut program, cargo::STEPS_IMAGE, guest::image_for_steps)?;
+        }
+        if named("alloc") {
+            provide(&mut program, ALLOC_BENCH, percpu_core)?;
+        }
+    }
     Err(program.exec()).context("the benchmark program does not start")
 }
 
-/// percpu-core's program, built for speed.
-fn percpu_core(subject: &str, args: &[OsString]) -> Result<Command> {
-    let (sh, cargo) = (cargo::shell()?, cargo::cargo());
-    cargo::run(cmd!(sh, "{cargo} build --release --package percpu-core --example bench").into())?;
-    let mut program = Command::new(cargo::target_dir()?.join("release/examples/bench"));
-    program.arg(subject).args(args);
-    Ok(program)
+/// Tells the program where something is, which is built unless the user has said so already.
+fn provide(
+    program: &mut Command,
+    variable: impl AsRef<OsStr>,
+    build: impl FnOnce() -> Result<PathBuf>,
+) -> Result<()> {
+    if std::env::var_os(&variable).is_none() {
+        program.env(variable, build()?);
+    }
+    Ok(())
 }
 
-/// `vmm-harness bench` with a guest that is built for speed.
-fn harness(args: &[OsString]) -> Result<Command> {
-    let image = guest::image_for_speed()?;
-    let mut program = Command::new(cargo::build_harness()?);
-    program.arg("bench").args(args).env(cargo::IMAGE, image);
-    Ok(program)
+/// percpu-core's program, built for speed.
+fn percpu_core() -> Result<PathBuf> {
+    let (sh, cargo) = (cargo::shell()?, cargo::cargo());
+    cargo::run(cmd!(sh, "{cargo} build --release --package percpu-core --example bench").into())?;
+    Ok(cargo::target_dir()?.join("release/examples/bench"))
 }

@@ -72,9 +72,9 @@ enum Command {
     Mutants(mutants::Args),
     /// Run all tests: of the host's crates, of the documentation, and in the guest
     Test(test::Args),
-    /// Measure how fast it is
-    #[command(subcommand)]
-    Bench(bench::Subject),
+    /// Measure how fast it is, beside yardsticks: `cargo xtask bench --help`
+    #[command(disable_help_flag = true)]
+    Bench(bench::Args),
     /// Explore all interleavings of the allocator's locks, in models under loom
     Loom(loom::Args),
     /// Try interleavings of larger combinations, in models under shuttle
@@ -98,7 +98,7 @@ fn main() -> ExitCode {
         Command::FuzzMerge { args } => fuzz::merge(&args),
         Command::Mutants(args) => mutants::mutants(&args),
         Command::Test(args) => test::test(&args),
-        Command::Bench(subject) => bench::bench(&subject),
+        Command::Bench(args) => bench::bench(&args),
         Command::Loom(args) => loom::loom(&args),
         Command::Shuttle(args) => shuttle::shuttle(&args),
         Command::Miri(args) => miri::miri(&args),

@@ -1,18 +1,20 @@
-//! `cargo xtask bench alloc`: the allocator's speed and what it needs of memory.
+//! `cargo xtask bench alloc`: the allocator's speed and what it needs of memory, beside a baseline.
+//! It can be run by itself, too.
 
 use std::path::PathBuf;
 use std::time::Instant;
-
-use serde::Serialize;
 
 use crate::load::Load;
 use crate::load::baseline::Baseline;
 use crate::load::subject::{Memory, Percpu, Ready, Subject, on_threads};
 use crate::progress::Progress;
+use crate::rows::{self, Beside, Rows, Values};
 use crate::table::{Table, bytes};
 
-/// Changes when a field changes its meaning.
-const SCHEMA: u32 = 1;
+/// What the baseline is.
+const BASELINE: &str = "a lock around two trees";
+/// Possible CPUs of the series that shows how costs grow with them.
+const SERIES: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,25 +31,20 @@ pub struct Args {
 }
 
 /// All numbers of a run.
-#[derive(Serialize)]
 struct Report {
-    schema: u32,
-    bench: &'static str,
     quick: bool,
     /// Rounds of each load; those of the subjects alternate.
     rounds: usize,
     loads: Vec<Row>,
+    growth: Vec<Row>,
     chunks: Vec<Row>,
     threads: Vec<Throughput>,
 }
 
 /// One load.
-#[derive(Serialize)]
 struct Row {
     load: String,
     cpus: u32,
-    /// Timed operations of a round.
-    ops: usize,
     /// Bytes of one unit that are live at the end.
     live_bytes: u64,
     percpu: Numbers,
@@ -55,25 +52,13 @@ struct Row {
 }
 
 /// One load's numbers of one subject.
-#[derive(Clone, Serialize)]
+#[derive(Clone)]
 struct Numbers {
-    ns_per_op: Spread,
-    peak_chunks: u64,
-    final_chunks: u64,
-    /// Bytes of one unit, in all chunks.
-    reserved_unit_bytes: u64,
-    populated_bytes: u64,
+    ns_per_op: Values,
+    memory: Memory,
 }
 
-/// Of all rounds.
-#[derive(Clone, Copy, Serialize)]
-struct Spread {
-    min: f64,
-    median: f64,
-}
-
-/// Millions of operations a second, of all threads together.
-#[derive(Serialize)]
+/// A load on one thread and on two at the same time.
 struct Throughput {
     load: String,
     cpus: u32,
@@ -81,11 +66,17 @@ struct Throughput {
     baseline: Threads,
 }
 
-#[derive(Clone, Copy, Serialize)]
+/// Nanoseconds in which one operation of all threads together ends.
 struct Threads {
-    one_thread: f64,
-    two_threads: f64,
-    ratio: f64,
+    one: Values,
+    two: Values,
+}
+
+impl Threads {
+    /// How many times as much two threads do as one.
+    fn ratio(&self) -> f64 {
+        self.one.min / self.two.min
+    }
 }
 
 /// Measures everything and prints it.
@@ -103,13 +94,15 @@ pub fn run(args: &Args) -> Result<(), String> {
         [10, 100, 1000].map(|chunks| Load::chunks(chunks, 100_000 / scale)).into();
     let threaded = [Load::fixed(8, 1000, 200_000 / scale), Load::mixed(1000, 200_000 / scale)];
 
-    let mut progress = Progress::new(loads.len() * args.cpus.len() + series.len() + threaded.len());
+    let growing = [Load::trace(), Load::mixed(1_000, 200_000 / scale)];
+
+    let steps = loads.len() * args.cpus.len() + growing.len() * SERIES.len();
+    let mut progress = Progress::new(steps + series.len() + threaded.len());
     let mut report = Report {
-        schema: SCHEMA,
-        bench: "alloc",
         quick: args.quick,
         rounds,
         loads: Vec::new(),
+        growth: Vec::new(),
         chunks: Vec::new(),
         threads: Vec::new(),
     };
@@ -117,6 +110,12 @@ pub fn run(args: &Args) -> Result<(), String> {
         for load in &loads {
             progress.step(&format!("{}, {cpus} CPUs", load.name));
             report.loads.push(measure(load, cpus, rounds));
+        }
+    }
+    for load in &growing {
+        for cpus in SERIES {
+            progress.step(&format!("{}, {cpus} CPUs", load.name));
+            report.growth.push(measure(load, cpus, rounds));
         }
     }
     for load in &series {
@@ -129,7 +128,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     }
     drop(progress);
     print(&report);
-    args.json.as_ref().map_or(Ok(()), |path| crate::write_json(path, &report))
+    args.json.as_ref().map_or(Ok(()), |path| crate::write_json(path, &as_rows(&report)))
 }
 
 /// Refuses numbers of CPUs whose units would not fit into memory.
@@ -183,7 +182,6 @@ fn measure(load: &Load, cpus: u32, rounds: usize) -> Row {
     Row {
         load: load.name.clone(),
         cpus,
-        ops: load.ops(),
         live_bytes: load.live_bytes(),
         percpu: Numbers::of(&percpu),
         baseline: Numbers::of(&baseline),
@@ -204,26 +202,12 @@ impl Numbers {
         let times: Vec<f64> = rounds.iter().map(|round| round.0).collect();
         // The same in every round: a load knows no chance.
         let memory = rounds.last().map(|round| round.1).unwrap_or_default();
-        Self {
-            ns_per_op: Spread::of(&times),
-            peak_chunks: memory.peak_chunks,
-            final_chunks: memory.chunks,
-            reserved_unit_bytes: memory.reserved,
-            populated_bytes: memory.populated,
-        }
-    }
-}
-
-impl Spread {
-    fn of(values: &[f64]) -> Self {
-        let mut values = values.to_vec();
-        values.sort_by(f64::total_cmp);
-        Self { min: values[0], median: values[values.len() / 2] }
+        Self { ns_per_op: Values::of(&times), memory }
     }
 }
 
 fn measure_threads(load: &Load, cpus: u32, rounds: usize) -> Throughput {
-    let mut times = [[f64::MAX; 2]; 2];
+    let mut times: [[Vec<f64>; 2]; 2] = Default::default();
     for _ in 0..rounds {
         for threads in [1, 2] {
             let all = [
@@ -231,22 +215,53 @@ fn measure_threads(load: &Load, cpus: u32, rounds: usize) -> Throughput {
                 threads_round::<Baseline>(load, cpus, threads),
             ];
             for (times, time) in times.iter_mut().zip(all) {
-                times[threads - 1] = times[threads - 1].min(time);
+                times[threads - 1].push(time / (threads * load.ops()) as f64);
             }
         }
     }
-    let threads = |[one, two]: [f64; 2]| {
-        let (one_thread, two_threads) = (load.ops() as f64 / one, 2.0 * load.ops() as f64 / two);
-        Threads { one_thread, two_threads, ratio: two_threads / one_thread }
-    };
-    let [percpu, baseline] = times.map(threads);
+    let [percpu, baseline] =
+        times.map(|[one, two]| Threads { one: Values::of(&one), two: Values::of(&two) });
     Throughput { load: load.name.clone(), cpus, percpu, baseline }
 }
 
-/// Microseconds in which each thread does the load once.
+/// Nanoseconds in which each thread does the load once.
 fn threads_round<S: Subject>(load: &Load, cpus: u32, threads: usize) -> f64 {
     let subject = S::new(cpus, load.shape);
-    on_threads(&subject, load, threads, 1).as_nanos() as f64 / 1000.0
+    on_threads(&subject, load, threads, 1).as_nanos() as f64
+}
+
+/// The same in the form of all benchmarks.
+fn as_rows(report: &Report) -> Rows {
+    let mut all = Vec::new();
+    let mut push = |family, name: &str, cpus, unit, values: Values, beside: Vec<Beside>| {
+        let (name, axis) = (name.to_owned(), "CPUs");
+        all.push(rows::Row { group: "alloc", family, name, axis, x: cpus, unit, values, beside });
+    };
+    let is_growing = |row: &&Row| report.growth.iter().any(|other| other.load == row.load);
+    let loads = report.loads.iter().filter(|row| !is_growing(row));
+    let times = [("an operation", loads.chain(&report.growth).collect::<Vec<_>>())];
+    let chunks = [("an operation with many chunks", report.chunks.iter().collect())];
+    for (family, loads) in times.iter().chain(&chunks) {
+        for row in loads {
+            let beside = vec![row.baseline.ns_per_op.beside("baseline", BASELINE)];
+            push(family, &row.load, row.cpus, "ns", row.percpu.ns_per_op, beside);
+        }
+    }
+    let first = report.loads.first().map(|row| row.cpus);
+    for row in report.loads.iter().filter(|row| Some(row.cpus) == first) {
+        let populated = Values::of(&[row.percpu.memory.populated as f64]);
+        let live = Values::of(&[row.live_bytes as f64]).beside("live", "bytes that are allocated");
+        push("memory of a unit", &row.load, row.cpus, "B", populated, vec![live]);
+    }
+    for Throughput { load, cpus, percpu, baseline } in &report.threads {
+        let both = [("one thread", percpu.one, baseline.one), ("two", percpu.two, baseline.two)];
+        for (threads, percpu, baseline) in both {
+            let beside = vec![baseline.beside("baseline", BASELINE)];
+            push("by threads", &format!("{load}: {threads}"), *cpus, "ns", percpu, beside);
+        }
+    }
+    let notes = vec![format!("alloc: on the host, {} rounds of each load", report.rounds)];
+    Rows { schema: rows::SCHEMA, quick: report.quick, rows: all, notes }
 }
 
 fn print(report: &Report) {
@@ -275,16 +290,17 @@ fn print(report: &Report) {
                 format!("{:.1}", other.ns_per_op.min),
                 format!("{:.1}", other.ns_per_op.median),
                 format!("{:.2}", ours.ns_per_op.min / other.ns_per_op.min),
-                ours.final_chunks.to_string(),
-                ours.peak_chunks.to_string(),
+                ours.memory.chunks.to_string(),
+                ours.memory.peak_chunks.to_string(),
                 bytes(row.live_bytes),
-                bytes(ours.populated_bytes),
-                bytes(ours.reserved_unit_bytes),
+                bytes(ours.memory.populated),
+                bytes(ours.memory.reserved),
             ]);
         }
         println!("{table}");
     };
     rows(&report.loads, "load");
+    rows(&report.growth, "by CPUs");
     rows(&report.chunks, "chunks");
     let mut table = Table::new(&[
         "threads",
@@ -299,9 +315,9 @@ fn print(report: &Report) {
     for Throughput { load, cpus, percpu, baseline } in &report.threads {
         let mut cells = vec![load.clone(), cpus.to_string()];
         for threads in [percpu, baseline] {
-            cells.push(format!("{:.2}", threads.one_thread));
-            cells.push(format!("{:.2}", threads.two_threads));
-            cells.push(format!("{:.2}", threads.ratio));
+            cells.push(format!("{:.2}", 1000.0 / threads.one.min));
+            cells.push(format!("{:.2}", 1000.0 / threads.two.min));
+            cells.push(format!("{:.2}", threads.ratio()));
         }
         table.row(&cells);
     }

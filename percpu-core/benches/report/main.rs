@@ -1,4 +1,4 @@
-//! The program behind `cargo xtask bench`: prints one table, and the same numbers as JSON.
+//! The program behind `cargo xtask bench alloc`: prints tables, and the same numbers as JSON.
 //!
 //! It is an example to cargo because examples are programs that are built for speed on request and
 //! found under their name.
@@ -7,6 +7,7 @@ mod alloc;
 #[path = "../load/mod.rs"]
 mod load;
 mod progress;
+mod rows;
 mod table;
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask bench")]
+#[command(bin_name = "cargo run --release -p percpu-core --example bench --")]
 struct Cli {
     #[command(subcommand)]
     subject: Subject,

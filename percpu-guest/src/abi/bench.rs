@@ -30,7 +30,7 @@ pub struct BenchTable {
 pub struct BenchRow {
     /// Heading under which it stands; UTF-8, filled up with zeroes.
     pub family: [u8; 24],
-    /// What was measured, likewise.
+    /// What was measured, likewise. Rows of one name differ in `x`.
     pub name: [u8; 48],
     /// The bare instructions beside it, likewise.
     pub bare_name: [u8; 32],
@@ -42,24 +42,35 @@ pub struct BenchRow {
     pub target: u32,
     /// Its bound, in hundredths.
     pub bound: u32,
+    /// [`BenchAxis`](super::BenchAxis): what `x` says.
+    pub axis: u32,
+    /// How many of them.
+    pub x: u32,
     /// The subject.
     pub subject: BenchTimes,
     /// The bare instructions.
     pub bare: BenchTimes,
     /// A `lock xadd` on a word that all those CPUs share.
     pub shared: BenchTimes,
+    /// An addition to a word that all those CPUs share, under a spin lock.
+    pub locked: BenchTimes,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for BenchRow {}
 
 /// TSC ticks that one operation took, in thousandths, of all rounds.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BenchTimes {
     /// The shortest.
     pub min: u64,
     /// The one in the middle.
     pub median: u64,
+    /// The one that 99 in 100 do not exceed.
+    pub p99: u64,
+    /// By how much the quarters of the rounds differ in the time that counts: the shortest, or, of
+    /// several CPUs, the one in the middle.
+    pub noise: u64,
 }
 
 const _: () = assert!(size_of::<BenchRow>().is_multiple_of(8));

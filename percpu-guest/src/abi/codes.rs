@@ -154,7 +154,8 @@ codes! {
     pub enum EventKind: u16 {
         /// Set-up is done, roots are valid.
         Booted = 1,
-        /// A plug command is done. a0 = CPU, a1 = 0 or an error code ([`PlugError`]), a2 = command's sequence number.
+        /// A plug command is done. a0 = CPU, a1 = 0 or an error code ([`PlugError`]), a2 = command's sequence
+        /// number, a3 = the time stamp counter when the control thread took the command.
         PlugDone = 2,
         /// An unplug command is done. As `PlugDone`.
         UnplugDone = 3,
@@ -305,6 +306,24 @@ codes! {
         Nanoseconds = 2,
         /// At most one `bound`th of the shared `lock xadd`.
         PartOfShared = 3,
+    }
+
+    /// Which rows a benchmark has.
+    pub enum BenchGroup: u32 {
+        /// Operations on per-CPU data, guards, locks of one CPU.
+        Core = 1,
+        /// Counters and references.
+        Counter = 2,
+    }
+
+    /// In what the rows of a benchmark that have one name differ.
+    pub enum BenchAxis: u32 {
+        /// There is one such row.
+        None = 0,
+        /// CPUs that do it at the same time.
+        AtOnce = 1,
+        /// CPUs that are online, of which one does it.
+        Online = 2,
     }
 
     /// Deliberate misbehaviour, for tests of the host.

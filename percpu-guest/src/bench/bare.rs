@@ -1,10 +1,12 @@
 //! What the operations are held against: the instructions themselves, written by hand.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use percpu_core::percpu;
 use percpu_core::var::DoubleWord;
+use percpu_guest::abi::MAX_CPUS;
 
 percpu! {
     /// What the bare instructions work on.
@@ -22,8 +24,17 @@ percpu! {
 struct Line(AtomicU64);
 
 static SHARED: Line = Line(AtomicU64::new(0));
-/// One for each of eight CPUs.
-static LINES: [Line; 8] = [const { Line(AtomicU64::new(0)) }; 8];
+/// One for each CPU.
+static LINES: [Line; MAX_CPUS] = [const { Line(AtomicU64::new(0)) }; MAX_CPUS];
+
+/// A word that all CPUs share, under a lock on the same cache line.
+#[repr(align(128))]
+struct Guarded {
+    lock: AtomicBool,
+    word: AtomicU64,
+}
+
+static GUARDED: Guarded = Guarded { lock: AtomicBool::new(false), word: AtomicU64::new(0) };
 
 /// Makes the compiler believe that `value` is needed.
 #[inline(always)]
@@ -40,6 +51,19 @@ pub fn shared_xadd() {
         asm!("lock xadd [{word}], {one}", word = in(reg) SHARED.0.as_ptr(), one = inout(reg) 1u64 => _,
             options(nostack));
     }
+}
+
+/// Adds to a word that all CPUs share, under a spin lock: test, then test and set.
+#[inline(always)]
+pub fn spin_locked_add() {
+    while GUARDED.lock.swap(true, Ordering::Acquire) {
+        while GUARDED.lock.load(Ordering::Relaxed) {
+            spin_loop();
+        }
+    }
+    let word = GUARDED.word.load(Ordering::Relaxed);
+    GUARDED.word.store(word.wrapping_add(1), Ordering::Relaxed);
+    GUARDED.lock.store(false, Ordering::Release);
 }
 
 /// Adds to a per-CPU word.
@@ -184,10 +208,10 @@ pub fn cmpxchg16b() {
     }
 }
 
-/// Reads a word of each of eight CPUs.
+/// Reads a word of each of so many CPUs.
 #[inline(always)]
-pub fn eight_loads() {
-    for line in &LINES {
+pub fn loads(cpus: u32) {
+    for line in &LINES[..cpus as usize] {
         sink(line.0.load(Ordering::Relaxed));
     }
 }

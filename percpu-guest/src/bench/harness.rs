@@ -1,5 +1,5 @@
-//! Timed loops: a subject, the bare instructions and a shared `lock xadd`, a stretch of each in
-//! every round, so that whatever disturbs the machine hits all three alike.
+//! Timed loops: a subject, the bare instructions, a shared `lock xadd` and a spin lock, a stretch of
+//! each in every round, so that whatever disturbs the machine hits all four alike.
 //!
 //! Something that disturbs makes a stretch longer and never shorter, so the minimum is what the
 //! operation costs. That does not hold for several CPUs on one word, which get out of each other's
@@ -28,9 +28,12 @@ pub(super) enum Variant {
     Subject = 0,
     Bare = 1,
     Shared = 2,
+    Locked = 3,
 }
 
-const VARIANTS: [Variant; 3] = [Variant::Subject, Variant::Bare, Variant::Shared];
+const VARIANTS: [Variant; 4] = [Variant::Subject, Variant::Bare, Variant::Shared, Variant::Locked];
+/// Parts of the rounds that are compared, to see how much the times differ by themselves.
+const PARTS: usize = 4;
 
 /// Ticks of an operation in thousandths, by variant and round.
 type Samples = [[u64; BENCH_ROUNDS as usize]; VARIANTS.len()];
@@ -40,15 +43,21 @@ static SAMPLES: Mutex<Samples> = Mutex::new([[0; BENCH_ROUNDS as usize]; VARIANT
 
 /// The measurement of one row.
 pub struct Bench {
+    x: u32,
     cpus: u32,
     rounds: u32,
     times: [BenchTimes; VARIANTS.len()],
 }
 
 impl Bench {
-    /// One that has measured nothing.
-    pub fn new() -> Self {
-        Self { cpus: 1, rounds: 0, times: [BenchTimes { min: 0, median: 0 }; VARIANTS.len()] }
+    /// One that has measured nothing, of a row with `x` on its axis.
+    pub fn new(x: u32) -> Self {
+        Self { x, cpus: 1, rounds: 0, times: [BenchTimes::default(); VARIANTS.len()] }
+    }
+
+    /// What the row has on its axis.
+    pub fn x(&self) -> u32 {
+        self.x
     }
 
     /// Measures `subject` beside `bare` on this CPU.
@@ -58,20 +67,22 @@ impl Bench {
                 Variant::Subject => stretch(times, &subject),
                 Variant::Bare => stretch(times, &bare),
                 Variant::Shared => stretch(times, &bare::shared_xadd),
+                Variant::Locked => stretch(times, &bare::spin_locked_add),
             })
         });
     }
 
-    /// Measures `subject` beside `bare` on this CPU, while the other CPUs from 0 to `cpus` do the
-    /// same as this one.
-    pub fn together(&mut self, cpus: u32, subject: impl Fn() + Sync, bare: impl Fn() + Sync) {
-        self.cpus = cpus.min(shared::boot().boot_cpus);
+    /// Measures `subject` beside `bare` on this CPU, while others do the same as this one: as many in
+    /// all as the row's axis says.
+    pub fn together(&mut self, subject: impl Fn() + Sync, bare: impl Fn() + Sync) {
+        self.cpus = self.x.clamp(1, shared::boot().boot_cpus);
         let team = Team::start(self.cpus, &subject, &bare);
         self.measure(|variant, times| {
             team.while_all_work(variant, times, || match variant {
                 Variant::Subject => stretch(times, &subject),
                 Variant::Bare => stretch(times, &bare),
                 Variant::Shared => stretch(times, &bare::shared_xadd),
+                Variant::Locked => stretch(times, &bare::spin_locked_add),
             })
         });
     }
@@ -110,19 +121,35 @@ impl Bench {
                 let loops = loops[variant as usize];
                 Some(stretch(variant, loops)? * 1000 / (loops * UNROLL))
             });
-            let [Some(subject), Some(bare), Some(shared)] = round else { continue };
-            for (of_variant, sample) in samples.iter_mut().zip([subject, bare, shared]) {
+            let [Some(subject), Some(bare), Some(shared), Some(locked)] = round else { continue };
+            for (of_variant, sample) in samples.iter_mut().zip([subject, bare, shared, locked]) {
                 of_variant[self.rounds as usize] = sample;
             }
             self.rounds += 1;
         }
         for (times, of_variant) in self.times.iter_mut().zip(samples.iter_mut()) {
-            let counted = &mut of_variant[..self.rounds as usize];
-            counted.sort_unstable();
-            if let (Some(&min), Some(&median)) = (counted.first(), counted.get(counted.len() / 2)) {
-                *times = BenchTimes { min, median };
-            }
+            *times = summary(&mut of_variant[..self.rounds as usize], self.cpus > 1);
         }
+    }
+}
+
+/// What there is to say of a row's rounds, which are in the order of time and sorted afterwards.
+fn summary(rounds: &mut [u64], median_counts: bool) -> BenchTimes {
+    if rounds.is_empty() {
+        return BenchTimes::default();
+    }
+    let (mut least, mut most) = (u64::MAX, 0);
+    for part in rounds.chunks_mut(rounds.len().div_ceil(PARTS)) {
+        part.sort_unstable();
+        let counts = part[if median_counts { part.len() / 2 } else { 0 }];
+        (least, most) = (least.min(counts), most.max(counts));
+    }
+    rounds.sort_unstable();
+    BenchTimes {
+        min: rounds[0],
+        median: rounds[rounds.len() / 2],
+        p99: rounds[(rounds.len() * 99).div_ceil(100) - 1],
+        noise: most - least,
     }
 }
 

@@ -62,7 +62,15 @@ pub const STATICS: Family = Family {
 pub const STRENGTHS: Family = Family {
     name: "this_cpu, other ways",
     rows: &[
-        Row::new("add, two CPUs", "add gs:[r], r", two_cpus).target(BenchTarget::TimesBare, 110),
+        Row::new("PerCpu::<u64>::add", "add gs:[r], r", at_once)
+            .at_once(2)
+            .target(BenchTarget::TimesBare, 110),
+        Row::new("PerCpu::<u64>::add", "add gs:[r], r", at_once)
+            .at_once(4)
+            .target(BenchTarget::TimesBare, 110),
+        Row::new("PerCpu::<u64>::add", "add gs:[r], r", at_once)
+            .at_once(8)
+            .target(BenchTarget::TimesBare, 110),
         Row::new("pinned(&guard).add", "add gs:[r], r", |b| {
             let pin = preempt::disable();
             b.alone(|| WORD.pinned(&pin).add(1), bare::add);
@@ -104,6 +112,6 @@ fn read_on(bench: &mut Bench) {
     bench.alone(|| bare::sink(WORD.read_on(cpu)), bare::read);
 }
 
-fn two_cpus(bench: &mut Bench) {
-    bench.together(2, || WORD.add(1), bare::add);
+fn at_once(bench: &mut Bench) {
+    bench.together(|| WORD.add(1), bare::add);
 }

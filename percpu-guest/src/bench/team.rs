@@ -112,6 +112,9 @@ fn help<S: Fn() + Sync, B: Fn() + Sync>(cpu: usize) {
             END => break,
             order if order == Variant::Subject as u32 => (0..BATCH).for_each(|_| unrolled(subject)),
             order if order == Variant::Bare as u32 => (0..BATCH).for_each(|_| unrolled(bare)),
+            order if order == Variant::Locked as u32 => {
+                (0..BATCH).for_each(|_| unrolled(&bare::spin_locked_add))
+            }
             _ => (0..BATCH).for_each(|_| unrolled(&bare::shared_xadd)),
         }
         DONE[cpu].0.store(done(cpu as u32) + 1, Ordering::Release);

@@ -11,6 +11,7 @@ use percpu_core::preempt;
 
 #[cfg(percpu_steps)]
 use crate::kernel::arch::doorbell;
+use crate::kernel::arch::tsc;
 use crate::kernel::cpus::{down, up};
 use crate::kernel::trials::Trials;
 use crate::kernel::{balance, events, sched, shared, testing, workload};
@@ -69,12 +70,14 @@ pub fn run(_cpu: usize) {
         header.commands_taken.store(n + 1, Ordering::Release);
         match CommandKind::from_code(kind) {
             Some(CommandKind::Plug) => {
+                let taken = tsc::now();
                 let result = up(cpu);
-                report(EventKind::PlugDone, cpu, result, n);
+                report(EventKind::PlugDone, cpu, result, n, taken);
             }
             Some(CommandKind::Unplug) => {
+                let taken = tsc::now();
                 let result = down(cpu);
-                report(EventKind::UnplugDone, cpu, result, n);
+                report(EventKind::UnplugDone, cpu, result, n, taken);
             }
             Some(CommandKind::FailStep) => fail_step(cpu, arg),
             Some(CommandKind::Trial) => trials.run(cpu, arg, n),
@@ -83,9 +86,9 @@ pub fn run(_cpu: usize) {
     }
 }
 
-fn report(kind: EventKind, cpu: u32, result: Result<(), PlugError>, command: u64) {
+fn report(kind: EventKind, cpu: u32, result: Result<(), PlugError>, command: u64, taken: u64) {
     let code = result.err().map_or(0, |e| e as u64);
-    events::emit_and_ring(kind, [u64::from(cpu), code, command, 0, 0]);
+    events::emit_and_ring(kind, [u64::from(cpu), code, command, taken, 0]);
 }
 
 fn fail_step(cpu: u32, number: u64) {

@@ -1,178 +1,218 @@
-//! A benchmark of percpu-core: the guest measures, row by row, and the host makes a table of it.
+//! Benchmarks of percpu-core and of the machine that runs its guest: what was measured as rows of one
+//! form, in a table, as JSON, beside an earlier report, and as charts.
+//!
+//! A subject is a group of rows, and a file here: [operations](self) by the guest's time stamp
+//! counter (`core`, `counter`), the allocator by a program of its own, plugs, boots.
 
+mod alloc;
+mod boot;
+mod compare;
+mod facts;
+mod guest;
+pub(crate) mod guest_table;
+mod html;
+mod live;
+mod operations;
+mod plug;
 mod report;
-pub(crate) mod table;
+mod row;
+mod terminal;
 
-use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use percpu_guest::abi::BootParams;
+use percpu_guest::abi::{BootMode, MAX_CPUS};
 
-use crate::crash::{self, Scene};
-use crate::error::{Error, Status};
+use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
-use crate::judge::Judge;
-use crate::memory::GuestMem;
-use crate::run::{boot_params, patience};
-use crate::vm::{Vm, VmConfig, VmEventKind};
+use crate::run::patience;
 
-pub use report::{BenchReport, BenchRow, write_table};
-use table::{Table, mhz};
+pub use compare::{Comparison, Verdict};
+pub use facts::HostFacts;
+use guest::Stop;
+pub use html::page;
+use live::Live;
+pub use operations::check_cpus;
+pub use report::{BenchReport, Rows, SCHEMA, read_rows};
+pub use row::{Beside, Counts, Row, Target, Unit, Values};
+pub use terminal::{write_comparison, write_table};
 
-/// CPUs that can be, at least: `sum` is measured over so many.
-pub const POSSIBLE: u32 = 8;
-/// Longest wait between two looks at the table.
-const POLL: Duration = Duration::from_millis(50);
-/// How long the guest may take for one row, boot included.
-const ROW_LIMIT: Duration = Duration::from_secs(60);
-/// Microseconds between timer interrupts: seldom, since each takes time from what is measured.
-const TICK_US: u32 = 100_000;
-/// Time between two plain lines where there is no terminal.
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subject {
+    /// Operations on per-CPU data, guards and locks of one CPU, in the guest.
+    Core,
+    /// The allocator, on a trace of a Linux kernel and on made-up loads, on the host.
+    Alloc,
+    /// Counters and references, in the guest.
+    Counter,
+    /// CPUs that come and go.
+    Plug,
+    /// Start, boot, reset and end of machines.
+    Boot,
+    /// All of these.
+    All,
+}
+
+impl Subject {
+    const EACH: [Self; 5] = [Self::Core, Self::Alloc, Self::Counter, Self::Plug, Self::Boot];
+
+    /// Its name on the command line, and its rows' group.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Core => "core",
+            Self::Alloc => "alloc",
+            Self::Counter => "counter",
+            Self::Plug => "plug",
+            Self::Boot => "boot",
+            Self::All => "all",
+        }
+    }
+
+    /// The groups of it.
+    fn groups(self) -> Vec<Self> {
+        if self == Self::All { Self::EACH.into() } else { vec![self] }
+    }
+}
 
 /// How thoroughly to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Effort {
-    /// Rounds of each row.
-    pub rounds: u32,
-    /// Microseconds for which a subject is run at a stretch.
-    pub stretch_us: u32,
+struct Effort {
+    /// Rounds of each row that the guest measures.
+    rounds: u32,
+    /// Microseconds for which an operation is run at a stretch.
+    stretch_us: u32,
+    /// Plugs of each machine, and how long they may take: then there are fewer.
+    plugs: usize,
+    plug_time: Duration,
+    /// Processes for each number of CPUs, likewise.
+    boots: usize,
+    boot_time: Duration,
+    /// Runs of the deterministic machine.
+    resets: u64,
 }
 
 impl Effort {
     /// For numbers to quote.
-    pub const FULL: Self = Self { rounds: 101, stretch_us: 400 };
+    const FULL: Self = Self {
+        rounds: 101,
+        stretch_us: 400,
+        plugs: 200,
+        plug_time: Duration::from_secs(5),
+        boots: 25,
+        boot_time: Duration::from_secs(6),
+        resets: 40,
+    };
     /// For numbers to look at.
-    pub const QUICK: Self = Self { rounds: 9, stretch_us: 100 };
+    const QUICK: Self = Self {
+        rounds: 9,
+        stretch_us: 100,
+        plugs: 12,
+        plug_time: Duration::from_millis(400),
+        boots: 3,
+        boot_time: Duration::from_millis(600),
+        resets: 6,
+    };
 }
 
-/// What to measure on.
-#[derive(Clone, Copy, Debug)]
-pub struct BenchConfig {
-    /// CPUs online while most rows are measured.
+/// What to measure, and on what.
+#[derive(Clone, Copy)]
+pub struct BenchConfig<'a> {
+    /// What.
+    pub subject: Subject,
+    /// The guest.
+    pub image: &'a Image,
+    /// The guest of the deterministic machine.
+    pub steps_image: Option<&'a Image>,
+    /// percpu-core's own program.
+    pub alloc_program: Option<&'a Path>,
+    /// CPUs online while most operations are measured.
     pub cpus: u32,
+    /// CPUs of the largest machine that is booted or plugged.
+    pub most_cpus: u32,
     /// 0 or 3.
     pub ring: u8,
-    /// How thoroughly.
-    pub effort: Effort,
+    /// A tenth of the effort.
+    pub quick: bool,
 }
 
-impl BenchConfig {
-    /// CPUs that can be.
-    pub fn possible(&self) -> u32 {
-        self.cpus.max(POSSIBLE)
-    }
+/// A benchmark under way.
+struct Bench<'a> {
+    image: &'a Image,
+    steps_image: Option<&'a Image>,
+    alloc_program: Option<&'a Path>,
+    cpus: u32,
+    most_cpus: u32,
+    ring: u8,
+    quick: bool,
+    effort: Effort,
+    host: &'a HostInfo,
+    /// How much longer than usual things may take.
+    patience: u32,
+    interrupted: &'a AtomicBool,
+    live: Live,
+    report: BenchReport,
 }
 
-/// Measures. The report holds the rows there are, also when the guest or the user ended it early.
+/// Measures. The report holds the rows there are, also when a guest or the user ended it early.
 pub fn run(
-    image: &Image,
-    config: &BenchConfig,
+    config: &BenchConfig<'_>,
     host: &HostInfo,
     interrupted: &AtomicBool,
 ) -> Result<BenchReport, Error> {
-    let boot = BootParams {
-        possible: config.possible(),
-        boot_cpus: config.cpus,
-        tick_us: TICK_US,
-        bench_rounds: config.effort.rounds,
-        bench_us: config.effort.stretch_us,
-        ..boot_params(config.ring, host)
+    let mut bench = Bench {
+        image: config.image,
+        steps_image: config.steps_image,
+        alloc_program: config.alloc_program,
+        cpus: config.cpus,
+        most_cpus: config.most_cpus.min(MAX_CPUS as u32),
+        ring: config.ring,
+        quick: config.quick,
+        effort: if config.quick { Effort::QUICK } else { Effort::FULL },
+        host,
+        patience: patience(config.ring, host),
+        interrupted,
+        live: Live::new(),
+        report: BenchReport::new(HostFacts::gather(config.ring), config.quick),
     };
-    let memory = VmConfig::memory_for(config.possible());
-    let vm = Vm::new(image, VmConfig::new(boot, memory))?;
-    let mem = GuestMem::new(vm.memory().clone());
-    let mut judge = Judge::new(mem.clone(), config.possible())?;
-    vm.start()?;
-
-    let mut table = Table::new(&mem);
-    let mut report = BenchReport::new(config, mhz(&mem)?);
-    let mut live = Live::new();
-    let limit = ROW_LIMIT * patience(config.ring, host);
-    let mut deadline = Instant::now() + limit;
-    while !table.is_complete() {
-        let event = vm.next_event(Instant::now() + POLL);
-        // The guest's events are of no interest, but it waits for room for them.
-        judge.drain();
-        let scene =
-            Scene { vm: &vm, mem: &mem, image, judge: Some(&judge), possible: config.possible() };
-        match event.map(|event| (event.cpu, event.kind)) {
-            Some((cpu, VmEventKind::Crashed(crash))) => {
-                report.ended_early(Status::Crashed, crash::report(&scene, cpu, &crash)?);
+    for group in config.subject.groups() {
+        bench.live.group(group.name());
+        let measured = match group {
+            Subject::Alloc => alloc::measure(&mut bench),
+            Subject::Plug => plug::measure(&mut bench),
+            Subject::Boot => boot::measure(&mut bench),
+            _ => operations::measure(&mut bench, group),
+        };
+        match measured {
+            Ok(()) => {}
+            Err(Stop::Guest(status, crash)) => {
+                bench.report.ended_early(status, crash);
                 break;
             }
-            Some((_, VmEventKind::Exit)) => {
-                let crash = crash::hang(&scene, "the guest stopped by itself", &[]);
-                report.ended_early(Status::Hung, crash);
+            Err(Stop::Interrupted) => {
+                bench.report.interrupted = true;
                 break;
             }
-            _ => {}
+            Err(Stop::Failed(error)) => return Err(error),
         }
-        match table.new_rows() {
-            Ok(rows) if !rows.is_empty() => {
-                report.rows.extend(rows);
-                deadline = Instant::now() + limit;
-            }
-            Ok(_) => {}
-            Err(nonsense) => {
-                report.ended_early(Status::Crashed, crash::hang(&scene, &nonsense, &[]));
-                break;
-            }
-        }
-        if Instant::now() > deadline {
-            let late = format!("no row was measured within {limit:?}");
-            report.ended_early(Status::Hung, crash::hang(&scene, &late, &[]));
-            break;
-        }
-        if interrupted.load(Ordering::Relaxed) {
-            report.interrupted = true;
-            break;
-        }
-        live.show(table.planned(), report.rows.last(), report.rows.len());
     }
-    live.finish();
-    report.debug_assertions = table.has_debug_assertions();
-    vm.park_all();
-    Ok(report)
+    Ok(bench.report)
 }
 
-/// What one sees meanwhile, on standard error: a bar on a terminal, else a line every few seconds.
-struct Live {
-    bar: Option<ProgressBar>,
-    printed: Instant,
-}
-
-impl Live {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("[{pos}/{len}] {bar:30} {wide_msg}");
-            ProgressBar::new(0).with_style(style.expect("the template is a constant"))
-        });
-        Self { bar, printed: Instant::now() }
-    }
-
-    fn show(&mut self, planned: usize, last: Option<&BenchRow>, done: usize) {
-        let name = last.map_or("", |row| &row.name);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(planned as u64);
-                bar.set_position(done as u64);
-                bar.set_message(name.to_owned());
-            }
-            None if self.printed.elapsed() >= PLAIN_EVERY => {
-                eprintln!("[{done}/{planned}] {name}");
-                self.printed = Instant::now();
-            }
-            None => {}
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+/// One boot and its end, for a process that measures nothing else: when was what, as JSON.
+pub fn boot_once(
+    image: &Image,
+    cpus: u32,
+    mode: BootMode,
+    ring: u8,
+    host: &HostInfo,
+) -> Result<String, Error> {
+    match boot::once(image, cpus, mode, ring, host) {
+        Ok(moments) => Ok(serde_json::to_string(&moments).expect("numbers")),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::Guest(_, crash)) => Err(Error::GuestBoot(crash.text)),
+        Err(Stop::Interrupted) => Ok(String::new()),
     }
 }

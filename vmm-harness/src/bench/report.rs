@@ -1,288 +1,207 @@
-//! What a benchmark has shown: a table for people, JSON for programs.
+//! All that was measured, and where: what is written as JSON and read again.
 
-use std::io::{self, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::BenchConfig;
+use super::facts::HostFacts;
+use super::row::Row;
 use crate::error::{Error, Status};
 use crate::report::Crash;
 
 /// Version of the JSON form: grows when a field changes its meaning or goes away.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
-/// All that was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A benchmark's report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
-    /// Version of this form.
+    /// [`SCHEMA`].
     pub schema: u32,
-    /// `core`.
-    pub bench: &'static str,
-    /// Privilege level the guest ran at.
-    pub ring: u8,
-    /// CPUs online, except where a row's name says otherwise.
-    pub cpus: u32,
-    /// CPUs that could be.
-    pub possible: u32,
-    /// Millions of ticks of the time stamp counter in a second.
-    pub tsc_mhz: u32,
-    /// Rounds of each row.
-    pub rounds: u32,
-    /// Microseconds for which each subject was run at a stretch in a round.
-    pub stretch_us: u32,
-    /// Whether the image was built with debug assertions: then it is slower than it has to be.
-    pub debug_assertions: bool,
+    /// When it began, in UTC.
+    pub date: String,
+    /// The source's commit, where there is git to say so.
+    pub commit: Option<String>,
+    /// Whether it was a quick one: numbers to look at, not to quote.
+    pub quick: bool,
+    /// What it was measured on.
+    pub host: HostFacts,
     /// What was measured.
-    pub rows: Vec<BenchRow>,
+    pub rows: Vec<Row>,
+    /// What was left out, and what there is to know of the rest.
+    pub notes: Vec<String>,
     /// Whether it was ended from outside.
     pub interrupted: bool,
-    /// How the guest came to an early end, if it did.
+    /// How a guest came to an early end, if one did.
+    #[serde(skip_deserializing)]
     pub crash: Option<Crash>,
+    /// With what that ends the process.
     #[serde(skip)]
-    status: Status,
+    pub(super) failed: Option<Status>,
 }
 
-/// One thing that was measured. Times are ticks of the time stamp counter for one operation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct BenchRow {
-    /// Heading.
-    pub family: String,
-    /// What it is.
-    pub name: String,
-    /// The bare instructions that it is held against.
-    pub bare_name: String,
-    /// CPUs that did it at the same time.
-    pub cpus: u32,
-    /// Rounds that counted.
-    pub rounds: u32,
-    /// The bound that is to be kept, if there is one.
-    pub target: Option<Target>,
-    /// What it takes.
-    pub subject: Spread,
-    /// What the bare instructions take.
-    pub bare: Spread,
-    /// What a `lock xadd` takes, on a word that all those CPUs share.
-    pub shared: Spread,
-}
-
-/// Of all rounds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// The shortest.
-    pub min: f64,
-    /// The one in the middle.
-    pub median: f64,
-}
-
-/// A bound.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// At most so many times the bare instructions.
-    TimesBare(f64),
-    /// At most so many nanoseconds.
-    Nanoseconds(f64),
-    /// The shared `lock xadd` takes at least so many times as long.
-    PartOfShared(f64),
-}
-
-impl BenchRow {
-    /// The time that counts: the shortest, or, where several CPUs are at it, the one in the middle,
-    /// since they are faster whenever the host takes one of them off.
-    fn time(&self, spread: Spread) -> f64 {
-        if self.cpus > 1 { spread.median } else { spread.min }
-    }
-
-    /// How many times as long as the bare instructions it takes.
-    pub fn times_bare(&self) -> f64 {
-        self.time(self.subject) / self.time(self.bare)
-    }
-
-    /// How many times as long the shared `lock xadd` takes.
-    pub fn shared_times(&self) -> f64 {
-        self.time(self.shared) / self.time(self.subject)
-    }
-
-    /// Nanoseconds of an operation.
-    pub fn ns(&self, tsc_mhz: u32) -> f64 {
-        self.time(self.subject) * 1000.0 / f64::from(tsc_mhz)
-    }
-
-    /// Whether the target was reached, if there is one and something was measured.
-    pub fn met(&self, tsc_mhz: u32) -> Option<bool> {
-        if self.rounds == 0 {
-            return None;
-        }
-        self.target.map(|target| match target {
-            Target::TimesBare(bound) => self.times_bare() <= bound,
-            Target::Nanoseconds(bound) => self.ns(tsc_mhz) <= bound,
-            Target::PartOfShared(bound) => self.shared_times() >= bound,
-        })
-    }
+/// Rows of another program: as much of the form as it can know.
+#[derive(Debug, Deserialize)]
+pub struct Rows {
+    rows: Vec<Row>,
+    #[serde(default)]
+    notes: Vec<String>,
 }
 
 impl BenchReport {
-    pub(super) fn new(config: &BenchConfig, tsc_mhz: u32) -> Self {
+    /// One without rows.
+    pub fn new(host: HostFacts, quick: bool) -> Self {
         Self {
             schema: SCHEMA,
-            bench: "core",
-            ring: config.ring,
-            cpus: config.cpus,
-            possible: config.possible(),
-            tsc_mhz,
-            rounds: config.effort.rounds,
-            stretch_us: config.effort.stretch_us,
-            debug_assertions: false,
+            date: super::facts::now(),
+            commit: super::facts::commit(),
+            quick,
+            host,
             rows: Vec::new(),
+            notes: Vec::new(),
             interrupted: false,
             crash: None,
-            status: Status::Held,
+            failed: None,
         }
     }
 
+    /// Notes that a guest did not go on.
     pub(super) fn ended_early(&mut self, status: Status, crash: Crash) {
-        self.status = status;
+        self.failed = Some(status);
         self.crash = Some(crash);
     }
 
     /// With what the process ends. A target that was missed is no failure: the host may be busy.
     pub fn status(&self) -> Status {
-        self.status
+        self.failed.unwrap_or(Status::Held)
+    }
+
+    /// The groups there are, in the order of the rows.
+    pub fn groups(&self) -> Vec<&str> {
+        let mut groups: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !groups.contains(&row.group.as_str()) {
+                groups.push(&row.group);
+            }
+        }
+        groups
+    }
+
+    /// The rows of a group.
+    pub fn of_group<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Row> + Clone + 'a {
+        self.rows.iter().filter(move |row| row.group == group)
     }
 
     /// Writes the report as JSON.
     pub fn write_json(&self, path: &Path) -> Result<(), Error> {
         crate::report::file::write_json(path, self)
     }
+
+    /// Reads what [`write_json`](Self::write_json) wrote.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        parse(path)
+    }
+
+    /// Takes over what another program has measured.
+    pub fn add(&mut self, Rows { rows, notes }: Rows) {
+        self.rows.extend(rows);
+        self.notes.extend(notes);
+    }
 }
 
-/// Writes the report as a table.
-pub fn write_table(out: &mut impl Write, report: &BenchReport) -> io::Result<()> {
-    if let Some(crash) = &report.crash {
-        writeln!(out, "{}", crash.text)?;
-        for cpu in &crash.cpus {
-            write!(out, "\n{cpu}")?;
-        }
-        writeln!(out)?;
-    }
-    writeln!(
-        out,
-        "{} CPUs online of {}, ring {}; cycles of the TSC ({} MHz) for one operation, minimum of {} \
-         rounds (of several CPUs: median)",
-        report.cpus, report.possible, report.ring, report.tsc_mhz, report.rounds
-    )?;
-    if report.debug_assertions {
-        writeln!(out, "NOTE: this image has debug assertions, which cost time")?;
-    }
-    let mut family = "";
-    for row in &report.rows {
-        if row.family != family {
-            family = &row.family;
-            writeln!(
-                out,
-                "\n{family:<36} {:>8} {:>8} {:>8} {:>8} {:>7} {:>10} {:>7}  target",
-                "cycles", "median", "ns", "bare", "x bare", "lock xadd", "/ this"
-            )?;
-        }
-        write_row(out, row, report.tsc_mhz)?;
-    }
-    if report.interrupted {
-        writeln!(out, "\n(interrupted)")?;
-    }
-    Ok(())
+/// Reads the rows that another program has written, by this form, into a file.
+pub fn read_rows(path: &Path) -> Result<Rows, Error> {
+    parse(path)
 }
 
-fn write_row(out: &mut impl Write, row: &BenchRow, tsc_mhz: u32) -> io::Result<()> {
-    if row.rounds == 0 {
-        return writeln!(
-            out,
-            "{:<36} not measured: this host cannot do it, or not with CPUs at the same time",
-            row.name
-        );
-    }
-    write!(
-        out,
-        "{:<36} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>7.2} {:>10.2} {:>7.1}",
-        row.name,
-        row.time(row.subject),
-        row.subject.median,
-        row.ns(tsc_mhz),
-        row.time(row.bare),
-        row.times_bare(),
-        row.time(row.shared),
-        row.shared_times(),
-    )?;
-    match (row.target, row.met(tsc_mhz)) {
-        (Some(target), Some(met)) => {
-            let met = if met { "met" } else { "MISSED" };
-            match target {
-                Target::TimesBare(bound) => writeln!(out, "  {bound} x bare: {met}"),
-                Target::Nanoseconds(bound) => writeln!(out, "  {bound} ns: {met}"),
-                Target::PartOfShared(bound) => writeln!(out, "  lock xadd / {bound}: {met}"),
-            }
+/// Reads a file of this form.
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Error> {
+    let unreadable = |why: String| {
+        Error::Usage(format!("{}: no benchmark's numbers can be read: {why}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| unreadable(format!("no JSON: {error}")))?;
+    match json.get("schema").and_then(serde_json::Value::as_u64) {
+        Some(schema) if schema == u64::from(SCHEMA) => {}
+        Some(schema) => {
+            return Err(unreadable(format!(
+                "it is of schema {schema}, and this program knows {SCHEMA}: measure again"
+            )));
         }
-        _ => writeln!(out),
+        None => return Err(unreadable("it does not say of which schema it is".into())),
     }
+    serde_json::from_value(json).map_err(|error| unreadable(error.to_string()))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::row::tests::row;
+    use super::super::row::{Target, Unit};
     use super::*;
 
-    fn row(cpus: u32, target: Option<Target>) -> BenchRow {
-        BenchRow {
-            family: "counters".into(),
-            name: "add".into(),
-            bare_name: "add gs:[r], r".into(),
-            cpus,
-            rounds: 3,
-            target,
-            subject: Spread { min: 2.0, median: 3.0 },
-            bare: Spread { min: 1.0, median: 2.0 },
-            shared: Spread { min: 10.0, median: 60.0 },
+    fn scratch(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("percpu-bench-{}-{name}", std::process::id()))
+    }
+
+    /// One of these rows, measured nowhere.
+    pub fn with_rows(rows: Vec<Row>) -> BenchReport {
+        BenchReport { rows, ..BenchReport::new(HostFacts::default(), false) }
+    }
+
+    fn report() -> BenchReport {
+        let mut report = with_rows(vec![row("add", None, 1.5), row("sum", Some(8), 1234.5)]);
+        report.quick = true;
+        report.rows[0].target = Some(Target::PartOfShared(10.0));
+        report.rows[1].unit = Unit::PerSecond;
+        report.rows[1].values.max = None;
+        report.notes = vec!["nothing else".into()];
+        report
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let path = scratch("round-trip.json");
+        let written = report();
+        written.write_json(&path).unwrap();
+        assert_eq!(BenchReport::read(&path).unwrap(), written);
+        let text = std::fs::read_to_string(&path).unwrap();
+        // Names that others read by.
+        for field in [r#""schema": 2"#, r#""unit": "1/s""#, r#""part_of_shared": 10.0"#] {
+            assert!(text.contains(field), "{field} is not in {text}");
         }
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn one_cpu_goes_by_the_minimum_and_several_by_the_median() {
-        let one = row(1, None);
-        assert_eq!((one.times_bare(), one.shared_times(), one.ns(1000)), (2.0, 5.0, 2.0));
-        let two = row(2, None);
-        assert_eq!((two.times_bare(), two.shared_times(), two.ns(1000)), (1.5, 20.0, 3.0));
+    fn rows_of_another_program_are_added() {
+        let path = scratch("foreign.json");
+        let rows = serde_json::to_string(&report().rows).unwrap();
+        std::fs::write(&path, format!(r#"{{"schema": {SCHEMA}, "rows": {rows}}}"#)).unwrap();
+        let mut all = report();
+        all.add(read_rows(&path).unwrap());
+        assert_eq!(all.rows.len(), 4);
+        assert_eq!(all.groups(), ["core"]);
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn targets_are_bounds() {
-        let met = |target| row(1, Some(target)).met(1000);
-        assert_eq!(met(Target::TimesBare(2.0)), Some(true));
-        assert_eq!(met(Target::TimesBare(1.9)), Some(false));
-        assert_eq!(met(Target::Nanoseconds(2.0)), Some(true));
-        assert_eq!(met(Target::Nanoseconds(1.9)), Some(false));
-        assert_eq!(met(Target::PartOfShared(5.0)), Some(true));
-        assert_eq!(met(Target::PartOfShared(5.1)), Some(false));
-        let unmeasured = BenchRow { rounds: 0, ..row(1, Some(Target::Nanoseconds(2.0))) };
-        assert_eq!(unmeasured.met(1000), None);
-    }
-
-    #[test]
-    fn the_table_says_which_targets_were_missed() {
-        let config = BenchConfig {
-            cpus: 2,
-            ring: 3,
-            effort: super::super::Effort { rounds: 3, stretch_us: 1 },
-        };
-        let mut report = BenchReport::new(&config, 1000);
-        report.rows =
-            vec![row(1, Some(Target::TimesBare(1.1))), row(2, Some(Target::PartOfShared(10.0)))];
-        report.rows.push(BenchRow { rounds: 0, ..row(2, None) });
-        let mut out = Vec::new();
-        write_table(&mut out, &report).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("add ")).collect();
-        assert!(lines[0].ends_with("1.1 x bare: MISSED"), "{text}");
-        assert!(lines[1].ends_with("lock xadd / 10: met"), "{text}");
-        assert!(lines[2].contains("not measured"), "{text}");
-        assert_eq!(text.matches("counters").count(), 1, "{text}");
+    fn what_is_no_report_is_refused_in_a_sentence() {
+        let path = scratch("nonsense.json");
+        for (content, why) in [
+            ("", "no JSON"),
+            ("[1, 2", "no JSON"),
+            ("{}", "does not say of which schema"),
+            (r#"{"schema": 1, "bench": "core", "rows": []}"#, "schema 1"),
+            (r#"{"schema": 2, "rows": [{"group": "core"}]}"#, "missing field"),
+            (r#"{"schema": 2, "rows": 7}"#, "invalid type"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = BenchReport::read(&path).unwrap_err();
+            assert!(error.to_string().contains(why), "{content}: {error}");
+            assert!(error.to_string().contains("nonsense.json"), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(BenchReport::read(&path).is_err(), "there is no such file");
     }
 }

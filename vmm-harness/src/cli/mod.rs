@@ -19,7 +19,7 @@ use crate::error::{Error, Status};
 use crate::guest::{Guest, Kind, program};
 use crate::host::{Doctor, Host, HostInfo, RingChoice};
 use crate::image::Image;
-use bench::BenchArgs;
+use bench::{BenchArgs, BootOnceArgs};
 use deterministic::{FuzzArgs, MergeArgs, MinimiseArgs, ReplayArgs};
 use run::RunArgs;
 
@@ -38,12 +38,15 @@ struct Cli {
 enum Command {
     /// Run the guest under load while CPUs come and go, and judge it.
     Run(RunArgs),
-    /// Measure in the guest what the operations of percpu-core cost.
+    /// Measure how fast percpu-core is, beside yardsticks, and how fast CPUs come and go and guests boot.
     ///
-    /// Each is timed by the guest's time stamp counter, in rounds that alternate between it, the bare
-    /// instructions written by hand, and a `lock xadd` on a word that all CPUs share.
-    #[command(override_usage = "cargo xtask bench core [OPTIONS]")]
+    /// Operations are timed by the guest's time stamp counter, in rounds that alternate between them,
+    /// the bare instructions written by hand, a `lock xadd` and a spin lock on a word that all CPUs share.
+    /// docs/benchmarks.md says what each row is and how noise is dealt with.
     Bench(BenchArgs),
+    /// Boot a guest, take it down, and say when was what: what `bench boot` starts.
+    #[command(hide = true)]
+    BootOnce(BootOnceArgs),
     /// Run scenarios made out of seeds on the deterministic machine, one CPU at a time, and judge them.
     Fuzz(FuzzArgs),
     /// Run one scenario again, which goes as it went before.
@@ -106,6 +109,7 @@ pub fn main_with(guest: Guest) -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(args, process_start),
         Command::Bench(args) => bench::bench(&args),
+        Command::BootOnce(args) => bench::boot_once(&args),
         Command::Fuzz(args) => deterministic::fuzz(args),
         Command::Replay(args) => deterministic::replay(&args),
         Command::FuzzMerge(args) => deterministic::merge(&args),

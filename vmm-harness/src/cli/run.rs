@@ -58,9 +58,18 @@ pub struct RunArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Boot {
+pub(super) enum Boot {
     Sipi,
     Direct,
+}
+
+impl From<Boot> for BootMode {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Sipi => Self::Sipi,
+            Boot::Direct => Self::Direct,
+        }
+    }
 }
 
 /// The workloads that are asked for.
@@ -106,10 +115,7 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         length,
         work: None,
         workloads,
-        boot: match args.boot {
-            Boot::Sipi => BootMode::Sipi,
-            Boot::Direct => BootMode::Direct,
-        },
+        boot: args.boot.into(),
         ring,
         seed,
         fault: args.fault,

@@ -10,7 +10,7 @@ use percpu_guest::abi::{
 
 use super::input::Input;
 use super::memory::{Changes, guarded};
-use crate::bench::table::Table;
+use crate::bench::guest_table::Table;
 use crate::counts;
 use crate::judge::HeaderGuard;
 use crate::memory::{GuestMem, view_from_bytes};
@@ -36,7 +36,7 @@ fn attack(changes: Changes, input: &mut Input<'_>) {
     let image: ImageHeader = view_from_bytes(&header).expect("as many bytes as it has");
     let mem = changes.mem();
     let guard = HeaderGuard::new(mem);
-    let mut bench = Table::new(mem);
+    let mut bench = Table::new(mem, "core", 1000);
     for _ in 0..MOST_PARTS {
         if input.is_empty() {
             break;

@@ -218,6 +218,8 @@ impl Guest {
             bench_us: 0,
             emulated: 0,
             smallest_batch: 32,
+            bench_group: 0,
+            bench_at_once: 1,
         };
         let header = |field: usize| SHARED + field as u64;
         self.mem.store_u64(header(offset_of!(SharedHeader, magic)), abi::MAGIC).unwrap();

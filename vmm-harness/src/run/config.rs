@@ -172,6 +172,8 @@ pub(crate) fn boot_defaults(ring: u8) -> BootParams {
         bench_us: 0,
         emulated: 0,
         smallest_batch: SMALLEST_BATCH,
+        bench_group: 0,
+        bench_at_once: 1,
     }
 }
 
