@@ -1,13 +1,17 @@
 //! What this host's KVM can do, and which ring the guest shall run in.
 
+mod advice;
+mod doctor;
+mod place;
 mod scratch;
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::error::{Error, Status};
+use crate::error::Error;
+pub use doctor::Doctor;
+use place::Place;
 
 /// Nanoseconds an instruction beyond which ring 0 is emulated: hardware takes about one, an
 /// emulator several hundred.
@@ -145,7 +149,7 @@ impl HostInfo {
 pub fn open_kvm() -> Result<Kvm, Error> {
     let kvm = Kvm::new().map_err(|e| match e.errno() {
         libc::ENOENT | libc::ENXIO | libc::ENODEV => Error::NoKvm,
-        libc::EACCES | libc::EPERM => Error::KvmPermission { group: device_group() },
+        libc::EACCES | libc::EPERM => Error::KvmPermission { group: Place::here().device_group() },
         errno => Error::KvmOpen(std::io::Error::from_raw_os_error(errno)),
     })?;
     match kvm.get_api_version() {
@@ -154,109 +158,11 @@ pub fn open_kvm() -> Result<Kvm, Error> {
     }
 }
 
-/// Name of the group that owns `/dev/kvm`, by the host's group file; its number where it has no
-/// name.
-fn device_group() -> String {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(device) = std::fs::metadata("/dev/kvm") else { return "kvm".into() };
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    group_name(&groups, device.gid()).unwrap_or_else(|| device.gid().to_string())
-}
-
-/// Looks a group number up in the text of `/etc/group`.
-fn group_name(groups: &str, gid: u32) -> Option<String> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
-    })
-}
-
-/// What `doctor` prints: what this host has, what will be used and why, and what to do when
-/// something is missing.
-#[derive(Debug)]
-pub struct Doctor {
-    host: Result<HostInfo, Error>,
-    cpu: String,
-    cores: usize,
-    module: String,
-    memory: String,
-}
-
-impl Doctor {
-    /// Examines this host. What goes wrong is part of the result.
-    pub fn examine() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let modules = ["kvm_intel", "kvm_amd", "kvm_pvm"];
-        let loaded = modules
-            .into_iter()
-            .filter(|module| std::path::Path::new("/sys/module").join(module).exists());
-        let module = loaded.collect::<Vec<_>>().join(", ");
-        Self {
-            host: Host::probe(),
-            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or("unknown").to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            module: if module.is_empty() { "none that is known".into() } else { module },
-            memory: field(&read("/proc/meminfo"), "MemAvailable").unwrap_or("unknown").to_owned(),
-        }
-    }
-
-    /// The status with which `doctor` ends.
-    pub fn status(&self) -> Status {
-        match &self.host {
-            Ok(host) => host.require_capabilities().map_or_else(|e| e.status(), |()| Status::Held),
-            Err(e) => e.status(),
-        }
-    }
-}
-
-/// The value of a `name : value` line.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        (key.trim() == name).then(|| value.trim())
-    })
-}
-
-impl fmt::Display for Doctor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: &str| writeln!(f, "{name:<24}{value}");
-        row("CPU", &self.cpu)?;
-        row("cores", &self.cores.to_string())?;
-        row("memory available", &self.memory)?;
-        row("KVM modules", &self.module)?;
-        let host = match &self.host {
-            Ok(host) => host,
-            Err(e) => {
-                row("KVM", "not usable")?;
-                return writeln!(f, "\n{e}");
-            }
-        };
-        row("KVM API", &host.api_version.to_string())?;
-        let vcpus = format!("{} recommended, {} at most", host.recommended_vcpus, host.max_vcpus);
-        row("vCPUs", &vcpus)?;
-        for (name, present) in &host.capabilities {
-            row(name, if *present { "yes" } else { "MISSING" })?;
-        }
-        row("FSGSBASE", if host.fsgsbase { "yes" } else { "no" })?;
-        let tsc = host.tsc_khz.map_or("unknown".into(), |khz| format!("{} MHz", khz / 1000));
-        row("TSC", &tsc)?;
-        row("ring 0", &format!("{:.1} ns an instruction", host.ring0_ns))?;
-        row("probe", &format!("{:.1} ms", host.took.as_secs_f64() * 1e3))?;
-        let (ring, why) = host.choose_ring(RingChoice::Auto);
-        row("ring for the guest", &format!("{ring} ({why})"))?;
-        match host.require_capabilities() {
-            Ok(()) => writeln!(f, "\nThis host can run the percpu guest."),
-            Err(e) => writeln!(f, "\n{e}"),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn host(ring0_ns: f64, fsgsbase: bool) -> HostInfo {
+    pub(super) fn host(ring0_ns: f64, fsgsbase: bool) -> HostInfo {
         HostInfo {
             api_version: 12,
             recommended_vcpus: 2,
@@ -288,27 +194,6 @@ mod tests {
         assert_eq!(error.exit_code(), 3);
         assert!(host(1.0, true).require_vcpus(8).is_ok());
         assert_eq!(host(1.0, true).require_vcpus(9).unwrap_err().exit_code(), 2);
-    }
-
-    #[test]
-    fn doctor_says_what_to_do_without_kvm() {
-        let doctor = Doctor {
-            host: Err(Error::KvmPermission { group: "kvm".into() }),
-            cpu: "a CPU".into(),
-            cores: 1,
-            module: "kvm_amd".into(),
-            memory: "1 kB".into(),
-        };
-        let text = doctor.to_string();
-        assert!(text.contains("usermod -aG kvm"), "{text}");
-        assert_eq!(doctor.status(), Status::Host);
-    }
-
-    #[test]
-    fn group_of_the_device_is_found_by_its_number() {
-        let groups = "root:x:0:\nkvm:x:78:me\nother:x:780:\n";
-        assert_eq!(group_name(groups, 78).as_deref(), Some("kvm"));
-        assert_eq!(group_name(groups, 1), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::error::{Error, Status};
 use crate::guest::{Guest, Kind, program};
 use crate::host::{Doctor, Host, HostInfo, RingChoice};
 use crate::image::Image;
+use crate::report;
 use bench::{BenchArgs, BootOnceArgs};
 use deterministic::{FuzzArgs, MergeArgs, MinimiseArgs, ReplayArgs};
 use run::RunArgs;
@@ -115,9 +116,10 @@ pub fn main_with(guest: Guest) -> ExitCode {
         Command::FuzzMerge(args) => deterministic::merge(&args),
         Command::Minimise(args) => deterministic::minimise(&args),
         Command::Doctor => {
-            let doctor = Doctor::examine();
+            let stdout = std::io::stdout();
+            let doctor = Doctor::examine().coloured(report::colours_wanted(&stdout));
             // As below: a closed pipe is the reader's choice.
-            let _ = write!(std::io::stdout(), "{doctor}");
+            let _ = write!(stdout.lock(), "{doctor}");
             Ok(doctor.status())
         }
         Command::List(args) => list(&args),
