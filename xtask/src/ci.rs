@@ -7,7 +7,7 @@ use percpu_guest_build::Kind;
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{builds, cargo, fuzz, guest, kvm, loom, mutants, run, shuttle, test};
+use crate::{builds, cargo, dependencies, fuzz, guest, kvm, loom, mutants, run, shuttle, test};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,6 +45,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         Ok(())
     });
     parts.part("the bank of regressions", mutants::check);
+    parts.part("dependencies", dependencies::check);
     parts.part("documentation", || {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
         cargo::run(doc.into())

@@ -6,8 +6,11 @@ mod bench;
 mod builds;
 mod cargo;
 mod ci;
+mod completions;
+mod dependencies;
 mod doctor;
 mod fuzz;
+mod fuzz_vmm;
 mod guest;
 mod kvm;
 mod loom;
@@ -17,11 +20,12 @@ mod parts;
 mod run;
 mod shuttle;
 mod test;
+mod toolchain;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Builds, runs and tests percpu.
 #[derive(Parser)]
@@ -81,6 +85,10 @@ enum Command {
     Shuttle(shuttle::Args),
     /// Run percpu-core's host tests under Miri
     Miri(miri::Args),
+    /// Fuzz the VMM: hostile guests, images and files
+    FuzzVmm(fuzz_vmm::Args),
+    /// Write a script that completes commands and options in a shell
+    Completions(completions::Args),
     /// Say what this host can do, and what is missing
     Doctor,
     /// Build the guest and print the path of its image
@@ -102,6 +110,8 @@ fn main() -> ExitCode {
         Command::Loom(args) => loom::loom(&args),
         Command::Shuttle(args) => shuttle::shuttle(&args),
         Command::Miri(args) => miri::miri(&args),
+        Command::FuzzVmm(args) => fuzz_vmm::fuzz_vmm(&args),
+        Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Doctor => doctor::doctor(),
         Command::Guest(args) => guest::guest(&args),
         Command::Ci(args) => ci::ci(&args),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use xshell::{Shell, cmd};
 
-use crate::cargo;
+use crate::{cargo, toolchain};
 
 /// What Miri is told, besides the user's own `MIRIFLAGS`.
 ///
@@ -21,7 +21,8 @@ const FLAGS: &str = "-Zmiri-permissive-provenance -Zmiri-disable-isolation -Zmir
 /// The tests' own is of no use to an interpreter, which would say so for each of them.
 const NO_OPTIMISATION: &str = "profile.dev.package.percpu-core.opt-level=0";
 
-const INSTALL: &str = "rustup toolchain install nightly --component miri,rust-src";
+/// How Miri is installed.
+pub const INSTALL: &str = "rustup toolchain install nightly --component miri,rust-src";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -59,17 +60,10 @@ fn tests(args: &Args) -> Result<Command> {
 
 /// The first nightly toolchain that has Miri.
 fn toolchain(sh: &Shell) -> Result<String> {
-    let list = cmd!(sh, "rustup toolchain list").quiet().ignore_stderr().read();
-    let list = list.with_context(|| {
-        format!("rustup, which knows where Miri is, does not start; with it: {INSTALL}")
-    })?;
-    let toolchains = list.lines().filter_map(|line| line.split_whitespace().next());
-    for toolchain in toolchains.filter(|name| name.starts_with("nightly")) {
-        let components = cmd!(sh, "rustup component list --installed --toolchain {toolchain}");
-        let components = components.quiet().ignore_stderr().ignore_status().read()?;
-        let has = |component: &str| components.lines().any(|line| line.starts_with(component));
-        if has("miri") && has("rust-src") {
-            return Ok(toolchain.to_owned());
+    let nightlies = toolchain::nightlies(sh).with_context(|| format!("with rustup: {INSTALL}"))?;
+    for nightly in nightlies {
+        if toolchain::has_components(sh, &nightly, &["miri", "rust-src"])? {
+            return Ok(nightly);
         }
     }
     bail!(

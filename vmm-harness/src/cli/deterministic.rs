@@ -112,7 +112,14 @@ pub struct MinimiseArgs {
     /// seed as target/fuzz/failures/seed-SEED-minimal.toml].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    #[arg(long, env = "PERCPU_FUZZ_DIR", default_value = "target/fuzz", hide = true)]
+    /// Where failures are kept, in a directory `failures`: a seed's smallest scenario is written there.
+    #[arg(
+        long,
+        env = "PERCPU_FUZZ_DIR",
+        default_value = "target/fuzz",
+        value_name = "DIR",
+        hide = true
+    )]
     keep: PathBuf,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
     /// emulates it].

@@ -5,6 +5,7 @@ mod bench;
 mod deterministic;
 mod outputs;
 mod run;
+mod tree;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -59,6 +60,14 @@ enum Command {
     Minimise(MinimiseArgs),
     /// Add up the reports of a campaign's shards: seeds, coverage, and each failure once.
     FuzzMerge(MergeArgs),
+    /// Write a script that completes commands and options in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Tell all commands and options as JSON, for those who pass arguments on.
+    #[command(hide = true)]
+    Options,
     /// Say what this host's KVM can do, what will be used, and why.
     Doctor,
     /// List the guest tests and the workloads that an image declares.
@@ -115,6 +124,15 @@ pub fn main_with(guest: Guest) -> ExitCode {
         Command::Replay(args) => deterministic::replay(&args),
         Command::FuzzMerge(args) => deterministic::merge(&args),
         Command::Minimise(args) => deterministic::minimise(&args),
+        Command::Completions { shell } => {
+            let stdout = &mut std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "vmm-harness", stdout);
+            Ok(Status::Held)
+        }
+        Command::Options => {
+            let _ = writeln!(std::io::stdout(), "{}", tree::json(&Cli::command()));
+            Ok(Status::Held)
+        }
         Command::Doctor => {
             let stdout = std::io::stdout();
             let doctor = Doctor::examine().coloured(report::colours_wanted(&stdout));

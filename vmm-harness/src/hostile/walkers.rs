@@ -17,6 +17,8 @@ use crate::judge::{Judge, TrialEnd, ring_address};
 
 /// Steps of a program: a longer one shows nothing more.
 const MOST_STEPS: u32 = 256;
+/// Looks of the judge in it: each takes milliseconds.
+const MOST_LOOKS: u32 = 12;
 /// Bytes that one step writes.
 const MOST_BYTES: usize = 256;
 /// Memory that looks change: the places of the rings' readers.
@@ -118,6 +120,7 @@ struct Attack<'g> {
     changes: Changes,
     judge: Judge,
     seq: u64,
+    looks_left: u32,
 }
 
 impl<'g> Attack<'g> {
@@ -131,7 +134,7 @@ impl<'g> Attack<'g> {
         changes.write(boot + offset_of!(BootParams, threads) as u64, &16u32.to_le_bytes());
         changes.write(boot + offset_of!(BootParams, workloads) as u64, &1u32.to_le_bytes());
         let (judge, seq) = (guest.judge(), guest.events());
-        Self { guest, places: places(guest), changes, judge, seq }
+        Self { guest, places: places(guest), changes, judge, seq, looks_left: MOST_LOOKS }
     }
 
     fn run(mut self, input: &mut Input<'_>) {
@@ -160,7 +163,12 @@ impl<'g> Attack<'g> {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        match Step::ALL[input.byte() as usize % Step::ALL.len()] {
+        let step = Step::ALL[input.byte() as usize % Step::ALL.len()];
+        if matches!(step, Step::Instant | Step::Quiescent | Step::Plug | Step::Trial) {
+            let Some(left) = self.looks_left.checked_sub(1) else { return };
+            self.looks_left = left;
+        }
+        match step {
             Step::Poke => {
                 let at = self.physical(input);
                 let value = self.value(input);

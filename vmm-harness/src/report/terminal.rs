@@ -5,9 +5,23 @@ use std::io::{self, IsTerminal, Write};
 use super::{RunReport, Verdict, grouped, short_number};
 use crate::judge;
 
-/// Whether colours belong on this stream: it is a terminal, and `NO_COLOR` is not set.
+/// Whether colours belong on this stream: it is a terminal, and the environment does not object.
+///
+/// `NO_COLOR` (not empty) is stronger than `CLICOLOR_FORCE` (not 0), which asks for colours everywhere,
+/// and that than `CLICOLOR=0`.
 pub fn colours_wanted(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    colours(stream.is_terminal(), variable)
+}
+
+fn colours(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
+    if variable("NO_COLOR").is_some() {
+        return false;
+    }
+    if variable("CLICOLOR_FORCE").is_some_and(|value| value != "0") {
+        return true;
+    }
+    is_terminal && variable("CLICOLOR").is_none_or(|value| value != "0")
 }
 
 /// Colours, or none.
@@ -224,6 +238,22 @@ mod tests {
             checks: BTreeMap::from([("I10".into(), 5), ("I2".into(), 1234)]),
             ..RunReport::default()
         }
+    }
+
+    #[test]
+    fn colours_are_for_terminals_unless_the_environment_says_otherwise() {
+        let colours = |is_terminal, set: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                set.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+            };
+            super::colours(is_terminal, variable)
+        };
+        assert!(colours(true, &[]) && !colours(false, &[]));
+        assert!(!colours(true, &[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")]));
+        assert!(colours(false, &[("CLICOLOR_FORCE", "1")]));
+        assert!(!colours(true, &[("CLICOLOR", "0")]) && colours(true, &[("CLICOLOR", "1")]));
+        assert!(!colours(false, &[("CLICOLOR", "1")]));
+        assert!(!colours(false, &[("CLICOLOR_FORCE", "0")]));
     }
 
     #[test]
