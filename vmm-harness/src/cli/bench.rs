@@ -28,7 +28,7 @@ pub struct BenchArgs {
     /// The guest of the deterministic machine: without it that machine's reset is not measured.
     #[arg(long, env = "PERCPU_STEPS_IMAGE", value_name = "FILE")]
     steps_image: Option<PathBuf>,
-    /// percpu-core's own benchmark program: without it the allocator is not measured.
+    /// The benchmark program of percpu-core's own: without it the allocator is not measured.
     #[arg(long, env = "PERCPU_ALLOC_BENCH", value_name = "FILE")]
     alloc_program: Option<PathBuf>,
     /// A tenth of the work: numbers to look at, not to quote.

@@ -27,7 +27,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 4, value_name = "N")]
     cpus: u32,
     /// CPUs that can be plugged in at most [default: 8, or --cpus if that is more].
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "N")]
     max_cpus: Option<u32>,
     /// How long the guest is kept under load [default: 10].
     #[arg(long, value_name = "S", conflicts_with = "plugs", value_parser = seconds)]
