@@ -19,8 +19,8 @@ pub struct Compared {
     pub ratio: f64,
     /// The same of the row's first yardstick, which the change under test has not touched.
     pub yardstick: Option<f64>,
-    /// How far from 1 a ratio may be by the noise of both.
-    pub noise: f64,
+    /// How far from 1 a ratio may be by the noise of both, if that is known.
+    pub noise: Option<f64>,
     /// What it comes to.
     pub verdict: Verdict,
 }
@@ -28,7 +28,7 @@ pub struct Compared {
 /// What a ratio comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Within the noise.
+    /// Within the noise, or it is not known how large that is.
     Same,
     /// Beyond it, for the better.
     Better,
@@ -112,9 +112,10 @@ impl Compared {
             let old = old.yardstick(&new.role).filter(|old| old.value > 0.0 && new.value > 0.0)?;
             Some(quotient(new.value, old.value))
         });
-        let noise = (old.values.relative_noise() + new.values.relative_noise()).max(LEAST);
+        let both = old.relative_noise().zip(new.relative_noise());
+        let noise = both.map(|(old, new)| (old + new).max(LEAST));
         // Ratios are far from 1 in either direction alike.
-        let beyond = |ratio: f64| ratio.ln().abs() > noise.ln_1p();
+        let beyond = |ratio: f64| noise.is_some_and(|noise| ratio.ln().abs() > noise.ln_1p());
         let verdict = match ratio {
             ratio if ratio.is_nan() || old.unit != new.unit || !beyond(ratio) => Verdict::Same,
             ratio if yardstick.is_some_and(|yardstick| !beyond(ratio / yardstick)) => Verdict::Host,

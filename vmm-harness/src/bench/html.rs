@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::compare::{Comparison, Verdict};
 use super::report::BenchReport;
 use super::row::{Row, Unit};
+use super::terminal::is_shown;
 use crate::report::chart::{Axis, Bars, Lines};
 use crate::report::page::{self, Column, Page, Table, Tone};
 
@@ -87,10 +88,11 @@ fn families<'a>(rows: &[&'a Row]) -> Vec<&'a str> {
     families
 }
 
-/// Bars of the rows that have yardsticks, in nanoseconds.
+/// Bars of the rows that have yardsticks, in nanoseconds; of a long series one point.
 fn beside_yardsticks(family: &str, rows: &[&Row]) -> Markup {
     let rows: Vec<_> = rows
         .iter()
+        .filter(|row| is_shown(rows, row))
         .filter(|row| !row.beside.is_empty() && row.values.rounds > 0)
         .filter(|row| row.unit == Unit::Nanoseconds)
         .collect();
@@ -215,6 +217,10 @@ fn figures(rows: &[&Row]) -> Markup {
     }
 }
 
+fn percent(part: Option<f64>) -> String {
+    part.map_or("?".into(), |part| format!("{:.0} %", 100.0 * part))
+}
+
 /// A target that was missed stands out.
 fn tone(met: Option<bool>) -> Tone {
     if met == Some(false) { Tone::Bad } else { Tone::Plain }
@@ -242,7 +248,7 @@ fn figures_of(row: &Row) -> Vec<Markup> {
         show(values.value),
         show(values.median),
         show(values.p99),
-        html! { (format!("{:.0} %", 100.0 * values.relative_noise())) },
+        html! { (percent(row.relative_noise())) },
         html! { (beside.join(", ")) },
         html! { (target.unwrap_or_default()) },
     ]
@@ -283,7 +289,7 @@ fn compared(comparison: &Comparison) -> Markup {
                 html! { (row.new.unit.show(row.new.values.value)) },
                 html! { (format!("{:.2}", row.ratio)) },
                 html! { (row.yardstick.map_or(String::new(), |ratio| format!("{ratio:.2}"))) },
-                html! { (format!("{:.0} %", 100.0 * row.noise)) },
+                html! { (percent(row.noise)) },
                 html! { (word) },
             ],
         );

@@ -139,17 +139,22 @@ impl Values {
     pub fn exactly(value: f64) -> Self {
         Self::of(&[value], Counts::Min)
     }
-
-    /// The noise as a part of the value.
-    pub fn relative_noise(&self) -> f64 {
-        if self.value > 0.0 { self.noise / self.value } else { 0.0 }
-    }
 }
 
 impl Row {
     /// What tells it from the others.
     pub fn key(&self) -> (&str, &str, &str, Option<u32>) {
         (&self.group, &self.family, &self.name, self.x)
+    }
+
+    /// The noise as a part of the value. `None` where too few rounds say too little of it.
+    pub fn relative_noise(&self) -> Option<f64> {
+        let Values { value, noise, rounds, .. } = self.values;
+        let is_exact = matches!(self.unit, Unit::Bytes | Unit::Number);
+        if !is_exact && (rounds as usize) < PARTS {
+            return None;
+        }
+        Some(if value > 0.0 { noise / value } else { 0.0 })
     }
 
     /// Whether it is of the same series.
@@ -271,6 +276,15 @@ pub(super) mod tests {
         assert_eq!((one.value, one.p99, one.noise, one.rounds), (7.0, 7.0, 0.0, 1));
         let two = Values::of(&[7.0, 3.0], Counts::Min);
         assert_eq!((two.value, two.p99, two.noise), (3.0, 7.0, 4.0));
+    }
+
+    #[test]
+    fn of_few_rounds_the_noise_is_not_known_but_memory_is_exact() {
+        let mut few = row("add", None, 2.0);
+        few.values.rounds = 3;
+        assert_eq!(few.relative_noise(), None);
+        assert_eq!(Row { unit: Unit::Bytes, ..few }.relative_noise(), Some(0.0));
+        assert_eq!(row("add", None, 2.0).relative_noise(), Some(0.0));
     }
 
     #[test]

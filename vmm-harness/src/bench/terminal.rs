@@ -68,7 +68,7 @@ fn points(rows: &[&Row], row: &Row) -> Vec<u32> {
 }
 
 /// Whether a row is shown in full: it is no point of a long series, or the one that stands for it.
-fn is_shown(rows: &[&Row], row: &Row) -> bool {
+pub(super) fn is_shown(rows: &[&Row], row: &Row) -> bool {
     let points = points(rows, row);
     if row.x.is_none() || points.len() < FEW {
         return true;
@@ -80,7 +80,7 @@ fn is_shown(rows: &[&Row], row: &Row) -> bool {
 fn write_rows(out: &mut impl Write, rows: &[&Row], columns: usize, paint: Paint) -> io::Result<()> {
     let wide = columns >= WIDE;
     let shown: Vec<&Row> = rows.iter().copied().filter(|row| is_shown(rows, row)).collect();
-    let name = name_width(shown.iter().map(|row| row.title()), if wide { 44 } else { 36 });
+    let name = name_width(shown.iter().map(|row| row.title()), if wide { 44 } else { 34 });
     let mut last = None;
     for row in &shown {
         let roles: Vec<&str> = row.beside.iter().map(|beside| beside.role.as_str()).collect();
@@ -101,7 +101,7 @@ fn write_rows(out: &mut impl Write, rows: &[&Row], columns: usize, paint: Paint)
 /// there are yardsticks there is less room.
 fn details(row: &Row, wide: bool) -> Vec<(&'static str, String)> {
     let (values, show) = (&row.values, |value| row.unit.show(value));
-    let noise = ("noise", percent(values.relative_noise()));
+    let noise = ("noise", row.relative_noise().map_or("?".into(), percent));
     match (row.beside.is_empty(), wide) {
         (false, false) => Vec::new(),
         (false, true) => {
@@ -170,10 +170,9 @@ fn write_growth(
     for row in series {
         if family != Some(&row.family) {
             let points: String = xs.iter().map(|x| format!(" {x:>8}")).collect();
-            let head = format!(
-                "{:<name$}{points}",
-                cut(&format!("{}, by {}", row.family, row.axis), name)
-            );
+            let by = format!("{}, by {}", row.family, row.axis);
+            let by = if by.chars().count() <= name { &by } else { &row.family };
+            let head = format!("{:<name$}{points}", cut(by, name));
             writeln!(out, "\n{}", paint.bold(&head))?;
             family = Some(&row.family);
         }
@@ -232,7 +231,7 @@ pub fn write_comparison(
             row.new.unit.show(row.new.values.value),
             times(row.ratio),
             row.yardstick.map_or(String::new(), times),
-            percent(row.noise),
+            row.noise.map_or("?".into(), percent),
         )?;
     }
     for (what, rows) in [("missing", &comparison.missing), ("new", &comparison.added)] {
