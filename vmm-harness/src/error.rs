@@ -127,6 +127,9 @@ pub enum Error {
         /// Its error.
         source: io::Error,
     },
+    /// The guest cannot be run as threads of this process.
+    #[error("the guest cannot run as threads of this process: {0}")]
+    Threads(String),
     /// The image file cannot be read.
     #[error("the guest image {path} cannot be read ({source}): build it with `cargo xtask guest`")]
     ImageUnreadable {
@@ -248,6 +251,7 @@ impl Error {
             | Self::Kvm { .. }
             | Self::ScratchVm(_)
             | Self::HostMemory { .. }
+            | Self::Threads(_)
             | Self::Os { .. } => Status::Host,
             Self::GuestBoot(_) => Status::Crashed,
             Self::NotInstrumented { .. }
@@ -292,6 +296,11 @@ impl Error {
     /// A CPU beyond those that are possible.
     pub fn no_such_cpu(cpu: u32, possible: u32) -> Self {
         Self::NoSuchCpu { cpu, possible: possible.max(1) }
+    }
+
+    /// The kernel refused a call, with this error number.
+    pub fn os(call: &'static str, errno: i32) -> Self {
+        Self::Os { call, source: io::Error::from_raw_os_error(errno) }
     }
 
     /// A thread could not be started.

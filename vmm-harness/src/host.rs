@@ -2,6 +2,7 @@
 
 mod advice;
 mod doctor;
+mod engine;
 mod place;
 mod scratch;
 
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::error::Error;
+use crate::vm::Engine;
 pub use doctor::Doctor;
+pub use engine::EngineChoice;
 use place::Place;
 
 /// Nanoseconds an instruction beyond which ring 0 is emulated: hardware takes about one, an
@@ -53,6 +56,10 @@ pub enum RingChoice {
 /// What was found out about this host.
 #[derive(Clone, Debug)]
 pub struct HostInfo {
+    /// What runs guests. All that is said of KVM is of no account if it is another.
+    pub engine: Engine,
+    /// Why this one.
+    pub why: String,
     /// Version of the KVM API.
     pub api_version: i32,
     /// vCPUs that KVM recommends at most.
@@ -93,6 +100,8 @@ impl Host {
         let of_processes = unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
         let speed = scratch::measure(&kvm)?;
         Ok(HostInfo {
+            engine: Engine::Kvm,
+            why: "/dev/kvm can be used".into(),
             api_version: kvm.get_api_version(),
             recommended_vcpus: kvm.get_nr_vcpus() as u32,
             max_vcpus: kvm.get_max_vcpus() as u32,
@@ -131,6 +140,7 @@ impl HostInfo {
     pub fn choose_ring(&self, choice: RingChoice) -> (u8, String) {
         let cost = format!("an instruction takes {:.1} ns in ring 0", self.ring0_ns);
         match choice {
+            _ if self.engine == Engine::Threads => (3, "a process runs in ring 3".into()),
             RingChoice::Ring0 if self.emulates_ring0() => {
                 (0, format!("asked for, though {cost}: ring 0 is emulated here and will be slow"))
             }
@@ -164,6 +174,8 @@ pub(super) mod tests {
 
     pub(super) fn host(ring0_ns: f64, fsgsbase: bool) -> HostInfo {
         HostInfo {
+            engine: Engine::Kvm,
+            why: String::new(),
             api_version: 12,
             recommended_vcpus: 2,
             max_vcpus: 8,

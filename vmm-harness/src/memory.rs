@@ -23,8 +23,9 @@ use crate::error::Error;
 const PAGE: u64 = 4096;
 /// Bits of a page-table entry that hold a physical address.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
-/// Entry bits: present, and "this entry maps a large page".
+/// Entry bits: present, writable, and "this entry maps a large page".
 const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
 
 /// Why an address is wrong.
@@ -287,28 +288,46 @@ pub fn write_view<T: View>(mem: &GuestMemoryMmap, phys: u64, value: &T) -> Resul
     Ok(())
 }
 
-/// Walks the four levels of page tables below [`abi::PAGE_TABLES`].
+/// Where a virtual address leads, and whether all tables on the way there let it be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Translation {
+    pub phys: u64,
+    pub writable: bool,
+}
+
 fn walk(mem: &GuestMem, virt: u64) -> Result<u64, Wild> {
+    match walk_tables(|entry| mem.load_u64(entry).ok(), virt) {
+        Ok(translation) => Ok(translation.phys),
+        Err(why) => Err(Wild::new(virt, 1, why)),
+    }
+}
+
+/// Walks the four levels of page tables below [`abi::PAGE_TABLES`], of which `load` reads an entry if
+/// there is memory. Async-signal-safe if `load` is.
+pub(crate) fn walk_tables(
+    load: impl Fn(u64) -> Option<u64>,
+    virt: u64,
+) -> Result<Translation, Why> {
     if (virt as i64) << 16 >> 16 != virt as i64 {
-        return Err(Wild::new(virt, 1, Why::NotCanonical));
+        return Err(Why::NotCanonical);
     }
     let mut table = abi::PAGE_TABLES;
-    for level in (0..4).rev() {
-        let shift = 12 + 9 * level;
-        let index = virt >> shift & 511;
-        let entry =
-            mem.load_u64(table + index * 8).map_err(|_| Wild::new(virt, 1, Why::WildTable))?;
+    let mut writable = true;
+    let mut shift = 12 + 9 * 3;
+    loop {
+        let entry = load(table + (virt >> shift & 511) * 8).ok_or(Why::WildTable)?;
         if entry & PRESENT == 0 {
-            return Err(Wild::new(virt, 1, Why::NotMapped));
+            return Err(Why::NotMapped);
         }
-        let large = level == 0 || (level < 3 && entry & LARGE != 0);
+        writable &= entry & WRITABLE != 0;
+        let large = shift == 12 || (shift < 39 && entry & LARGE != 0);
         if large {
             let in_page = (1 << shift) - 1;
-            return Ok(entry & FRAME & !in_page | virt & in_page);
+            return Ok(Translation { phys: entry & FRAME & !in_page | virt & in_page, writable });
         }
         table = entry & FRAME;
+        shift -= 9;
     }
-    unreachable!("level 0 maps a page or is not present")
 }
 
 /// Makes a value out of the bytes that `fill` supplies.

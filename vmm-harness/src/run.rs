@@ -24,7 +24,7 @@ use crate::vm::{Vm, VmConfig, VmEventKind};
 
 use config::boot_of_run;
 pub use config::{
-    GivenWork, Length, RunConfig, boot_mode_name, check_cpus, check_length, check_ring,
+    GivenWork, Length, RunConfig, boot_mode_name, check_boot, check_cpus, check_length, check_ring,
 };
 pub(crate) use config::{boot_defaults, boot_params, patience};
 
@@ -107,7 +107,10 @@ enum End {
 impl<'a> Run<'a> {
     fn start(image: &'a Image, config: &'a RunConfig, host: &HostInfo) -> Result<Self, Error> {
         let boot = boot_of_run(image, config, host);
-        let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(config.max_cpus)))?;
+        let vm = Vm::new(
+            image,
+            VmConfig::new(host.engine, boot, VmConfig::memory_for(config.max_cpus)),
+        )?;
         let mem = GuestMem::new(vm.memory().clone());
         let run = Self {
             judge: Judge::new(mem.clone(), config.max_cpus)?.with_checks_of(image),
@@ -126,6 +129,8 @@ impl<'a> Run<'a> {
             live: config.live.then(LiveLine::default),
             report: RunReport {
                 seed: config.seed,
+                engine: host.engine,
+                engine_reason: host.why.clone(),
                 ring: config.ring,
                 boot: boot_mode_name(config.boot).into(),
                 cpus: Cpus { possible: config.max_cpus, boot: config.cpus, max_online: 0 },

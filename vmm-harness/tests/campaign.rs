@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use object::{Object, ObjectSection, ObjectSymbol};
-use process::{Running, ended, harness, json, scratch, vm};
+use process::{Running, alone, ended, harness, json, scratch};
 use serde_json::Value;
 
 const FOREVER: &str = "1000000";
@@ -48,9 +48,9 @@ fn broken_image() -> &'static Path {
     IMAGE.get_or_init(|| {
         let mut bytes = std::fs::read(image()).expect("the image is readable");
         let elf = object::File::parse(&*bytes).expect("it is an ELF file");
-        let is_run = |name: &str| {
-            format!("{:#}", rustc_demangle::demangle(name)) == "percpu_guest::workloads::mount::run"
-        };
+        // A thread's whole life, in which the function `run` of the workload is inlined.
+        const LIFE: &str = "percpu_guest::workloads::mount::_::__life";
+        let is_run = |name: &str| format!("{:#}", rustc_demangle::demangle(name)) == LIFE;
         let symbol = elf.symbols().find(|symbol| symbol.name().is_ok_and(is_run));
         let address = symbol.expect("the workload is a function").address();
         let place = elf.sections().find_map(|section| {
@@ -157,7 +157,7 @@ fn parts_that_are_no_parts_are_refused() {
 
 #[test]
 fn a_given_scenario_runs_with_the_turns_of_many_seeds() {
-    let Some(_vm) = vm("a_given_scenario_runs_with_the_turns_of_many_seeds") else { return };
+    let _alone = alone();
     let (file, path) = (scenario("given.toml", SCENARIO), scratch("given.json"));
     let run = |seeds: &str| {
         let mut command = fuzz();
@@ -197,7 +197,7 @@ fn a_given_scenario_runs_with_the_turns_of_many_seeds() {
 
 #[test]
 fn a_failure_is_a_file_that_replays_and_is_made_small() {
-    let Some(_vm) = vm("a_failure_is_a_file_that_replays_and_is_made_small") else { return };
+    let _alone = alone();
     let (kept, path) = (directory("failure"), scratch("failure.json"));
     let fuzz = || {
         let mut command = self::command("fuzz", broken_image());
@@ -259,7 +259,7 @@ fn a_failure_is_a_file_that_replays_and_is_made_small() {
 
 #[test]
 fn scenarios_that_reach_something_new_are_kept_and_changed() {
-    let Some(_vm) = vm("scenarios_that_reach_something_new_are_kept_and_changed") else { return };
+    let _alone = alone();
     let (corpus, path) = (directory("corpus"), scratch("corpus.json"));
     let run = |arguments: &[&str]| {
         let mut command = fuzz();
@@ -296,7 +296,7 @@ fn scenarios_that_reach_something_new_are_kept_and_changed() {
 
 #[test]
 fn a_corpus_that_cannot_be_written_is_refused_before_the_first_run() {
-    let Some(_vm) = vm("a_corpus_that_cannot_be_written_is_refused") else { return };
+    let _alone = alone();
     let file = scenario("corpus-is-a-file", "");
     for path in [file.as_path(), Path::new("/proc/corpus")] {
         let mut command = fuzz();
@@ -323,7 +323,7 @@ fn leave_no_room(command: &mut Command) {
 
 #[test]
 fn a_full_disk_ends_the_campaign_with_its_report_and_leaves_whole_files() {
-    let Some(_vm) = vm("a_full_disk_ends_the_campaign") else { return };
+    let _alone = alone();
     let corpus = directory("full");
     ended(fuzz().args(["--seeds", "0..3", "--corpus"]).arg(&corpus)).with_status(0);
     let read = |directory: &Path| -> Vec<_> {
@@ -362,7 +362,7 @@ fn a_full_disk_ends_the_campaign_with_its_report_and_leaves_whole_files() {
 
 #[test]
 fn an_interrupt_ends_a_campaign_with_the_report_so_far_and_a_whole_corpus() {
-    let Some(_vm) = vm("an_interrupt_ends_a_campaign") else { return };
+    let _alone = alone();
     let (corpus, path) = (directory("interrupted"), scratch("interrupted.json"));
     let mut command = fuzz();
     command.args(["--time", FOREVER, "--jobs", "2", "--corpus"]).arg(&corpus);
@@ -386,7 +386,7 @@ fn an_interrupt_ends_a_campaign_with_the_report_so_far_and_a_whole_corpus() {
 
 #[test]
 fn shards_are_together_what_one_campaign_is() {
-    let Some(_vm) = vm("shards_are_together_what_one_campaign_is") else { return };
+    let _alone = alone();
     let run = |name: &str, arguments: &[&str]| {
         let path = scratch(name);
         ended(fuzz().args(["--seeds", "0..31"]).args(arguments).arg("--json").arg(&path))
@@ -435,7 +435,7 @@ fn shards_are_together_what_one_campaign_is() {
 
 #[test]
 fn one_bug_that_several_shards_find_is_one_in_their_sum() {
-    let Some(_vm) = vm("one_bug_that_several_shards_find_is_one_in_their_sum") else { return };
+    let _alone = alone();
     let keep = directory("merged");
     let shards = ["0/2", "1/2"].map(|shard| {
         let path = scratch(&format!("bug{}.json", &shard[..1]));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use process::{Running, ended, harness, json, scratch, vm};
+use process::{Running, alone, ended, harness, json, scratch};
 use serde_json::Value;
 
 /// Length of a run that is to end for another reason: longer than [`LIMIT`].
@@ -28,19 +28,19 @@ fn run() -> Command {
 
 #[test]
 fn no_cpus_at_all_are_refused() {
-    let Some(_vm) = vm("no_cpus_at_all_are_refused") else { return };
+    let _alone = alone();
     ended(run().args(["--cpus", "0"])).refused("--cpus must be at least 1");
 }
 
 #[test]
 fn more_cpus_at_boot_than_can_be_are_refused() {
-    let Some(_vm) = vm("more_cpus_at_boot_than_can_be_are_refused") else { return };
+    let _alone = alone();
     ended(run().args(["--cpus", "9", "--max-cpus", "8"])).refused("--cpus 9");
 }
 
 #[test]
 fn more_cpus_than_the_guest_knows_are_refused() {
-    let Some(_vm) = vm("more_cpus_than_the_guest_knows_are_refused") else { return };
+    let _alone = alone();
     ended(run().args(["--max-cpus", "5000"])).refused("--max-cpus 5000");
 }
 
@@ -98,7 +98,7 @@ fn image_cut_short_is_refused() {
 
 #[test]
 fn report_that_cannot_be_written_is_refused_before_the_run() {
-    let Some(_vm) = vm("report_that_cannot_be_written_is_refused_before_the_run") else { return };
+    let _alone = alone();
     let directory = env!("CARGO_TARGET_TMPDIR");
     for path in ["/nonexistent/report.json", directory] {
         ended(run().args(["--seconds", FOREVER, "--json", path])).refused(path);
@@ -126,23 +126,31 @@ fn list_names_the_tests_and_workloads_of_the_image_without_booting_it() {
 
 #[test]
 fn good_run_is_reported_in_full() {
-    let Some(_vm) = vm("good_run_is_reported_in_full") else { return };
+    let _alone = alone();
+    for engine in common::engines() {
+        good_run(engine, if *engine == "kvm" { "sipi" } else { "direct" });
+    }
+}
+
+fn good_run(engine: &str, boot: &str) {
     let path = scratch("good.json");
     let end = ended(
         run()
-            .args(["--cpus", "2", "--max-cpus", "3", "--plugs", "4", "--boot", "sipi"])
-            .args(["--ring", "3", "--seed", "0x2a", "--json"])
+            .args(["--cpus", "2", "--max-cpus", "3", "--plugs", "4", "--boot", boot])
+            .args(["--engine", engine, "--ring", "3", "--seed", "0x2a", "--json"])
             .arg(&path),
     )
     .with_status(0);
     assert!(end.stdout.contains("held: "), "{}", end.stdout);
+    assert!(end.stdout.contains(&format!("engine     {engine}")), "{}", end.stdout);
 
     let report = json(&path);
     assert_eq!(report["schema"], 1);
     assert_eq!(report["verdict"], "held");
     assert_eq!(report["seed"], 42);
     assert_eq!(report["ring"], 3);
-    assert_eq!(report["boot"], "sipi");
+    assert_eq!(report["boot"], boot);
+    assert_eq!(report["engine"], engine);
     assert_eq!(report["cpus"]["possible"], 3);
     assert_eq!(report["cpus"]["boot"], 2);
     assert_eq!(report["violations"], Value::Array(Vec::new()));
@@ -169,8 +177,14 @@ fn good_run_is_reported_in_full() {
 }
 
 #[test]
+fn a_process_has_neither_ring_0_nor_real_mode() {
+    ended(run().args(["--engine", "threads", "--boot", "sipi"])).refused("--boot direct");
+    ended(run().args(["--engine", "threads", "--ring", "0"])).refused("--engine kvm");
+}
+
+#[test]
 fn one_workload_is_the_only_one() {
-    let Some(_vm) = vm("one_workload_is_the_only_one") else { return };
+    let _alone = alone();
     let path = scratch("one-workload.json");
     ended(run().args(["--plugs", "2", "--workload", "counter", "--json"]).arg(&path))
         .with_status(0);
@@ -181,7 +195,7 @@ fn one_workload_is_the_only_one() {
 
 #[test]
 fn trace_is_replayed_whole_while_cpus_come_and_go() {
-    let Some(_vm) = vm("trace_is_replayed_whole_while_cpus_come_and_go") else { return };
+    let _alone = alone();
     let path = scratch("trace.json");
     ended(
         run()
@@ -210,7 +224,7 @@ fn passes_of_a_trace_that_is_not_replayed_are_refused() {
 
 #[test]
 fn interrupt_ends_a_run_with_the_report_so_far() {
-    let Some(_vm) = vm("interrupt_ends_a_run_with_the_report_so_far") else { return };
+    let _alone = alone();
     let path = scratch("interrupted.json");
     let mut running = Running::start(run().args(["--seconds", FOREVER, "--json"]).arg(&path));
     // The first line on how it goes: in the middle of the run.
@@ -228,24 +242,39 @@ fn interrupt_ends_a_run_with_the_report_so_far() {
 
 #[test]
 fn reader_that_goes_away_does_not_change_the_verdict() {
-    let Some(_vm) = vm("reader_that_goes_away_does_not_change_the_verdict") else { return };
+    let _alone = alone();
     let mut child =
         run().args(["--plugs", "1"]).stdout(Stdio::piped()).spawn().expect("vmm-harness starts");
     drop(child.stdout.take());
     assert_eq!(child.wait().expect("it was started").code(), Some(0));
 }
 
-/// Runs with a fault and returns what the report says of it and of the CPU that is to blame.
+/// Runs with a fault, and gives `check` what the report says of it and of the CPU that is to blame: the
+/// same on all engines.
 #[track_caller]
-fn fault(name: &str, status: i32, verdict: &str) -> Option<(String, Value)> {
-    let _vm = vm(&format!("fault {name}"))?;
+fn fault(name: &str, status: i32, verdict: &str, check: impl Fn(String, Value)) {
+    let _alone = alone();
+    for engine in common::engines() {
+        let (text, cpu) = fault_on(engine, name, status, verdict);
+        println!("{engine}: {text}");
+        check(text, cpu);
+    }
+}
+
+#[track_caller]
+fn fault_on(engine: &str, name: &str, status: i32, verdict: &str) -> (String, Value) {
     let path = scratch(&format!("{name}.json"));
     // Every CPU that can be was up once, and so has registers to show.
     let cpus = ["--cpus", "3", "--max-cpus", "3"];
-    let end =
-        ended(run().args(cpus).args(["--seconds", FOREVER, "--fault", name, "--json"]).arg(&path))
-            .with_status(status);
+    let end = ended(
+        run()
+            .args(cpus)
+            .args(["--seconds", FOREVER, "--fault", name, "--engine", engine, "--json"])
+            .arg(&path),
+    )
+    .with_status(status);
     let report = json(&path);
+    assert_eq!(report["engine"], engine);
     assert_eq!(report["verdict"], verdict);
     let crash = &report["crash"];
     let text = crash["text"].as_str().expect("what happened").to_owned();
@@ -255,7 +284,7 @@ fn fault(name: &str, status: i32, verdict: &str) -> Option<(String, Value)> {
     assert_eq!(crash["cpus"].as_array().map(Vec::len), Some(3), "every CPU is in the report");
     assert!(end.stdout.contains(&text), "{}", end.stdout);
     assert!(end.stdout.contains("--seed "), "nothing says how to repeat it: {}", end.stdout);
-    Some((text, cpu))
+    (text, cpu)
 }
 
 /// Whether a function is on a CPU's stack.
@@ -268,37 +297,42 @@ fn on_stack(cpu: &Value, function: &str) {
 
 #[test]
 fn panic_of_the_guest_is_reported_with_its_message_and_stack() {
-    let Some((text, cpu)) = fault("panic", 4, "crashed") else { return };
-    assert!(text.contains("panicked at percpu-guest/src/kernel/faults.rs"), "{text}");
-    on_stack(&cpu, "panic_on_purpose");
-    on_stack(&cpu, "faults.rs:");
+    fault("panic", 4, "crashed", |text, cpu| {
+        assert!(text.contains("panicked at percpu-guest/src/kernel/faults.rs"), "{text}");
+        on_stack(&cpu, "panic_on_purpose");
+        on_stack(&cpu, "faults.rs:");
+    });
 }
 
 #[test]
 fn page_fault_of_the_guest_is_reported_with_its_address_and_stack() {
-    let Some((text, cpu)) = fault("page-fault", 4, "crashed") else { return };
-    assert!(text.contains("page fault") && text.contains("0x10"), "{text}");
-    on_stack(&cpu, "read_unmapped");
+    fault("page-fault", 4, "crashed", |text, cpu| {
+        assert!(text.contains("page fault") && text.contains("0x10"), "{text}");
+        on_stack(&cpu, "read_unmapped");
+    });
 }
 
 #[test]
 fn store_to_the_hosts_part_of_shared_memory_is_reported() {
-    let Some((text, cpu)) = fault("scribble-header", 4, "crashed") else { return };
-    assert!(text.contains("0x100000") && text.contains("header"), "{text}");
-    on_stack(&cpu, "scribble_header");
+    fault("scribble-header", 4, "crashed", |text, cpu| {
+        assert!(text.contains("0x100000") && text.contains("header"), "{text}");
+        on_stack(&cpu, "scribble_header");
+    });
 }
 
 #[test]
 fn triple_fault_is_reported_with_its_cpu() {
-    let Some((text, cpu)) = fault("triple-fault", 4, "crashed") else { return };
-    assert!(text.contains("triple"), "{text}");
-    on_stack(&cpu, "service");
+    fault("triple-fault", 4, "crashed", |text, cpu| {
+        assert!(text.contains("triple"), "{text}");
+        on_stack(&cpu, "service");
+    });
 }
 
 #[test]
 fn cpu_that_spins_with_interrupts_masked_is_reported_as_a_hang() {
-    let Some((text, cpu)) = fault("spin-masked", 5, "hung") else { return };
-    assert!(text.contains("masked"), "{text}");
-    assert_eq!(cpu["masked"], true);
-    on_stack(&cpu, "spin_masked");
+    fault("spin-masked", 5, "hung", |text, cpu| {
+        assert!(text.contains("masked"), "{text}");
+        assert_eq!(cpu["masked"], true);
+        on_stack(&cpu, "spin_masked");
+    });
 }

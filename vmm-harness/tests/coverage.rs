@@ -8,17 +8,16 @@ use std::process::{Command, Output};
 use vmm_harness::coverage::{Coverage, Covered, Features, FileCoverage, SourceCoverage};
 use vmm_harness::diag::Symbols;
 use vmm_harness::fuzz::Machines;
-use vmm_harness::host::{Host, RingChoice};
+use vmm_harness::host::{EngineChoice, Host, RingChoice};
 use vmm_harness::image::Image;
 use vmm_harness::machine::{Ending, Random, Scenario};
 
 fn machine_for(test: impl FnOnce(&Image, Machines<'_>)) {
-    if common::no_vm() {
-        return;
-    }
     let image = Image::open(&common::steps_image()).expect("a guest image");
-    let ring = Host::probe().expect("a host that runs VMs").choose_ring(RingChoice::Auto).0;
-    test(&image, Machines::new(&image, ring));
+    let choice = if common::no_vm() { EngineChoice::Threads } else { EngineChoice::Kvm };
+    let host = Host::find(choice).expect("a host that runs guests");
+    let (ring, _) = host.choose_ring(RingChoice::Auto);
+    test(&image, Machines::new(&image, host.engine, ring));
 }
 
 /// A scenario of one workload without plugs.
@@ -112,6 +111,7 @@ fn changed_scenarios_run_and_hold() {
 
 fn harness(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vmm-harness"))
+        .env("PERCPU_ENGINE", common::engines()[0])
         .args(args)
         .env_remove("PERCPU_GUEST_IMAGE")
         .output()
@@ -124,9 +124,6 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_campaign_and_the_sum_of_its_shards_write_the_same_lines() {
-    if common::no_vm() {
-        return;
-    }
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("coverage");
     std::fs::create_dir_all(&directory).expect("a directory");
     let path = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();

@@ -11,6 +11,7 @@ fn fuzz(image: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vmm-harness"))
         .args(["fuzz", "--machine", "parallel"])
         .args(args)
+        .env("PERCPU_ENGINE", common::engines()[0])
         .env("PERCPU_GUEST_IMAGE", image)
         .output()
         .expect("vmm-harness can be started")
@@ -18,9 +19,6 @@ fn fuzz(image: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn scenarios_of_seeds_hold_with_all_cpus_at_once() {
-    if common::no_vm() {
-        return;
-    }
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join("parallel.json");
     let file = json.to_str().expect("UTF-8");
     let output = fuzz(&common::image(), &["--seeds", "0..6", "--json", file]);
@@ -49,9 +47,6 @@ fn two_runs_that_cannot_be_equal_are_not_compared() {
 
 #[test]
 fn an_image_that_counts_steps_is_refused() {
-    if common::no_vm() {
-        return;
-    }
     let output = fuzz(&common::steps_image(), &["--seeds", "0..1"]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr);

@@ -33,6 +33,13 @@ pub struct ImageHeader {
     /// their number; then it rings [`Doorbell::Restored`](super::Doorbell::Restored). 0 = not built
     /// for a host that runs CPUs one at a time.
     pub restore: u64,
+    /// Template address of the CPU's count of masked interrupts, 32 bits: what a host must look at that
+    /// interrupts a CPU without the guest's own ring-0 stubs. In every CPU's copy it counts from there.
+    pub irq_masked: u64,
+    /// There likewise the word in which interrupts are noted while they are masked, bit 0 = vector 0x40.
+    pub irq_pending: u64,
+    /// Where the interrupted thread goes on if they are not masked, with a frame as the stub makes it.
+    pub irq_continue: u64,
 }
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl View for ImageHeader {}

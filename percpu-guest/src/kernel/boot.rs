@@ -7,7 +7,7 @@
 use percpu_core::cpu::CpuId;
 use percpu_core::{alloc, area, counter, hotplug, view};
 
-use crate::abi::{ABI_VERSION, ImageHeader, MAGIC, SharedHeader};
+use crate::abi::{ABI_VERSION, BootMode, ImageHeader, MAGIC, SharedHeader};
 #[cfg(percpu_steps)]
 use crate::kernel::arch;
 use crate::kernel::arch::{entry, irq, tables};
@@ -32,6 +32,9 @@ struct ImageHeaderPointers {
     idt: *const u8,
     ring3_only: u64,
     restore: Option<unsafe extern "C" fn() -> !>,
+    irq_masked: *const u8,
+    irq_pending: *const u8,
+    irq_continue: unsafe extern "C" fn() -> !,
 }
 // SAFETY: never written; the pointers are for the host to read.
 unsafe impl Sync for Header {}
@@ -54,6 +57,9 @@ static PERCPU_GUEST_IMAGE: Header = Header(ImageHeaderPointers {
     restore: Some(arch::steps::restore_pages),
     #[cfg(not(percpu_steps))]
     restore: None,
+    irq_masked: (&raw const irq::IRQ_MASKED).cast(),
+    irq_pending: (&raw const irq::IRQ_PENDING).cast(),
+    irq_continue: entry::irq_continue,
 });
 
 /// Areas of which a short run uses up the first chunk, and sees others come and go. Two units to a piece
@@ -92,7 +98,9 @@ pub(super) extern "C" fn boot_main() -> ! {
     unsafe { percpu_core::arch::set_offset(area::offset(boot)) };
     ipi::enter(CONTROL_CPU);
 
-    entry::install_trampoline();
+    if shared::boot().boot_mode == BootMode::Sipi as u32 {
+        entry::install_trampoline();
+    }
     hotplug::init(&cpus::Machine, boot);
     for cpu in (0..possible as usize).filter_map(CpuId::new) {
         hotplug::set_present(cpu);

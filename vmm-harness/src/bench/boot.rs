@@ -21,6 +21,7 @@ use crate::host::HostInfo;
 use crate::image::Image;
 use crate::machine::{Machine, Scenario, Topology};
 use crate::run::{boot_mode_name, boot_params};
+use crate::vm::Engine;
 
 /// CPUs of the parallel machine.
 const CPUS: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -165,7 +166,7 @@ fn of_reset(bench: &mut Bench<'_>, image: &Image, possible: u32) -> Result<(), S
     bench.live.step(&format!("{family}, {possible} CPUs"));
     let topology = Topology { possible, boot_cpus: possible };
     let began = Instant::now();
-    let mut machine = Machine::boot(image, topology, bench.ring)?;
+    let mut machine = Machine::boot(image, topology, Engine::Kvm, bench.ring)?;
     let booted = began.elapsed().as_nanos() as f64;
     let workloads = image.workloads().for_seeds();
     let mut resets = Vec::new();

@@ -15,7 +15,7 @@ use crate::error::{Error, Status};
 use crate::image::Image;
 use crate::memory::{GuestMem, Wild};
 use crate::report::Crash;
-use crate::vm::{Vm, VmConfig, VmEventKind};
+use crate::vm::{Engine, Vm, VmConfig, VmEventKind};
 
 /// Longest wait between two looks at the rings, which the guest fills under load.
 const POLL: Duration = Duration::from_millis(1);
@@ -62,7 +62,8 @@ impl<'a> Guest<'a> {
         boot: BootParams,
         interrupted: &'a AtomicBool,
     ) -> Result<Self, Error> {
-        let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(boot.possible)))?;
+        let vm =
+            Vm::new(image, VmConfig::new(Engine::Kvm, boot, VmConfig::memory_for(boot.possible)))?;
         let mem = GuestMem::new(vm.memory().clone());
         vm.start()?;
         let taken = vec![0; boot.possible as usize];

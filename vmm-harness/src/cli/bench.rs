@@ -7,16 +7,19 @@ use std::path::PathBuf;
 use percpu_guest::abi::MAX_CPUS;
 
 use super::run::Boot;
-use super::{ImageArg, interrupted, prepare};
+use super::{EngineArg, ImageArg, interrupted, prepare};
 use crate::bench::{self, BenchConfig, BenchReport, Comparison, Subject};
 use crate::error::{Error, Status};
 use crate::guest::Kind;
-use crate::host::RingChoice;
+use crate::host::{EngineChoice, RingChoice};
 use crate::image::Image;
 use crate::report::{self, colours_wanted};
 
 /// Columns of a table that is written to no terminal.
 const COLUMNS: usize = 120;
+
+/// What is measured is a machine of its own: real interrupts, both ways to boot.
+const ENGINE: EngineArg = EngineArg { engine: EngineChoice::Kvm };
 
 #[derive(clap::Args)]
 pub struct BenchArgs {
@@ -73,7 +76,7 @@ pub fn bench(args: &BenchArgs) -> Result<Status, Error> {
     }
     let old = args.compare.as_deref().map(BenchReport::read).transpose()?;
     let image = args.image.open(Kind::Speed)?;
-    let (host, ring) = prepare(&image, cpus, args.ring)?;
+    let (host, ring) = prepare(&image, cpus, &ENGINE, args.ring)?;
     let steps_image = args.steps_image.as_deref().map(Image::open).transpose()?;
     let config = BenchConfig {
         subject: args.subject,
@@ -131,7 +134,7 @@ pub struct BootOnceArgs {
 pub fn boot_once(args: &BootOnceArgs) -> Result<Status, Error> {
     crate::run::check_cpus(args.cpus, args.cpus)?;
     let image = args.image.open(Kind::Speed)?;
-    let (host, ring) = prepare(&image, args.cpus, args.ring)?;
+    let (host, ring) = prepare(&image, args.cpus, &ENGINE, args.ring)?;
     let moments = bench::boot_once(&image, args.cpus, args.boot.into(), ring, &host)?;
     let _ = writeln!(std::io::stdout(), "{moments}");
     Ok(Status::Held)

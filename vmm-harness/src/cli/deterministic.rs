@@ -14,8 +14,9 @@ use crate::host::RingChoice;
 use crate::image::{Image, Workloads};
 use crate::machine::{Scenario, Topology};
 use crate::report;
+use crate::vm::Engine;
 
-use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
+use super::{DEFAULT_SECONDS, EngineArg, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 
 #[derive(clap::Args)]
 pub struct FuzzArgs {
@@ -62,6 +63,8 @@ pub struct FuzzArgs {
     json: Option<PathBuf>,
     #[command(flatten)]
     coverage: Reports,
+    #[command(flatten)]
+    engine: EngineArg,
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
     #[arg(long, default_value = "auto")]
     ring: RingChoice,
@@ -92,6 +95,8 @@ pub struct ReplayArgs {
     /// Show all turns of all CPUs, each with where it ended in the source.
     #[arg(long)]
     trace: bool,
+    #[command(flatten)]
+    engine: EngineArg,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
     /// emulates it].
     #[arg(long)]
@@ -121,6 +126,8 @@ pub struct MinimiseArgs {
         hide = true
     )]
     keep: PathBuf,
+    #[command(flatten)]
+    engine: EngineArg,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
     /// emulates it].
     #[arg(long)]
@@ -161,7 +168,7 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
     let image = args.image.open(kind)?;
     let read = |path| Case::read(path, image.workloads());
     let scenario = args.scenario.as_deref().map(read).transpose()?.map(|case| case.scenario);
-    let (host, ring) = prepare(&image, Topology::MOST_CPUS, args.ring)?;
+    let (host, ring) = prepare(&image, Topology::MOST_CPUS, &args.engine, args.ring)?;
     if let Some(path) = &args.json {
         report::check_writable(path)?;
     }
@@ -188,6 +195,13 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
         machine: args.machine,
         host,
     };
+    if config.jobs_at_once() < config.jobs {
+        eprintln!(
+            "one guest at a time runs in a process: --jobs 1 here; processes share the work by \
+             --shard 0/{0}, --shard 1/{0} and so on",
+            config.jobs
+        );
+    }
     let fuzz::Ended { report, error } = fuzz::run(&image, &config, &*interrupted()?)?;
     let written = write(&report, args.json.as_deref())
         .and_then(|()| write_coverage(&report, &args.coverage, &image));
@@ -242,27 +256,29 @@ fn case<'w>(what: &'w str, workloads: &Workloads) -> Result<(Case, Option<&'w Pa
     }
 }
 
-/// What was named, its file, the image, and the ring: what was asked for, else that of the failure.
+/// What was named, its file, the image, the engine, and the ring: what was asked for, else that of the failure.
 fn prepare_for<'w>(
     what: &'w str,
     image: &ImageArg,
+    engine: &EngineArg,
     ring: Option<RingChoice>,
-) -> Result<(Case, Option<&'w Path>, Image, u8), Error> {
+) -> Result<(Case, Option<&'w Path>, Image, Engine, u8), Error> {
     let image = image.open(Kind::Steps)?;
     let (case, file) = case(what, image.workloads())?;
-    let seen = case.failure.as_ref().map(|seen| match seen.ring {
-        0 => RingChoice::Ring0,
-        _ => RingChoice::Ring3,
-    });
-    let ring = ring.or(seen).unwrap_or_default();
-    let (_, ring) = prepare(&image, Topology::MOST_CPUS, ring)?;
-    Ok((case, file, image, ring))
+    let asked = ring.unwrap_or_default();
+    let (host, mut usual) = prepare(&image, Topology::MOST_CPUS, engine, asked)?;
+    if let (None, Engine::Kvm, Some(seen)) = (ring, host.engine, &case.failure) {
+        crate::run::check_ring(&image, seen.ring)?;
+        usual = seen.ring;
+    }
+    Ok((case, file, image, host.engine, usual))
 }
 
 pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
-    let (case, _, image, ring) = prepare_for(&args.what, &args.image, args.ring)?;
+    let (case, _, image, engine, ring) =
+        prepare_for(&args.what, &args.image, &args.engine, args.ring)?;
     let mut stdout = std::io::stdout().lock();
-    let mut machines = Machines::new(&image, ring);
+    let mut machines = Machines::new(&image, engine, ring);
     let outcome = machines.run(&case.scenario)?;
     let mut picture = machines.picture(Style::of_stdout());
     let run = (&case.scenario, &outcome);
@@ -271,7 +287,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
     let Some(seen) = &case.failure else { return Ok(status) };
     // Runs that differed from each other have to be seen to differ again.
     let again = match seen.is_of_two_runs() {
-        true => Some(Machines::new(&image, ring).run(&case.scenario)?),
+        true => Some(Machines::new(&image, engine, ring).run(&case.scenario)?),
         false => None,
     };
     let likeness = seen.compare(&outcome, again.as_ref(), ring, &image_name(&image));
@@ -280,8 +296,9 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
 }
 
 pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
-    let (case, file, image, ring) = prepare_for(&args.what, &args.image, args.ring)?;
-    let mut machines = Machines::new(&image, ring);
+    let (case, file, image, engine, ring) =
+        prepare_for(&args.what, &args.image, &args.engine, args.ring)?;
+    let mut machines = Machines::new(&image, engine, ring);
     let limit = Duration::from_secs_f64(args.time);
     let mut stdout = std::io::stdout().lock();
     let mut live = Live::default();

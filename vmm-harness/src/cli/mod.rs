@@ -18,9 +18,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Status};
 use crate::guest::{Guest, Kind, program};
-use crate::host::{Doctor, Host, HostInfo, RingChoice};
+use crate::host::{Doctor, EngineChoice, Host, HostInfo, RingChoice};
 use crate::image::Image;
 use crate::report;
+use crate::vm::Engine;
 use bench::{BenchArgs, BootOnceArgs};
 use deterministic::{FuzzArgs, MergeArgs, MinimiseArgs, ReplayArgs};
 use run::RunArgs;
@@ -180,12 +181,33 @@ fn seed(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| "give a number from 0 to 2^64 - 1, decimal or 0x...".into())
 }
 
+#[derive(clap::Args)]
+struct EngineArg {
+    /// What runs the guest: a virtual machine (kvm), or threads of this process, which need no
+    /// virtualisation; auto takes kvm where it can be used.
+    #[arg(long, env = "PERCPU_ENGINE", default_value = "auto", value_name = "NAME")]
+    engine: EngineChoice,
+}
+
 /// What this host can do for `max_cpus` CPUs, and the ring to run the image in.
-fn prepare(image: &Image, max_cpus: u32, ring: RingChoice) -> Result<(HostInfo, u8), Error> {
-    let host = Host::probe()?;
-    host.require_capabilities()?;
+fn prepare(
+    image: &Image,
+    max_cpus: u32,
+    engine: &EngineArg,
+    ring: RingChoice,
+) -> Result<(HostInfo, u8), Error> {
+    let host = Host::find(engine.engine)?;
     host.require_vcpus(max_cpus)?;
+    if host.engine == Engine::Threads && engine.engine == EngineChoice::Auto {
+        eprintln!("the guest runs as threads of this process, without KVM: {}", host.why);
+    }
     let ring = match ring {
+        RingChoice::Ring0 if host.engine == Engine::Threads => {
+            return Err(Error::Usage(
+                "a process runs in ring 3: --ring 0 needs a virtual machine (--engine kvm)".into(),
+            ));
+        }
+        _ if host.engine == Engine::Threads => 3,
         // Auto means what works.
         RingChoice::Auto if image.header().ring3_only != 0 => 3,
         choice => host.choose_ring(choice).0,

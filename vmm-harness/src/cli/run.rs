@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use percpu_guest::abi::{BootMode, Fault};
 
 use super::outputs::Outputs;
-use super::{DEFAULT_SECONDS, ImageArg, interrupted, new_seed, prepare, seconds, seed};
+use super::{DEFAULT_SECONDS, EngineArg, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 use crate::error::{Error, Status};
 use crate::guest::{Kind, program};
 use crate::host::RingChoice;
@@ -44,6 +44,8 @@ pub struct RunArgs {
     /// How CPUs are started: by the guest with INIT-SIPI, or directly by the host.
     #[arg(long, default_value = "direct")]
     boot: Boot,
+    #[command(flatten)]
+    engine: EngineArg,
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
     #[arg(long, default_value = "auto")]
     ring: RingChoice,
@@ -107,7 +109,7 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
     let image = args.image.open(Kind::Usual)?;
     let workloads = workloads(&args.workload, &image)?;
     run::check_length(length, &workloads)?;
-    let (host, ring) = prepare(&image, max_cpus, args.ring)?;
+    let (host, ring) = prepare(&image, max_cpus, &args.engine, args.ring)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let mut config = RunConfig {
         cpus: args.cpus,
@@ -123,6 +125,7 @@ pub fn run(args: RunArgs, process_start: Instant) -> Result<Status, Error> {
         replay: String::new(),
         process_start,
     };
+    run::check_boot(config.boot, host.engine)?;
     config.replay = replay_command(&config, &args.workload.join(","));
     args.outputs.check()?;
     let interrupted = interrupted()?;

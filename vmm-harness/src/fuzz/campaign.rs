@@ -35,7 +35,7 @@ pub struct Ended {
 pub fn run(image: &Image, config: &FuzzConfig, interrupted: &AtomicBool) -> Result<Ended, Error> {
     let campaign = Campaign::begin(image, config, interrupted)?;
     thread::scope(|scope| {
-        for _ in 0..config.jobs {
+        for _ in 0..config.jobs_at_once() {
             scope.spawn(|| campaign.work());
         }
     });
@@ -113,7 +113,7 @@ impl<'a> Campaign<'a> {
     fn run_all(&self) -> Result<(), Error> {
         let config = self.config;
         let mut machines = Machines::of(self.image, config, self.interrupted)?;
-        let mut others = Machines::new(self.image, config.ring);
+        let mut others = Machines::new(self.image, config.host.engine, config.ring);
         while let Some((scenario, origin)) = self.next() {
             let outcome = machines.run(&scenario)?;
             let mut seen = self.seen(&outcome);
@@ -231,7 +231,7 @@ impl<'a> Campaign<'a> {
                 let line =
                     || format!("making seed {} small: {smaller}, {runs} runs", scenario.seed);
                 // Other threads go on, and show how that goes.
-                if self.config.jobs == 1 {
+                if self.config.jobs_at_once() == 1 {
                     self.state().live.show_line(line);
                 }
             };

@@ -10,6 +10,7 @@ use crate::diag::Symbols;
 use crate::error::Error;
 use crate::image::Image;
 use crate::machine::{Entry, Machine, Outcome, Scenario, Schedule, Strategy, Topology, Trace};
+use crate::vm::Engine;
 
 /// Changes of a schedule of which each is looked for.
 const MOST_STRIKES: usize = 32;
@@ -17,6 +18,7 @@ const MOST_STRIKES: usize = 32;
 /// Machines, one for each topology that was asked for.
 pub struct Machines<'a> {
     image: &'a Image,
+    engine: Engine,
     ring: u8,
     made: HashMap<Topology, Machine<'a>>,
     /// In place of all those.
@@ -25,8 +27,8 @@ pub struct Machines<'a> {
 
 impl<'a> Machines<'a> {
     /// None yet.
-    pub fn new(image: &'a Image, ring: u8) -> Self {
-        Self { image, ring, made: HashMap::new(), parallel: None }
+    pub fn new(image: &'a Image, engine: Engine, ring: u8) -> Self {
+        Self { image, engine, ring, made: HashMap::new(), parallel: None }
     }
 
     /// The machines that `config` asks for.
@@ -41,7 +43,7 @@ impl<'a> Machines<'a> {
                 Some(Parallel::new(image, config.host.clone(), config.ring, interrupted)?)
             }
         };
-        Ok(Self { parallel, ..Self::new(image, config.ring) })
+        Ok(Self { parallel, ..Self::new(image, config.host.engine, config.ring) })
     }
 
     /// Runs a scenario on the machine that fits.
@@ -97,7 +99,8 @@ impl<'a> Machines<'a> {
     fn machine(&mut self, scenario: &Scenario) -> Result<&mut Machine<'a>, Error> {
         let topology = scenario.topology;
         if !self.made.contains_key(&topology) {
-            self.made.insert(topology, Machine::boot(self.image, topology, self.ring)?);
+            self.made
+                .insert(topology, Machine::boot(self.image, topology, self.engine, self.ring)?);
         }
         Ok(self.made.get_mut(&topology).expect("just made"))
     }

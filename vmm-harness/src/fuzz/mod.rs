@@ -47,6 +47,7 @@ pub use show::{write_minimal, write_replay};
 
 use crate::host::HostInfo;
 use crate::machine::Scenario;
+use crate::vm::Engine;
 
 /// What scenarios run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -90,4 +91,15 @@ pub struct FuzzConfig {
     pub machine: MachineKind,
     /// What the host can do.
     pub host: HostInfo,
+}
+
+impl FuzzConfig {
+    /// Threads that can run scenarios at once: one, where a guest is threads of this process, since all
+    /// guests lie at the same addresses. (Several processes can share the work, as shards.)
+    pub fn jobs_at_once(&self) -> usize {
+        match self.host.engine {
+            Engine::Kvm => self.jobs,
+            Engine::Threads => self.jobs.min(1),
+        }
+    }
 }

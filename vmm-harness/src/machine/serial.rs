@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::memory::GuestMem;
 use crate::run::boot_defaults;
-use crate::vm::{self, Registers, SerialVm, VmConfig};
+use crate::vm::{self, Engine, Registers, SerialVm, VmConfig};
 
 /// Steps a microsecond of the guest's clock.
 const STEPS_A_US: u32 = 100;
@@ -44,7 +44,12 @@ pub struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     /// Boots a guest up to the moment from which every run begins.
-    pub fn boot(image: &'a Image, topology: Topology, ring: u8) -> Result<Self, Error> {
+    pub fn boot(
+        image: &'a Image,
+        topology: Topology,
+        engine: Engine,
+        ring: u8,
+    ) -> Result<Self, Error> {
         if image.header().restore == 0 {
             return Err(Error::not_instrumented(image.path()));
         }
@@ -56,7 +61,7 @@ impl<'a> Machine<'a> {
             smallest_batch: SMALLEST_BATCH,
             ..boot_defaults(ring)
         };
-        let vm = SerialVm::new(image, VmConfig { boot, memory: MEMORY, kept: KEPT })?;
+        let vm = SerialVm::new(image, VmConfig { engine, boot, memory: MEMORY, kept: KEPT })?;
         let mem = GuestMem::new(vm.memory().clone());
         let mut machine = Self {
             image,

@@ -27,6 +27,7 @@ pub use timeline::{CpuLane, Phase, Sample, Span, Stretch, Timeline};
 use crate::diag::CpuReport;
 use crate::error::{Error, Status};
 use crate::judge::{self, Violation};
+use crate::vm::Engine;
 
 /// Version of the JSON form: grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -143,6 +144,10 @@ pub struct RunReport {
     pub verdict: Verdict,
     /// Seed of every random choice.
     pub seed: u64,
+    /// What ran the guest.
+    pub engine: Engine,
+    /// Why that.
+    pub engine_reason: String,
     /// Privilege level the guest ran at.
     pub ring: u8,
     /// How CPUs were started: `sipi` or `direct`.
@@ -187,6 +192,8 @@ impl Default for RunReport {
             schema: SCHEMA,
             verdict: Verdict::Held,
             seed: 0,
+            engine: Engine::default(),
+            engine_reason: String::new(),
             ring: 0,
             boot: String::new(),
             cpus: Cpus::default(),

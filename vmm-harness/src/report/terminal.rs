@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use super::{RunReport, Verdict, grouped, short_number};
 use crate::judge;
+use crate::vm::Engine;
 
 /// Whether colours belong on this stream: it is a terminal, and the environment does not object.
 ///
@@ -71,6 +72,15 @@ pub fn write_table(out: &mut impl Write, report: &RunReport, colours: bool) -> i
 fn write_cpus(out: &mut impl Write, report: &RunReport, paint: Paint) -> io::Result<()> {
     let (cpus, plugs) = (&report.cpus, &report.plugs);
     let label = |text: &str| paint.bold(&format!("{text:<10}"));
+    match report.engine {
+        Engine::Kvm => writeln!(out, "{} kvm, {}", label("engine"), report.engine_reason),
+        Engine::Threads => writeln!(
+            out,
+            "{} threads of this process, no virtual machine: {}",
+            label("engine"),
+            report.engine_reason
+        ),
+    }?;
     writeln!(
         out,
         "{} {} possible, {} at boot ({}), {} online at most; ring {}",

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::host::HostInfo;
 use crate::image::Image;
 use crate::plug::GivenPlug;
+use crate::vm::Engine;
 
 /// Microseconds between timer interrupts: often, since each is a chance to be preempted in a bad
 /// place.
@@ -113,6 +114,18 @@ pub fn check_ring(image: &Image, ring: u8) -> Result<(), Error> {
         return Err(Error::Usage(
             "this image was built for the host's own target and runs in ring 3 only: \
              add the rustup target x86_64-unknown-none, or run with --ring 3"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses to start CPUs as this engine cannot.
+pub fn check_boot(boot: BootMode, engine: Engine) -> Result<(), Error> {
+    if boot == BootMode::Sipi && engine == Engine::Threads {
+        return Err(Error::Usage(
+            "--boot sipi starts CPUs in real mode, which needs a virtual machine: \
+             give --boot direct, or --engine kvm"
                 .into(),
         ));
     }

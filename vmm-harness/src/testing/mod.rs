@@ -43,7 +43,7 @@ pub fn run(
         boot_mode: boot as u32,
         ..boot_params(ring, host)
     };
-    let vm = Vm::new(image, VmConfig::new(boot, VmConfig::memory_for(test.possible)))?;
+    let vm = Vm::new(image, VmConfig::new(host.engine, boot, VmConfig::memory_for(test.possible)))?;
     let mem = GuestMem::new(vm.memory().clone());
     let mut judge = Judge::new(mem.clone(), test.possible)?.with_checks_of(image);
     vm.start()?;

@@ -14,12 +14,13 @@ use percpu_guest::abi::{BootMode, Fault};
 use crate::error::Error;
 use crate::fuzz::{self, Case, FuzzConfig, MachineKind, Shard};
 use crate::guest::{Guest, Kind, program};
-use crate::host::{Host, HostInfo, RingChoice};
+use crate::host::{EngineChoice, Host, HostInfo, RingChoice};
 use crate::image::{GuestTest, Image};
 use crate::report;
 use crate::run::{self, Length, RunConfig, boot_mode_name};
+use crate::vm::Engine;
 
-/// Leaves out all that needs a virtual machine.
+/// Leaves out all that needs a virtual machine: guests run as threads.
 const NO_VM: &str = "PERCPU_NO_VM";
 /// Seconds of the storm.
 const STORM: u64 = 5;
@@ -37,6 +38,7 @@ pub struct Suite {
     seeds: Range<u64>,
     scenarios: Vec<PathBuf>,
     boot_matters: Option<&'static str>,
+    all_engines: bool,
 }
 
 /// What the trials share.
@@ -45,7 +47,9 @@ struct Shared {
     image: Image,
     /// That for the deterministic machine, built when the first trial asks for it.
     steps: Mutex<Option<Arc<Image>>>,
+    /// The host as a guest finds it; under other engines, too, if tests run on all.
     host: HostInfo,
+    others: Vec<HostInfo>,
 }
 
 /// Tests a guest: its own tests, in the rings there are; its workloads for five seconds while CPUs come
@@ -57,7 +61,14 @@ pub fn main(guest: Guest) -> ExitCode {
 impl Suite {
     /// What [`main`] does, to be changed.
     pub fn of(guest: Guest) -> Self {
-        Self { guest, storm: STORM, seeds: SEEDS, scenarios: Vec::new(), boot_matters: None }
+        Self {
+            guest,
+            storm: STORM,
+            seeds: SEEDS,
+            scenarios: Vec::new(),
+            boot_matters: None,
+            all_engines: false,
+        }
     }
 
     /// A storm of so many seconds; 0 for none.
@@ -83,18 +94,30 @@ impl Suite {
         Self { boot_matters: Some(prefix), ..self }
     }
 
+    /// The guest's tests run as threads of the test's process, too, where there is KVM. Where there is
+    /// none all that can does so anyway.
+    pub fn on_all_engines(self) -> Self {
+        Self { all_engines: true, ..self }
+    }
+
     /// Runs what the command line asks for.
     pub fn main(self) -> ExitCode {
         let arguments = Arguments::from_args();
-        if std::env::var_os(NO_VM).is_some_and(|value| value == "1") {
-            println!("guest tests are left out: {NO_VM}=1");
-            return ExitCode::SUCCESS;
-        }
         let guest = self.guest.clone().set();
         let prepared = guest.image(Kind::Usual).and_then(|image| {
-            let host = Host::probe()?;
-            host.require_capabilities()?;
-            Ok(Arc::new(Shared { guest, image, steps: Mutex::default(), host }))
+            let no_vm = std::env::var_os(NO_VM).is_some_and(|value| value == "1");
+            let host = Host::find(match no_vm {
+                true => EngineChoice::Threads,
+                false => EngineChoice::Auto,
+            })?;
+            let others = match host.engine {
+                Engine::Kvm if self.all_engines => vec![Host::find(EngineChoice::Threads)?],
+                _ => Vec::new(),
+            };
+            if host.engine == Engine::Threads {
+                println!("no virtual machine, guests run as threads of this process: {}", host.why);
+            }
+            Ok(Arc::new(Shared { guest, image, steps: Mutex::default(), host, others }))
         });
         match prepared {
             Ok(shared) => libtest_mimic::run(&arguments, self.trials(&shared)).exit_code(),
@@ -107,14 +130,13 @@ impl Suite {
 
     fn trials(&self, shared: &Arc<Shared>) -> Vec<Trial> {
         let image = &shared.image;
-        let rings: &[u8] = if image.header().ring3_only != 0 { &[3] } else { &[3, 0] };
         let mut trials = Vec::new();
-        for &ring in rings {
-            for boot in [BootMode::Direct, BootMode::Sipi] {
+        for host in std::iter::once(&shared.host).chain(&shared.others) {
+            for (ring, boot) in ways(image, host.engine) {
                 for test in image.tests() {
                     let matters = self.boot_matters.is_some_and(|with| test.name.starts_with(with));
                     if boot == BootMode::Direct || matters {
-                        trials.push(trial(shared, test, ring, boot));
+                        trials.push(trial(shared, test, ring, boot, host));
                     }
                 }
             }
@@ -140,11 +162,31 @@ impl Suite {
     }
 }
 
-fn trial(shared: &Arc<Shared>, test: &GuestTest, ring: u8, boot: BootMode) -> Trial {
-    let name = format!("ring{ring}::{}::{}", boot_mode_name(boot), test.name);
+/// The rings in which a guest can run, with the ways in which its CPUs can be started there.
+fn ways(image: &Image, engine: Engine) -> Vec<(u8, BootMode)> {
+    let rings: &[u8] = if image.header().ring3_only != 0 { &[3] } else { &[3, 0] };
+    let boots = [BootMode::Direct, BootMode::Sipi];
+    match engine {
+        Engine::Kvm => rings.iter().flat_map(|&ring| boots.map(|boot| (ring, boot))).collect(),
+        Engine::Threads => vec![(3, BootMode::Direct)],
+    }
+}
+
+fn trial(
+    shared: &Arc<Shared>,
+    test: &GuestTest,
+    ring: u8,
+    boot: BootMode,
+    host: &HostInfo,
+) -> Trial {
+    let first = match host.engine {
+        Engine::Kvm => format!("ring{ring}"),
+        Engine::Threads => "threads".into(),
+    };
+    let name = format!("{first}::{}::{}", boot_mode_name(boot), test.name);
     let ignored = test.ignored;
-    let (shared, test) = (shared.clone(), test.clone());
-    let run = move || ended(super::run(&shared.image, &test, ring, boot, &shared.host));
+    let (shared, test, host) = (shared.clone(), test.clone(), host.clone());
+    let run = move || ended(super::run(&shared.image, &test, ring, boot, &host));
     Trial::test(name, run).with_ignored_flag(ignored)
 }
 

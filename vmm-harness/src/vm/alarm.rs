@@ -1,20 +1,19 @@
-//! The alarm: ends a `KVM_RUN` that does not end by itself.
+//! The alarm: ends a run of a CPU that does not end by itself.
 //!
 //! A guest that loops without a step, with interrupts masked or none due, never leaves to the host,
-//! and the thread that runs it would stand there for ever. So each vCPU that runs on the caller's
+//! and the thread that runs it would stand there for ever. So each CPU that runs on the caller's
 //! thread has an alarm, armed around each run: that is two stores, no system call. One thread of the
 //! process looks at all alarms a few times a second. One that is armed for the same run look after
 //! look is overdue, and its thread gets the signal that kicks vCPUs, at every look until it has left
-//! the guest; so a signal that comes just before `KVM_RUN`, and is lost, does no harm.
+//! the guest; so a signal that comes just before that, and is lost, does no harm.
 //!
 //! Looks are counted, not time: a process that was stopped, or a host that slept, is not overdue.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use super::vcpu::{install_kick_handler, kick_signal};
+use super::kick;
 use crate::error::Error;
 
 /// Time between two looks.
@@ -49,7 +48,7 @@ impl Alarm {
 
     /// An alarm for runs that last longer than `patience`.
     pub(super) fn new(patience: Duration) -> Result<Self, Error> {
-        install_kick_handler()?;
+        kick::install()?;
         let looks = patience.as_millis().div_ceil(LOOK.as_millis());
         let watched = Arc::new(Watched {
             run: AtomicU64::new(NONE),
@@ -61,30 +60,16 @@ impl Alarm {
         Ok(Self { watched, runs: 0 })
     }
 
-    /// Calls `run`, which is to do one `KVM_RUN`; whether it was ended by the alarm.
+    /// Calls `run`, which is to run the CPU once; whether it was ended by the alarm.
     pub(super) fn around<R>(&mut self, run: impl FnOnce() -> R) -> (R, bool) {
         self.runs += 1;
-        self.watched.thread.store(this_thread(), Ordering::Relaxed);
+        self.watched.thread.store(kick::this_thread(), Ordering::Relaxed);
         // After the thread's number: whoever sees this run sees that, too.
         self.watched.run.store(self.runs, Ordering::Release);
         let result = run();
         self.watched.run.store(NONE, Ordering::Relaxed);
         (result, self.watched.overdue.load(Ordering::Relaxed) == self.runs)
     }
-}
-
-/// The kernel's number of the calling thread.
-fn this_thread() -> i32 {
-    thread_local! {
-        static NUMBER: Cell<i32> = const { Cell::new(0) };
-    }
-    NUMBER.with(|number| {
-        if number.get() == 0 {
-            // SAFETY: gettid touches no memory.
-            number.set(unsafe { libc::gettid() });
-        }
-        number.get()
-    })
 }
 
 /// An alarm, and what was seen of it.
@@ -107,11 +92,7 @@ impl Seen {
         if self.looks >= watched.patience {
             // Before the signal: who is ended by it looks here.
             watched.overdue.store(run, Ordering::Relaxed);
-            let thread = watched.thread.load(Ordering::Relaxed);
-            // SAFETY: the call touches no memory, and the signal has a handler that does nothing. If
-            // the thread has ended meanwhile, its number is nobody's or another thread's of this
-            // process, which takes an interrupted system call.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal()) };
+            kick::thread(watched.thread.load(Ordering::Relaxed));
         }
         true
     }

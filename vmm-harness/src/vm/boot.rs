@@ -1,8 +1,8 @@
-//! The state in which CPUs boot: page tables of the identity map, segments of the chosen ring.
+//! What CPUs find when they begin: the page tables of the identity map, and where they execute.
 
 use std::mem::offset_of;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::kvm_regs;
 use percpu_guest::abi::{self, ImageHeader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -17,11 +17,8 @@ const PTE_WRITABLE: u64 = 1 << 1;
 const PTE_LARGE: u64 = 1 << 7;
 const PTE_UNCACHED: u64 = 1 << 4;
 
-const LAPIC: u64 = 0xfee0_0000;
-
-const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
-const CR4: u64 = (1 << 5) | (1 << 9) | (1 << 10) | (1 << 16); // PAE OSFXSR OSXMMEXCPT FSGSBASE
-const EFER: u64 = (1 << 8) | (1 << 10); // LME LMA
+/// The page of the local APIC's registers.
+pub(super) const LAPIC: u64 = 0xfee0_0000;
 
 /// Interrupts enabled; the guest masks them in software.
 const RFLAGS: u64 = 0x202;
@@ -92,8 +89,8 @@ impl Entry {
         }
     }
 
-    /// Of a CPU that the host starts. That comes from the guest's own tables; whatever they hold, KVM
-    /// is what runs it.
+    /// Of a CPU that the host starts. That comes from the guest's own tables; whatever they hold, the
+    /// engine is what runs it.
     ///
     /// # Errors
     /// The image's tables are not in guest memory.
@@ -119,6 +116,7 @@ impl Entry {
         })
     }
 
+    /// The general registers at the first instruction.
     pub(super) fn regs(&self) -> kvm_regs {
         kvm_regs {
             rip: self.rip,
@@ -128,53 +126,5 @@ impl Entry {
             rflags: RFLAGS,
             ..Default::default()
         }
-    }
-
-    /// Puts 64-bit mode in this entry's ring over `sregs`, which keeps what it says of the APIC.
-    pub(super) fn apply(&self, sregs: &mut kvm_sregs) {
-        let (code_selector, data_selector) = match self.ring {
-            3 => (abi::CODE3, abi::DATA3),
-            _ => (abi::CODE0, abi::DATA0),
-        };
-        let code = kvm_segment {
-            base: 0,
-            limit: 0xffff_ffff,
-            selector: code_selector,
-            type_: 11,
-            present: 1,
-            dpl: self.ring,
-            db: 0,
-            s: 1,
-            l: 1,
-            g: 1,
-            avl: 0,
-            unusable: 0,
-            padding: 0,
-        };
-        let data = kvm_segment { selector: data_selector, type_: 3, db: 1, l: 0, ..code };
-        sregs.cs = code;
-        sregs.ds = data;
-        sregs.es = data;
-        sregs.fs = data;
-        sregs.ss = data;
-        sregs.gs = kvm_segment { base: self.gs_base, ..data };
-        sregs.tr = kvm_segment {
-            base: self.tables.wrapping_add(offset_of!(abi::CpuTables, tss) as u64),
-            limit: abi::TSS_LIMIT,
-            selector: abi::TSS,
-            dpl: 0,
-            s: 0,
-            l: 0,
-            g: 0,
-            ..code
-        };
-        sregs.gdt.base = self.tables;
-        sregs.gdt.limit = 16 * 8 - 1;
-        sregs.idt.base = self.idt;
-        sregs.idt.limit = 256 * 16 - 1;
-        sregs.cr0 = CR0;
-        sregs.cr3 = abi::PAGE_TABLES;
-        sregs.cr4 = CR4;
-        sregs.efer = EFER;
     }
 }

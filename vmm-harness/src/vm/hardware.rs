@@ -1,25 +1,21 @@
-//! KVM's handles, guest memory, and what there is to know to make and start CPUs: what a machine of
-//! either kind is built on.
+//! Guest memory, the engine that executes in it, and what there is to know to start CPUs: what a machine
+//! of either kind is built on.
 
-use std::os::fd::AsRawFd;
-
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use percpu_guest::abi::{self, BootParams, ImageHeader};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::boot::{self, Entry};
+use super::engine::{Board, Cpu, Engine};
+use super::kvm::KvmBoard;
+use super::threads::ThreadBoard;
 use crate::error::Error;
 use crate::image::Image;
-
-/// Where KVM may put the task state segment it needs for itself on Intel hosts.
-const KVM_TSS: usize = 0xfffb_d000;
-/// The local APICs' message window: a write addressed here is an interrupt.
-const MSI_WINDOW: u32 = 0xfee0_0000;
 
 /// What kind of machine to make.
 #[derive(Clone, Copy, Debug)]
 pub struct VmConfig {
+    /// What executes the guest.
+    pub engine: Engine,
     /// The guest's orders; memory bounds are filled in, and so is the clock's rate if it is 0.
     pub boot: BootParams,
     /// Bytes of guest memory, a multiple of 2 MiB.
@@ -30,8 +26,8 @@ pub struct VmConfig {
 
 impl VmConfig {
     /// A machine that is told of all its memory.
-    pub fn new(boot: BootParams, memory: u64) -> Self {
-        Self { boot, memory, kept: 0 }
+    pub fn new(engine: Engine, boot: BootParams, memory: u64) -> Self {
+        Self { engine, boot, memory, kept: 0 }
     }
 
     /// Enough memory for `cpus` possible CPUs under every workload.
@@ -40,48 +36,43 @@ impl VmConfig {
     }
 }
 
-/// A virtual machine without its vCPUs.
+/// A virtual machine without its CPUs.
+#[derive(Debug)]
 pub(super) struct Hardware {
-    kvm: Kvm,
-    fd: VmFd,
+    board: Box<dyn Board>,
     pub(super) mem: GuestMemoryMmap,
-    cpuid: CpuId,
     image: ImageHeader,
     pub(super) boot: BootParams,
     pub(super) memory: u64,
 }
 
 impl Hardware {
-    /// Makes a VM with `image` and the shared region in memory, and the boot CPU's vCPU.
-    pub(super) fn new(image: &Image, config: VmConfig) -> Result<(Self, VcpuFd), Error> {
-        let kvm = crate::host::open_kvm()?;
-        let fd = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
-        fd.set_tss_address(KVM_TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
-        fd.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-
-        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), config.memory as usize)])
-            .map_err(|e| Error::memory(config.memory, e))?;
-        let host = mem.get_host_address(GuestAddress(0)).map_err(Error::guest_memory)?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: config.memory,
-            userspace_addr: host as u64,
+    /// Makes a VM with `image` and the shared region in memory, and the boot CPU. Its CPUs are a thread
+    /// each, if it is `whole`; else the boot CPU is all there is, and runs now and then.
+    pub(super) fn new(
+        image: &Image,
+        config: VmConfig,
+        whole: bool,
+    ) -> Result<(Self, Box<dyn Cpu>), Error> {
+        let (board, mem): (Box<dyn Board>, _) = match config.engine {
+            Engine::Kvm => {
+                let (board, mem) = KvmBoard::new(config.memory)?;
+                (Box::new(board), mem)
+            }
+            Engine::Threads => {
+                let (board, mem) = ThreadBoard::new(config.memory, image.header(), whole)?;
+                (Box::new(board), mem)
+            }
         };
-        // SAFETY: the region is the mapping just made; `Shared` keeps `mem` as long as `fd`.
-        unsafe { fd.set_user_memory_region(region) }
-            .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
-
         boot::write_page_tables(&mem, config.memory)?;
         let end = image.load(&mem)?;
-        let boot_vcpu = create_vcpu(&fd, &cpuid, 0)?;
-        let tsc_khz = boot_vcpu.get_tsc_khz().map_err(Error::kvm("KVM_GET_TSC_KHZ"))?;
+        let boot_cpu = board.create_cpu(0)?;
+        let tsc_mhz = match config.boot.tsc_mhz {
+            0 => boot_cpu.tsc_khz()? / 1000,
+            given => given,
+        };
         let boot = BootParams {
-            tsc_mhz: if config.boot.tsc_mhz == 0 { tsc_khz / 1000 } else { config.boot.tsc_mhz },
+            tsc_mhz,
             memory_start: end.next_multiple_of(4096),
             memory_end: config.memory - config.kept,
             ..config.boot
@@ -92,15 +83,12 @@ impl Hardware {
         mem.write_obj(version, header.unchecked_add(8)).map_err(Error::guest_memory)?;
         crate::memory::write_view(&mem, header.0 + 16, &boot)?;
 
-        Ok((
-            Self { kvm, fd, mem, cpuid, image: *image.header(), boot, memory: config.memory },
-            boot_vcpu,
-        ))
+        Ok((Self { board, mem, image: *image.header(), boot, memory: config.memory }, boot_cpu))
     }
 
-    /// A new vCPU. KVM cannot destroy it while the VM lives.
-    pub(super) fn create_vcpu(&self, cpu: u32) -> Result<VcpuFd, Error> {
-        create_vcpu(&self.fd, &self.cpuid, cpu)
+    /// Another CPU.
+    pub(super) fn create_cpu(&self, cpu: u32) -> Result<Box<dyn Cpu>, Error> {
+        self.board.create_cpu(cpu)
     }
 
     /// Where the boot CPU begins.
@@ -115,42 +103,6 @@ impl Hardware {
 
     /// Raises `vector` on CPU `cpu`, as a device's message-signalled interrupt does.
     pub(super) fn interrupt(&self, cpu: u32, vector: u8) -> Result<(), Error> {
-        let msi = kvm_msi {
-            address_lo: MSI_WINDOW | cpu << 12,
-            address_hi: 0,
-            data: u32::from(vector),
-            ..Default::default()
-        };
-        self.fd.signal_msi(msi).map_err(Error::kvm("KVM_SIGNAL_MSI"))?;
-        Ok(())
+        self.board.interrupt(cpu, vector)
     }
-}
-
-impl std::fmt::Debug for Hardware {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hardware")
-            .field("kvm", &self.kvm.as_raw_fd())
-            .field("boot", &self.boot)
-            .finish_non_exhaustive()
-    }
-}
-
-fn create_vcpu(vm: &VmFd, cpuid: &CpuId, cpu: u32) -> Result<VcpuFd, Error> {
-    let fd = vm.create_vcpu(u64::from(cpu)).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-    fd.set_cpuid2(&cpuid_of(cpuid, cpu)).map_err(Error::kvm("KVM_SET_CPUID2"))?;
-    Ok(fd)
-}
-
-/// The host's CPUID table with the APIC id of `cpu` in the leaves that name it.
-fn cpuid_of(host: &CpuId, cpu: u32) -> CpuId {
-    let mut cpuid = host.clone();
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0x00ff_ffff | cpu << 24,
-            0xb | 0x1f => entry.edx = cpu,
-            0x8000_001e => entry.eax = cpu,
-            _ => {}
-        }
-    }
-    cpuid
 }

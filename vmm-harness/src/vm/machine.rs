@@ -8,8 +8,9 @@ use percpu_guest::abi::{self, BootMode};
 use vm_memory::GuestMemoryMmap;
 
 use super::Machine;
+use super::engine::Registers;
 use super::hardware::{Hardware, VmConfig};
-use super::vcpu::{Registers, VcpuHandle, VmEvent};
+use super::vcpu::{VcpuHandle, VmEvent};
 use crate::error::Error;
 use crate::image::Image;
 
@@ -34,14 +35,14 @@ pub(super) struct Shared {
 impl Vm {
     /// Makes a VM with `image` and the shared region in memory. No vCPU exists yet.
     pub fn new(image: &Image, config: VmConfig) -> Result<Self, Error> {
-        let (hardware, boot_vcpu) = Hardware::new(image, config)?;
+        let (hardware, boot_cpu) = Hardware::new(image, config, true)?;
         let (tx, events) = mpsc::channel();
         let shared = Arc::new(Shared {
             hardware,
             vcpus: Mutex::new((0..abi::MAX_CPUS).map(|_| None).collect()),
             events: tx,
         });
-        let boot_vcpu = VcpuHandle::spawn(0, boot_vcpu, shared.clone())?;
+        let boot_vcpu = VcpuHandle::spawn(0, boot_cpu, shared.clone())?;
         shared.vcpus()[0] = Some(boot_vcpu);
         Ok(Self { shared, events })
     }
@@ -128,16 +129,15 @@ impl Shared {
         let vcpu = match slot {
             Some(vcpu) => vcpu,
             None => {
-                let fd = self.hardware.create_vcpu(cpu)?;
-                slot.insert(VcpuHandle::spawn(cpu, fd, self.clone())?)
+                let made = self.hardware.create_cpu(cpu)?;
+                slot.insert(VcpuHandle::spawn(cpu, made, self.clone())?)
             }
         };
         Ok(f(vcpu))
     }
 
     /// Starts an AP on behalf of the guest: to wait for the guest's INIT and SIPI, or, in `direct`
-    /// mode, at its entry. The entry state comes from the guest's own tables; whatever it holds,
-    /// KVM is what runs it.
+    /// mode, at its entry.
     pub(super) fn start_cpu(self: &Arc<Self>, cpu: u32) -> Result<(), Error> {
         if self.hardware.boot.boot_mode == BootMode::Sipi as u32 {
             let ready = self.with_vcpu(cpu, VcpuHandle::await_sipi)?;

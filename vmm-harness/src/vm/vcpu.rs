@@ -1,25 +1,22 @@
 //! A vCPU: its thread, its run loop, how it is kicked, parked and reused.
 //!
-//! The thread owns the file descriptor. It is *parked* (waits for an order) or *runs* (is in the
-//! `KVM_RUN` loop). An order reaches a running vCPU by a kick: the order is queued, then
-//! `immediate_exit` is set, then a signal ends a `KVM_RUN` that already began. The run loop clears
-//! `immediate_exit` before it looks at the queue, so no order is lost whichever comes first
-//! (Firecracker's protocol).
+//! The thread owns the engine's CPU. It is *parked* (waits for an order) or *runs* (is in the loop that
+//! runs the CPU). An order reaches a running vCPU by a kick: the order is queued, then the CPU's
+//! [`Stopper`] is set, then a signal ends a run that already began. The loop clears the stopper before it
+//! looks at the queue, so no order is lost whichever comes first (Firecracker's protocol).
 
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
-use kvm_ioctls::{VcpuExit, VcpuFd};
-use percpu_guest::abi::{self, Doorbell};
+use percpu_guest::abi::Doorbell;
 
 use super::boot::Entry;
+use super::engine::{Cpu, Exit, Registers, Stopper};
+use super::kick;
 use super::machine::Shared;
-use super::state::{CpuState, set_mp_state};
 use crate::error::Error;
 
 /// How long each turn on a host CPU may be before another vCPU gets one. Short turns keep the wait
@@ -80,19 +77,6 @@ pub enum Crash {
     Stuck(Duration),
 }
 
-/// General registers and those that say where the vCPU is.
-#[derive(Debug, Clone, Copy)]
-pub struct Registers {
-    /// General registers.
-    pub regs: kvm_bindings::kvm_regs,
-    /// Control register 2: the last faulting address.
-    pub cr2: u64,
-    /// GS base.
-    pub gs_base: u64,
-    /// Current privilege level.
-    pub cpl: u8,
-}
-
 /// What a vCPU's thread is told.
 enum Order {
     /// Begin at an entry, from the state of a new vCPU.
@@ -107,54 +91,26 @@ enum Order {
     End,
 }
 
-/// The handle of a vCPU. Dropping it ends the thread and the vCPU.
+/// The handle of a vCPU. Dropping it ends the thread.
 pub(super) struct VcpuHandle {
     orders: Sender<Order>,
-    immediate_exit: Arc<ImmediateExit>,
-    /// The thread leaves its file descriptor behind, so that `immediate_exit` stays mapped until it
-    /// is joined.
-    thread: Option<JoinHandle<VcpuFd>>,
-}
-
-/// The address of `immediate_exit` in a vCPU's shared page.
-struct ImmediateExit(*mut u8);
-
-// SAFETY: the byte is reached only by atomic operations here and by the kernel, which reads it at
-// the start of KVM_RUN.
-unsafe impl Send for ImmediateExit {}
-// SAFETY: as above.
-unsafe impl Sync for ImmediateExit {}
-
-impl ImmediateExit {
-    fn set(&self, on: bool) {
-        // SAFETY: the page is mapped as long as the `VcpuFd` lives. The thread that owns it hands it
-        // to whoever joins, which the last user of this does, in `VcpuHandle::drop`; the thread
-        // itself uses this only while it runs.
-        unsafe { AtomicU8::from_ptr(self.0) }.store(u8::from(on), Ordering::Release);
-    }
+    stopper: Arc<dyn Stopper>,
+    /// The thread leaves its CPU behind, so that the stopper's word stays mapped until it is joined.
+    thread: Option<JoinHandle<Box<dyn Cpu>>>,
 }
 
 impl VcpuHandle {
     /// Makes the thread of a new vCPU; it is parked.
-    pub(super) fn spawn(cpu: u32, mut fd: VcpuFd, vm: Arc<Shared>) -> Result<Self, Error> {
-        install_kick_handler()?;
-        let pristine = CpuState::save(&fd)?;
-        let immediate_exit = Arc::new(ImmediateExit(&raw mut fd.get_kvm_run().immediate_exit));
+    pub(super) fn spawn(cpu: u32, engine: Box<dyn Cpu>, vm: Arc<Shared>) -> Result<Self, Error> {
+        kick::install()?;
+        let stopper = engine.stopper();
         let (orders, inbox) = mpsc::channel();
-        let vcpu = Vcpu {
-            cpu,
-            fd,
-            pristine,
-            vm,
-            inbox,
-            immediate_exit: immediate_exit.clone(),
-            next: None,
-        };
+        let vcpu = Vcpu { cpu, engine, vm, inbox, stopper: stopper.clone(), next: None };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{cpu}"))
             .spawn(move || vcpu.main())
             .map_err(Error::thread)?;
-        Ok(Self { orders, immediate_exit, thread: Some(thread) })
+        Ok(Self { orders, stopper, thread: Some(thread) })
     }
 
     pub(super) fn start(&self, entry: Entry) {
@@ -183,10 +139,10 @@ impl VcpuHandle {
     fn send(&self, order: Order) {
         // A thread that has ended can take no order, and none is owed one.
         let _ = self.orders.send(order);
-        self.immediate_exit.set(true);
+        self.stopper.set(true);
         if let Some(thread) = &self.thread {
             // SAFETY: the thread is not joined yet, so its id is valid; the signal has a handler.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), kick::signal()) };
         }
     }
 }
@@ -198,23 +154,6 @@ impl Drop for VcpuHandle {
             let _ = thread.join();
         }
     }
-}
-
-/// The signal that ends a `KVM_RUN`.
-pub(super) fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
-
-/// Lets that signal do nothing else.
-pub(super) fn install_kick_handler() -> Result<(), Error> {
-    static ONCE: Once = Once::new();
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    let mut result = Ok(());
-    ONCE.call_once(|| {
-        result = vmm_sys_util::signal::register_signal_handler(kick_signal(), nothing)
-            .map_err(|e| Error::kvm("sigaction")(kvm_ioctls::Error::new(e.errno())));
-    });
-    result
 }
 
 /// Asks the host's scheduler for short turns. Where it knows no such thing, turns stay long.
@@ -249,11 +188,10 @@ fn ask_for_short_turns() {
 /// The thread's side.
 struct Vcpu {
     cpu: u32,
-    fd: VcpuFd,
-    pristine: CpuState,
+    engine: Box<dyn Cpu>,
     vm: Arc<Shared>,
     inbox: Receiver<Order>,
-    immediate_exit: Arc<ImmediateExit>,
+    stopper: Arc<dyn Stopper>,
     /// A start that came while the CPU's life before was not quite over.
     next: Option<Order>,
 }
@@ -265,13 +203,13 @@ enum Stop {
 }
 
 impl Vcpu {
-    fn main(mut self) -> VcpuFd {
+    fn main(mut self) -> Box<dyn Cpu> {
         ask_for_short_turns();
         while let Some(order) = self.next.take().or_else(|| self.inbox.recv().ok()) {
             let prepared = match order {
-                Order::Start(entry) => self.pristine.enter(&self.fd, &entry),
+                Order::Start(entry) => self.engine.begin(&entry),
                 Order::AwaitSipi(ready) => {
-                    let waiting = self.enter_wait();
+                    let waiting = self.engine.await_sipi();
                     // Whoever asked may have given up.
                     let _ = ready.try_send(());
                     waiting
@@ -294,17 +232,12 @@ impl Vcpu {
                 break;
             }
         }
-        self.fd
-    }
-
-    fn enter_wait(&self) -> Result<(), Error> {
-        self.pristine.restore(&self.fd)?;
-        set_mp_state(&self.fd, KVM_MP_STATE_UNINITIALIZED)
+        self.engine
     }
 
     fn run(&mut self) -> Stop {
         loop {
-            self.immediate_exit.set(false);
+            self.stopper.set(false);
             while let Ok(order) = self.inbox.try_recv() {
                 match order {
                     Order::Report(reply) => self.reply(&reply),
@@ -314,11 +247,12 @@ impl Vcpu {
                     order @ (Order::Start(_) | Order::AwaitSipi(_)) => self.next = Some(order),
                 }
             }
-            let crash = match run_once(&mut self.fd) {
+            let crash = match self.engine.run() {
                 Exit::Doorbell(value) => match self.doorbell(value) {
                     Ok(true) => continue,
                     Ok(false) => {
-                        self.complete_exit();
+                        // A parked vCPU must not owe half an instruction.
+                        self.engine.finish();
                         return Stop::Parked;
                     }
                     Err(crash) => crash,
@@ -361,13 +295,6 @@ impl Vcpu {
         Ok(true)
     }
 
-    /// An MMIO exit is finished by the next `KVM_RUN`; a parked vCPU must not owe one.
-    fn complete_exit(&mut self) {
-        self.immediate_exit.set(true);
-        let _ = self.fd.run();
-        self.immediate_exit.set(false);
-    }
-
     fn crash(&mut self, crash: Crash) {
         self.tell(VmEventKind::Crashed(crash));
     }
@@ -378,51 +305,8 @@ impl Vcpu {
     }
 
     fn reply(&self, reply: &SyncSender<Registers>) {
-        if let Some(registers) = registers(&self.fd) {
+        if let Some(registers) = self.engine.registers() {
             let _ = reply.try_send(registers);
         }
     }
-}
-
-/// Why a vCPU has left the guest.
-pub(super) enum Exit {
-    /// A store to the doorbell page.
-    Doorbell(u64),
-    /// No reason of its own: it may go on.
-    Nothing,
-    /// It cannot go on.
-    Crash(Crash),
-}
-
-/// Runs the vCPU until it leaves the guest.
-pub(super) fn run_once(fd: &mut VcpuFd) -> Exit {
-    let crash = match fd.run() {
-        Ok(VcpuExit::MmioWrite(addr, data)) if addr == abi::DOORBELL => {
-            let mut value = [0; 8];
-            let n = data.len().min(8);
-            value[..n].copy_from_slice(&data[..n]);
-            return Exit::Doorbell(u64::from_le_bytes(value));
-        }
-        Ok(VcpuExit::MmioWrite(addr, _)) => Crash::StrayAccess { addr, write: true },
-        Ok(VcpuExit::MmioRead(addr, _)) => Crash::StrayAccess { addr, write: false },
-        Ok(VcpuExit::Shutdown) => Crash::TripleFault,
-        Ok(VcpuExit::InternalError) => {
-            // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so this member is the one KVM
-            // filled.
-            let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-            Crash::KvmInternal(suberror)
-        }
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Exit::Nothing,
-        Ok(exit) => Crash::UnexpectedExit(format!("{exit:?}")),
-        // A kick, or the first KVM_RUN of an AP that waits for SIPI.
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Exit::Nothing,
-        Err(e) => Crash::Host(format!("KVM_RUN: {e}")),
-    };
-    Exit::Crash(crash)
-}
-
-/// The registers of a vCPU that does not run.
-pub(super) fn registers(fd: &VcpuFd) -> Option<Registers> {
-    let (regs, sregs) = (fd.get_regs().ok()?, fd.get_sregs().ok()?);
-    Some(Registers { regs, cr2: sregs.cr2, gs_base: sregs.gs.base, cpl: sregs.cs.dpl })
 }

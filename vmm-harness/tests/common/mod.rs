@@ -1,11 +1,17 @@
-//! What the tests of this package share: where the guest image is, and whether VMs may be used.
+//! What the tests of this package share: where the guest image is, and what it may run on.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Whether tests that need a VM are to leave themselves out.
+/// Whether there are to be no virtual machines: guests run as threads, and what needs KVM is left out.
 pub fn no_vm() -> bool {
     std::env::var_os("PERCPU_NO_VM").is_some_and(|value| value == "1")
+}
+
+/// What guests can run on here, by the names on the command line, the usual one first.
+#[allow(dead_code, reason = "not every test program wants it")]
+pub fn engines() -> &'static [&'static str] {
+    if no_vm() { &["threads"] } else { &["kvm", "threads"] }
 }
 
 /// The guest image: the one that `PERCPU_GUEST_IMAGE` names, else a freshly built one.

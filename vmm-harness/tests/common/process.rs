@@ -24,22 +24,28 @@ pub fn scratch(name: &str) -> PathBuf {
     path
 }
 
-/// Leave to run a virtual machine: one test at a time, so that none sees the others as a hang.
-/// `None`, with a line that says so, where there are to be no virtual machines.
-pub fn vm(test: &str) -> Option<MutexGuard<'static, ()>> {
+/// Leave to run a guest: one test at a time, so that none sees the others as a hang.
+pub fn alone() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same for a virtual machine. `None`, with a line that says so, where there are to be none.
+#[allow(dead_code, reason = "not every test program wants one")]
+pub fn vm(test: &str) -> Option<MutexGuard<'static, ()>> {
     if common::no_vm() {
         let line = format!("{test}: left out, PERCPU_NO_VM=1\n");
         // Past the capture of a test's output: this is to be seen.
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
         return None;
     }
-    Some(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+    Some(alone())
 }
 
 pub fn harness() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-harness"));
     command.env_remove("PERCPU_GUEST_IMAGE").stdin(Stdio::null());
+    command.env("PERCPU_ENGINE", common::engines()[0]);
     command
 }
 

@@ -8,6 +8,7 @@ use crate::abi::{
     SharedHeader, TRAMPOLINE, TSS,
 };
 
+pub use super::stubs::irq_continue;
 use super::tables;
 
 const BOOT_STACK_SIZE: usize = 64 << 10;

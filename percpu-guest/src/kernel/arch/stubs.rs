@@ -40,6 +40,8 @@ pub const STRIDE: usize = 16;
 unsafe extern "C" {
     /// The first of 256 entry stubs, [`STRIDE`] bytes each.
     pub static interrupt_stubs: u8;
+    /// Where an interrupted thread goes on, on the frame described above.
+    pub fn irq_continue() -> !;
 }
 
 // Entry stubs: the vector and, where the CPU pushes none, an error code of 0 for exceptions. In the

@@ -6,7 +6,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use super::boot::Entry;
+use super::super::boot::Entry;
+use super::segments;
 use crate::error::Error;
 
 /// Model-specific registers a guest of ours could have changed.
@@ -77,7 +78,7 @@ impl CpuState {
     pub(super) fn enter(&self, fd: &VcpuFd, entry: &Entry) -> Result<(), Error> {
         self.restore(fd)?;
         let mut sregs = self.sregs;
-        entry.apply(&mut sregs);
+        segments::apply(entry, &mut sregs);
         fd.set_sregs(&sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
         fd.set_regs(&entry.regs()).map_err(Error::kvm("KVM_SET_REGS"))?;
         set_mp_state(fd, KVM_MP_STATE_RUNNABLE)

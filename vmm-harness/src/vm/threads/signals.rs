@@ -1,0 +1,170 @@
+//! Signal handlers: how they are installed, and what becomes of signals that are not about a guest.
+//!
+//! A handler here runs with all signals blocked, on the thread's alternate stack. It calls nothing that
+//! is not async-signal-safe, and leaves `errno` as it was.
+
+use std::cell::OnceCell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+
+/// A handler, as the kernel calls it.
+pub(in super::super) type Handler =
+    extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Signals by which the kernel says that an instruction failed.
+pub(super) const FAULTS: [libc::c_int; 5] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+
+/// What was installed for [`FAULTS`] before.
+static BEFORE: OnceLock<[libc::sigaction; FAULTS.len()]> = OnceLock::new();
+
+/// The signal by which a CPU is told that an interrupt is raised for it.
+pub(super) fn nudge() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
+
+/// Installs `handler`; the error number if that fails.
+pub(in super::super) fn install(signal: libc::c_int, handler: Handler) -> Result<(), i32> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: all-zero bytes are a valid `sigaction`, and the calls get what they ask for. The handler
+    // has the signature that SA_SIGINFO wants.
+    unsafe {
+        let action = action.assume_init_mut();
+        action.sa_sigaction = (handler as *const ()).expose_provenance();
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigfillset(&mut action.sa_mask);
+        match libc::sigaction(signal, action, ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(errno()),
+        }
+    }
+}
+
+/// Installs `handler` for all [`FAULTS`], keeping what was there.
+pub(super) fn install_for_faults(handler: Handler) -> Result<(), i32> {
+    let before = FAULTS.map(|signal| {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: as above; the call only reads what is installed. It fails for no signal of these.
+        unsafe {
+            libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+            action.assume_init()
+        }
+    });
+    // Before the first handler: that one looks here.
+    let _ = BEFORE.set(before);
+    FAULTS.into_iter().try_for_each(|signal| install(signal, handler))
+}
+
+/// Hands a fault that is none of a guest's to whoever was there before. If that was nobody, the signal
+/// does what it does by default, when the instruction is executed again.
+pub(super) fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let place = FAULTS.iter().position(|&fault| fault == signal);
+    let before = BEFORE.get().zip(place).map(|(before, place)| &before[place]);
+    if let Some(before) = before
+        && before.sa_sigaction != libc::SIG_DFL
+        && before.sa_sigaction != libc::SIG_IGN
+        && before.sa_flags & libc::SA_SIGINFO != 0
+    {
+        let handler = ptr::with_exposed_provenance::<()>(before.sa_sigaction);
+        // SAFETY: it was installed as a handler with three arguments, and gets the kernel's.
+        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
+        return handler(signal, info, context);
+    }
+    // SAFETY: the call reads no memory of ours but the action, which is all-zero: the default one.
+    unsafe {
+        libc::sigaction(signal, MaybeUninit::zeroed().as_ptr(), ptr::null_mut());
+        // One that was sent, and not caused by an instruction, does not come again by itself.
+        if (*info).si_code <= 0 {
+            libc::raise(signal);
+        }
+    }
+}
+
+/// Keeps the signal of [`nudge`] from the calling thread while it is not in a guest: what it would say is
+/// for the guest, and waits.
+pub(super) fn hold_nudges() {
+    let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the calls get a set of their type.
+    unsafe {
+        libc::sigemptyset(mask.as_mut_ptr());
+        libc::sigaddset(mask.as_mut_ptr(), nudge());
+        libc::pthread_sigmask(libc::SIG_BLOCK, mask.as_ptr(), ptr::null_mut());
+    }
+}
+
+/// Calls `f`, after which `errno` is what it was.
+pub(super) fn keep_errno(f: impl FnOnce()) {
+    let before = errno();
+    f();
+    // SAFETY: the location is the thread's own.
+    unsafe { *libc::__errno_location() = before };
+}
+
+/// The thread's last error number.
+pub(super) fn errno() -> i32 {
+    // SAFETY: the location is the thread's own.
+    unsafe { *libc::__errno_location() }
+}
+
+/// The mask of a thread in the guest: everything is blocked but what is about the guest. A handler of
+/// somebody else's would run on the guest's stack.
+pub(super) fn blocked_in_guest() -> u64 {
+    let open = FAULTS.into_iter().chain([nudge(), super::super::kick::signal()]);
+    open.fold(!0, |mask, signal| mask & !(1 << (signal - 1)))
+}
+
+/// An alternate stack of this thread that is large enough for what the handlers do, from the first call
+/// on until the thread ends.
+pub(super) fn ensure_stack() -> Result<(), i32> {
+    thread_local! {
+        static STACK: OnceCell<Result<Stack, i32>> = const { OnceCell::new() };
+    }
+    STACK.with(|stack| stack.get_or_init(Stack::install).as_ref().map(drop).map_err(|e| *e))
+}
+
+/// Bytes of such a stack, below which lies a page that nobody may touch. A frame with wide vector
+/// registers takes more than 3 KiB.
+const STACK: usize = 64 << 10;
+const GUARD: usize = 4096;
+
+struct Stack {
+    memory: *mut libc::c_void,
+    before: libc::stack_t,
+}
+
+impl Stack {
+    fn install() -> Result<Self, i32> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: a new mapping, of which the lowest page is then taken away; and a stack inside of it,
+        // which is this thread's until `drop`.
+        unsafe {
+            let memory = libc::mmap(ptr::null_mut(), GUARD + STACK, access, flags, -1, 0);
+            if memory == libc::MAP_FAILED {
+                return Err(errno());
+            }
+            libc::mprotect(memory, GUARD, libc::PROT_NONE);
+            let stack =
+                libc::stack_t { ss_sp: memory.byte_add(GUARD), ss_flags: 0, ss_size: STACK };
+            let mut before = MaybeUninit::zeroed();
+            if libc::sigaltstack(&stack, before.as_mut_ptr()) != 0 {
+                let error = errno();
+                libc::munmap(memory, GUARD + STACK);
+                return Err(error);
+            }
+            Ok(Self { memory, before: before.assume_init() })
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: no handler runs on this thread, which is here; the stack before is valid again, and
+        // this one is used by nobody then.
+        unsafe {
+            libc::sigaltstack(&self.before, ptr::null_mut());
+            libc::munmap(self.memory, GUARD + STACK);
+        }
+    }
+}
