@@ -56,7 +56,7 @@ impl Guest {
         self
     }
 
-    /// Its commands are typed like this, as in `cargo run --release --example vm --`: for reports,
+    /// Its commands are typed like this, as in `cargo run --example vm --`: for reports,
     /// which name them.
     pub fn program(mut self, program: &str) -> Self {
         self.program = Some(program.into());

@@ -7,7 +7,9 @@ use percpu_guest_build::Kind;
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{builds, cargo, dependencies, fuzz, guest, kvm, loom, mutants, run, shuttle, test};
+use crate::{
+    builds, cargo, dependencies, examples, fuzz, guest, kvm, loom, mutants, run, shuttle, test,
+};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,7 +33,10 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     }
     let (sh, cargo) = (cargo::shell()?, cargo::cargo());
     let mut parts = Parts::default();
-    parts.part("form", || cargo::run(cmd!(sh, "{cargo} fmt --all --check").into()));
+    parts.part("form", || {
+        cargo::run(cmd!(sh, "{cargo} fmt --all --check").into())?;
+        examples::form()
+    });
     parts.part("lints", || {
         let lints = ["-D", "warnings"];
         let host = cmd!(sh, "{cargo} clippy --workspace --all-targets -- {lints...}");
@@ -42,13 +47,14 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
             kernel.arg("--").args(lints);
             cargo::run(kernel)?;
         }
-        Ok(())
+        examples::lints()
     });
     parts.part("the bank of regressions", mutants::check);
     parts.part("dependencies", dependencies::check);
     parts.part("documentation", || {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
-        cargo::run(doc.into())
+        cargo::run(doc.into())?;
+        examples::documentation()
     });
     parts.part("other machines, one CPU", builds::builds);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));

@@ -9,6 +9,7 @@ mod ci;
 mod completions;
 mod dependencies;
 mod doctor;
+mod examples;
 mod fuzz;
 mod fuzz_vmm;
 mod guest;

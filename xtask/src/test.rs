@@ -4,14 +4,16 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{cargo, guest, kvm};
+use crate::{cargo, examples, guest, kvm};
 
 /// Tells tests that need a virtual machine to leave themselves out.
 const NO_VM: &str = "PERCPU_NO_VM";
+/// The part of the crates below `examples`.
+const EXAMPLES: &str = "crates of their own, below examples";
 /// How the names of guest tests begin: by the ring they run in.
 const GUEST_TESTS: [&str; 2] = ["ring0::", "ring3::"];
 
@@ -47,9 +49,17 @@ pub fn tests(args: &Args, parts: &mut Parts) -> Result<()> {
     let host = "host tests and the examples in the documentation";
     if args.no_vm {
         println!("LEFT OUT (--no-vm): guest tests, and host tests that run a guest");
+        parts.part(EXAMPLES, || {
+            ensure!(examples::tests(args.filter.as_ref(), Some(NO_VM))?, "a test failed");
+            Ok(())
+        });
         parts.last(host, || cargo::succeeds(host_tests(args, &image)?));
     } else {
         parts.part(host, || cargo::run(host_tests(args, &image)?));
+        parts.part(EXAMPLES, || {
+            ensure!(examples::tests(args.filter.as_ref(), None)?, "a test failed");
+            Ok(())
+        });
         parts.last("guest tests, in rings 3 and 0", || cargo::succeeds(guest_tests(args, &image)?));
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! All commands for this guest: `cargo run --release --example vm -- run`, `fuzz`, `replay`, `minimise`.
+//! All commands for this guest: `cargo run --example vm -- run`, `fuzz`, `replay`, `minimise`.
 
-#[path = "../tests/guest/judged.rs"]
+#[path = "../tests/guest/judged/mod.rs"]
 mod judged;
 
 fn main() -> std::process::ExitCode {

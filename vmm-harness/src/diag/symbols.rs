@@ -178,7 +178,8 @@ fn is_code<'d>(file: &object::File<'d>, symbol: &object::Symbol<'d, '_>) -> bool
 /// The last components of a path, which are those that tell.
 fn short(path: &str) -> &str {
     for root in ["percpu-guest/", "percpu-core/", "library/"] {
-        if let Some(at) = path.rfind(root) {
+        let is_whole = |at: usize| at == 0 || path[..at].ends_with('/');
+        if let Some((at, _)) = path.rmatch_indices(root).find(|(at, _)| is_whole(*at)) {
             return &path[at..];
         }
     }

@@ -190,6 +190,12 @@ fn trial(
     Trial::test(name, run).with_ignored_flag(ignored)
 }
 
+/// A path as it is from here, if it lies below: easier to read, and to type.
+fn relative(path: PathBuf) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).map(Into::into).unwrap_or(path)
+}
+
 /// What libtest-mimic is told.
 fn ended(result: Result<Result<(), String>, Error>) -> Result<(), Failed> {
     Ok(result??)
@@ -265,7 +271,7 @@ impl Shared {
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             verify: false,
             most_failures: 1,
-            failures: directory.join("fuzz/failures"),
+            failures: relative(directory.join("fuzz/failures")),
             minimise: MINIMISE,
             ring: self.ring(image),
             machine: MachineKind::Deterministic,

@@ -8,7 +8,7 @@ use crate::diag::{SourceFrame, Symbols, source};
 
 /// Parts of the paths of files whose functions are there for others: what a reader wants to know is
 /// who called them.
-const HELPERS: [&str; 12] = [
+const HELPERS: [&str; 13] = [
     "percpu-core/src/platform.rs",
     "percpu-core/src/steps.rs",
     "percpu-core/src/sync.rs",
@@ -17,13 +17,16 @@ const HELPERS: [&str; 12] = [
     "percpu-core/src/var/",
     "percpu-core/src/view.rs",
     "percpu-core/src/cpu/",
-    "percpu-guest/src/arch/",
-    "percpu-guest/src/kernel.rs",
-    "percpu-guest/src/shared.rs",
-    "percpu-guest/src/sched/",
+    "percpu-guest/src/kernel/arch/",
+    "percpu-guest/src/kernel/platform.rs",
+    "percpu-guest/src/kernel/shared.rs",
+    "percpu-guest/src/kernel/sched/",
+    "percpu-guest/src/kernel/workload.rs",
 ];
 /// Directories of our own code.
 const OWN: [&str; 2] = ["percpu-core/", "percpu-guest/"];
+/// Parts of the paths of code that is neither ours nor of who wrote the guest.
+const STRANGE: [&str; 3] = ["/rustc/", "/rustlib/", "/registry/src/"];
 
 /// A line of the source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,9 +108,15 @@ fn choose(frames: &[SourceFrame]) -> Option<Place> {
     })
 }
 
-/// The path from one of our crates on.
+/// The path from one of our crates on; of a guest's own code, from here on if it lies below.
 fn own(path: &str) -> Option<&str> {
-    OWN.iter().filter_map(|root| path.rfind(root)).max().map(|at| &path[at..])
+    let ours = OWN.iter().filter_map(|root| path.rfind(root)).max().map(|at| &path[at..]);
+    let strange = || STRANGE.iter().any(|part| path.contains(part)) || !path.starts_with('/');
+    let below = || {
+        let here = std::env::current_dir().ok()?;
+        Path::new(path).strip_prefix(here).ok()?.to_str()
+    };
+    ours.or_else(|| (!strange()).then(|| below().unwrap_or(path)))
 }
 
 /// A function's name without modules: `<percpu_core::counter::PercpuCounter>::add` is
@@ -185,6 +194,21 @@ mod tests {
         // Nothing but helpers: better than nothing.
         assert_eq!(choose(&frames[..3]).unwrap().function, "point");
         assert_eq!(choose(&frames[..1]), None);
+    }
+
+    #[test]
+    fn a_crate_of_somebody_elses_has_places_of_its_own() {
+        let frames = [
+            frame("this_cpu_write", "/a/percpu-core/src/var/ops.rs", 40),
+            frame("take", "/home/me/.cargo/registry/src/index/bits-1.0.0/src/lib.rs", 3),
+            frame("free_list::give", "/home/me/free-list/src/lib.rs", 12),
+            frame("free_list::guest::churn", "/home/me/free-list/guest/workloads.rs", 5),
+            frame("run", "/a/percpu-guest/src/kernel/workload.rs", 83),
+        ];
+        let place = choose(&frames).unwrap();
+        assert_eq!(place.to_string(), "give /home/me/free-list/src/lib.rs:12");
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs");
+        assert_eq!(own(here), Some("src/lib.rs"));
     }
 
     #[test]
