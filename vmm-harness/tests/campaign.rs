@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use object::{Object, ObjectSection, ObjectSymbol};
 use process::{Running, alone, ended, harness, json, scratch};
+use quick_junit::Report;
 use serde_json::Value;
 
 const FOREVER: &str = "1000000";
@@ -204,10 +205,23 @@ fn a_failure_is_a_file_that_replays_and_is_made_small() {
         command.args(["--seeds", "0..20", "--jobs", "2"]).arg("--keep").arg(&kept);
         command
     };
-    let end = ended(fuzz().arg("--json").arg(&path)).with_status(4);
+    let (junit, html) = (scratch("failure.xml"), scratch("failure.html"));
+    let mut with_reports = fuzz();
+    with_reports.arg("--json").arg(&path).arg("--junit").arg(&junit).arg("--html").arg(&html);
+    let end = ended(&mut with_reports).with_status(4);
     let report = json(&path);
     let failure = &report["failures"][0];
     assert_eq!(failure["what"], "crash");
+    let text = |path: &Path| std::fs::read_to_string(path).expect("a report was written");
+    let junit = Report::deserialize_from_str(&text(&junit)).expect("JUnit's XML");
+    assert_eq!((junit.tests, junit.errors, junit.failures), (2, 1, 0));
+    // What is wrong, what is left of it, where the CPU stood, and the coverage.
+    let page = text(&html);
+    for what in
+        ["invalid opcode", "What it fails without", "class=\"last\"", "mount.rs", "id=\"f0\""]
+    {
+        assert!(page.contains(what), "{what} is not on the page");
+    }
     assert!(number(&failure["found_after_runs"]) <= number(&report["runs"]), "{report:#}");
     assert!(failure["found_after_seconds"].as_f64() > Some(0.0), "{report:#}");
     // Nothing but the workload matters.

@@ -149,9 +149,14 @@ fn a_campaign_and_the_sum_of_its_shards_write_the_same_lines() {
     let page = read("all.html");
     assert!(page.contains("hotplug/control.rs") && page.ends_with("</html>\n"));
 
-    let output = merge(&["--html", &path("sum.html")]);
+    let output = merge(&["--lcov", &path("none.info")]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("give it by --image"), "{}", text(&output.stderr));
+    // Without the guest a page has no source, and all the rest.
+    let output = merge(&["--html", &path("sum.html")]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let page = read("sum.html");
+    assert!(page.contains("seeds 0..6") && !page.contains("hotplug/control.rs"), "{page}");
     let nowhere = path("none/such/all.html");
     let output = harness(&["fuzz", "--image", image, "--seeds", "0..6", "--html", &nowhere]);
     assert_eq!(output.status.code(), Some(2));

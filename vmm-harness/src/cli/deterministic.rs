@@ -4,10 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::coverage::Reports;
+use crate::coverage::{SourceCoverage, write_lcov_file};
 use crate::error::{Error, Status};
 use crate::fuzz::{
-    self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, Seen, Shard, Style, image_name,
+    self, Case, FuzzConfig, FuzzReport, Live, MachineKind, Machines, ScenarioReport, Seen, Shard,
+    Style, image_name,
 };
 use crate::guest::{Guest, Kind, program};
 use crate::host::RingChoice;
@@ -16,6 +17,7 @@ use crate::machine::{Scenario, Topology};
 use crate::report;
 use crate::vm::Engine;
 
+use super::outputs::Outputs;
 use super::{DEFAULT_SECONDS, EngineArg, ImageArg, interrupted, new_seed, prepare, seconds, seed};
 
 #[derive(clap::Args)]
@@ -58,11 +60,11 @@ pub struct FuzzArgs {
     /// Where failures are kept, in a directory `failures`, if there is no corpus.
     #[arg(long, env = "PERCPU_FUZZ_DIR", default_value = "target/fuzz", value_name = "DIR")]
     keep: PathBuf,
-    /// Write the report to this file as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     #[command(flatten)]
-    coverage: Reports,
+    outputs: Outputs,
+    /// Write which lines of percpu-core were reached to this file, in the form of lcov.
+    #[arg(long, value_name = "FILE")]
+    lcov: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArg,
     /// The guest's privilege level; auto takes 0 unless this host emulates it.
@@ -75,12 +77,13 @@ pub struct MergeArgs {
     /// Reports that `fuzz --json FILE` wrote, of one guest image.
     #[arg(value_name = "FILE", required = true)]
     reports: Vec<PathBuf>,
-    /// Write the sum to this file as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     #[command(flatten)]
-    coverage: Reports,
-    /// The guest's ELF image that the reports are of, for --lcov and --html.
+    outputs: Outputs,
+    /// Write which lines of percpu-core were reached to this file, in the form of lcov.
+    #[arg(long, value_name = "FILE")]
+    lcov: Option<PathBuf>,
+    /// The guest's ELF image that the reports are of: without it there is no --lcov, and --html has no
+    /// coverage.
     #[arg(long, env = "PERCPU_GUEST_IMAGE", value_name = "FILE")]
     image: Option<PathBuf>,
 }
@@ -95,6 +98,8 @@ pub struct ReplayArgs {
     /// Show all turns of all CPUs, each with where it ended in the source.
     #[arg(long)]
     trace: bool,
+    #[command(flatten)]
+    outputs: Outputs,
     #[command(flatten)]
     engine: EngineArg,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
@@ -127,6 +132,8 @@ pub struct MinimiseArgs {
     )]
     keep: PathBuf,
     #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
     engine: EngineArg,
     /// The guest's privilege level [default: as in the failure's file, else 0 unless this host
     /// emulates it].
@@ -155,9 +162,9 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
                 .into(),
         ));
     }
-    if args.coverage.any() && args.machine == MachineKind::Parallel {
+    if args.lcov.is_some() && args.machine == MachineKind::Parallel {
         return Err(Error::Usage(
-            "--lcov and --html tell of what the deterministic machine ran: leave out --machine parallel"
+            "--lcov tells of what the deterministic machine ran: leave out --machine parallel"
                 .into(),
         ));
     }
@@ -169,10 +176,7 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
     let read = |path| Case::read(path, image.workloads());
     let scenario = args.scenario.as_deref().map(read).transpose()?.map(|case| case.scenario);
     let (host, ring) = prepare(&image, Topology::MOST_CPUS, &args.engine, args.ring)?;
-    if let Some(path) = &args.json {
-        report::check_writable(path)?;
-    }
-    args.coverage.check()?;
+    check(&args.outputs, args.lcov.as_deref())?;
     let seconds = args.time.or(args.seeds.is_none().then_some(DEFAULT_SECONDS));
     let change = args.seeds.is_none() && scenario.is_none();
     let seeds = match args.seeds {
@@ -203,8 +207,7 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
         );
     }
     let fuzz::Ended { report, error } = fuzz::run(&image, &config, &*interrupted()?)?;
-    let written = write(&report, args.json.as_deref())
-        .and_then(|()| write_coverage(&report, &args.coverage, &image));
+    let written = write(&report, Some(&image), &args.outputs, args.lcov.as_deref());
     // What was found counts for more than what then went wrong, which is said all the same.
     match error.or(written.err()) {
         Some(error) if report.failures.is_empty() => Err(error),
@@ -216,31 +219,46 @@ pub fn fuzz(args: FuzzArgs) -> Result<Status, Error> {
     }
 }
 
-fn write(report: &FuzzReport, json: Option<&Path>) -> Result<(), Error> {
-    // As in `run`: a closed pipe is the reader's choice.
-    let _ = fuzz::write_report(&mut std::io::stdout().lock(), report);
-    json.map_or(Ok(()), |path| report.write_json(path))
+fn check(outputs: &Outputs, lcov: Option<&Path>) -> Result<(), Error> {
+    outputs.check()?;
+    lcov.map_or(Ok(()), report::check_writable)
 }
 
-fn write_coverage(report: &FuzzReport, reports: &Reports, image: &Image) -> Result<(), Error> {
-    report.coverage.as_ref().map_or(Ok(()), |coverage| reports.write(image, coverage))
+/// Writes the table, and the files that were asked for; without the image nothing is said of the
+/// source.
+fn write(
+    report: &FuzzReport,
+    image: Option<&Image>,
+    outputs: &Outputs,
+    lcov: Option<&Path>,
+) -> Result<(), Error> {
+    // As in `run`: a closed pipe is the reader's choice.
+    let _ = fuzz::write_report(&mut std::io::stdout().lock(), report);
+    let coverage = report.coverage.as_ref().zip(image);
+    let source =
+        || coverage.map(|(coverage, image)| SourceCoverage::of(image, coverage)).transpose();
+    let page = || Ok(fuzz::campaign_page(report, source()?.as_ref()).render());
+    let written = outputs.write(|| report.to_json(), || report.to_junit(), page);
+    if let Some(path) = lcov
+        && let Some(source) = source()?
+    {
+        write_lcov_file(path, &source)?;
+    }
+    written
 }
 
 pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
     let read = |path: &PathBuf| Ok((path.clone(), fuzz::read_report(path)?));
     let reports = args.reports.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
     let sum = fuzz::merge(&reports)?;
-    write(&sum, args.json.as_deref())?;
-    if args.coverage.any() {
-        let Some(image) = &args.image else {
-            return Err(Error::Usage(
-                "--lcov and --html need the guest that the reports are of: give it by --image"
-                    .into(),
-            ));
-        };
-        args.coverage.check()?;
-        write_coverage(&sum, &args.coverage, &Guest::this().open(image)?)?;
+    if args.lcov.is_some() && args.image.is_none() {
+        return Err(Error::Usage(
+            "--lcov needs the guest that the reports are of: give it by --image".into(),
+        ));
     }
+    check(&args.outputs, args.lcov.as_deref())?;
+    let image = args.image.as_deref().map(|image| Guest::this().open(image)).transpose()?;
+    write(&sum, image.as_ref(), &args.outputs, args.lcov.as_deref())?;
     Ok(sum.status())
 }
 
@@ -275,6 +293,7 @@ fn prepare_for<'w>(
 }
 
 pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
+    args.outputs.check()?;
     let (case, _, image, engine, ring) =
         prepare_for(&args.what, &args.image, &args.engine, args.ring)?;
     let mut stdout = std::io::stdout().lock();
@@ -283,19 +302,35 @@ pub fn replay(args: &ReplayArgs) -> Result<Status, Error> {
     let mut picture = machines.picture(Style::of_stdout());
     let run = (&case.scenario, &outcome);
     fuzz::write_replay(&mut stdout, &mut machines, &mut picture, run, args.trace)?;
-    let status = outcome.ending.status();
-    let Some(seen) = &case.failure else { return Ok(status) };
-    // Runs that differed from each other have to be seen to differ again.
-    let again = match seen.is_of_two_runs() {
-        true => Some(Machines::new(&image, engine, ring).run(&case.scenario)?),
-        false => None,
-    };
-    let likeness = seen.compare(&outcome, again.as_ref(), ring, &image_name(&image));
-    let _ = writeln!(stdout, "{likeness}");
-    Ok(likeness.status(status))
+    let mut status = outcome.ending.status();
+    let name = image_name(&image);
+    let mut likeness = None;
+    if let Some(seen) = &case.failure {
+        // Runs that differed from each other have to be seen to differ again.
+        let again = match seen.is_of_two_runs() {
+            true => Some(Machines::new(&image, engine, ring).run(&case.scenario)?),
+            false => None,
+        };
+        let found = seen.compare(&outcome, again.as_ref(), ring, &name);
+        let _ = writeln!(stdout, "{found}");
+        status = found.status(status);
+        likeness = Some(found.to_string());
+    }
+    if args.outputs.any() {
+        let report = ScenarioReport::of_replay(&mut machines, &mut picture, run, (ring, &name))?;
+        let replay = Some(format!("{} replay {}", program(), args.what));
+        write_scenario(&ScenarioReport { likeness, replay, ..report }, &args.outputs)?;
+    }
+    Ok(status)
+}
+
+fn write_scenario(report: &ScenarioReport, outputs: &Outputs) -> Result<(), Error> {
+    let page = || Ok(report.page().render());
+    outputs.write(|| report.to_json(), || report.to_junit(), page)
 }
 
 pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
+    args.outputs.check()?;
     let (case, file, image, engine, ring) =
         prepare_for(&args.what, &args.image, &args.engine, args.ring)?;
     let mut machines = Machines::new(&image, engine, ring);
@@ -305,26 +340,37 @@ pub fn minimise(args: &MinimiseArgs) -> Result<Status, Error> {
     let watch = &mut |smaller: &_, runs| live.show_line(|| format!("{runs} runs: {smaller}"));
     let minimal = fuzz::minimise(&mut machines, &case.scenario, limit, &*interrupted()?, watch)?;
     live.finish();
-    match minimal {
-        Some(minimal) => {
-            let mut picture = machines.picture(Style::of_stdout());
-            fuzz::write_minimal(&mut stdout, &mut machines, &mut picture, &minimal)?;
-            let out = args.out.clone().unwrap_or_else(|| match file {
-                Some(file) => fuzz::minimal_beside(file),
-                None => {
-                    let name = format!("seed-{}-minimal.toml", case.scenario.seed);
-                    args.keep.join("failures").join(name)
-                }
-            });
-            let status = minimal.outcome.ending.status();
-            let failure = Seen::of(&minimal.outcome, ring, &image_name(&image));
-            Case { failure, scenario: minimal.scenario }.write(&out)?;
-            let _ = writeln!(stdout, "{0}\n  {1} replay {0}", out.display(), program());
-            Ok(status)
+    let mut picture = machines.picture(Style::of_stdout());
+    let name = image_name(&image);
+    let Some(minimal) = minimal else {
+        let _ = writeln!(stdout, "{}\nHELD: there is nothing to minimise", case.scenario);
+        if args.outputs.any() {
+            let outcome = machines.run(&case.scenario)?;
+            let run = (&case.scenario, &outcome);
+            let of = (ring, name.as_str());
+            let report = ScenarioReport::of_replay(&mut machines, &mut picture, run, of)?;
+            write_scenario(&ScenarioReport { command: "minimise", ..report }, &args.outputs)?;
         }
+        return Ok(Status::Held);
+    };
+    fuzz::write_minimal(&mut stdout, &mut machines, &mut picture, &minimal)?;
+    let out = args.out.clone().unwrap_or_else(|| match file {
+        Some(file) => fuzz::minimal_beside(file),
         None => {
-            let _ = writeln!(stdout, "{}\nHELD: there is nothing to minimise", case.scenario);
-            Ok(Status::Held)
+            let name = format!("seed-{}-minimal.toml", case.scenario.seed);
+            args.keep.join("failures").join(name)
         }
+    });
+    let status = minimal.outcome.ending.status();
+    let failure = Seen::of(&minimal.outcome, ring, &name);
+    Case { failure, scenario: minimal.scenario.clone() }.write(&out)?;
+    let replay = format!("{} replay {}", program(), out.display());
+    let _ = writeln!(stdout, "{}\n  {replay}", out.display());
+    if args.outputs.any() {
+        let of = (ring, name.as_str());
+        let report = ScenarioReport::of_minimal(&mut machines, &mut picture, &minimal, of)?;
+        let report = ScenarioReport { replay: Some(replay), ..report };
+        write_scenario(&report, &args.outputs)?;
     }
+    Ok(status)
 }

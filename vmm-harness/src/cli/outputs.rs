@@ -19,6 +19,11 @@ pub struct Outputs {
 }
 
 impl Outputs {
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.json.is_some() || self.junit.is_some() || self.html.is_some()
+    }
+
     /// Finds out early what would fail late.
     ///
     /// # Errors

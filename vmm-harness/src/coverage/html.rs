@@ -1,21 +1,11 @@
-//! Coverage as a page, or as a part of one: totals, a table of files, then each file with its lines.
+//! Coverage as a part of a page: totals, a table of files, then each file with its lines.
 
 use maud::{Markup, html};
 
 use super::source::{FileCoverage, Part, REPORTED, SourceCoverage};
-use crate::report::page::{Column, Page, Table, folded, tiles};
+use crate::report::page::{Column, Table, folded, tiles};
 
-/// Styles of source text.
-pub(crate) const STYLE: &str = include_str!("page.css");
-
-/// The page.
-pub fn page(coverage: &SourceCoverage) -> Page {
-    let mut page = Page::new("percpu-core: code that guest runs reached").style(STYLE);
-    page.add(section(coverage));
-    page
-}
-
-/// The same as a part of another page.
+/// What is shown: totals, files, lines.
 pub(crate) fn section(coverage: &SourceCoverage) -> Markup {
     let runs = match coverage.runs {
         1 => "one run".to_owned(),
@@ -130,10 +120,12 @@ fn share(part: Part) -> Markup {
 mod tests {
     use super::*;
     use crate::coverage::testing::source_coverage;
-    use crate::report::page::assert_sound;
+    use crate::report::page::{Page, assert_sound};
 
     fn page() -> String {
-        super::page(&source_coverage()).render()
+        let mut page = Page::new("coverage");
+        page.section("coverage", "Code", section(&source_coverage()));
+        page.render()
     }
 
     /// The text of the element that begins with `start`, without the tags in it.

@@ -15,7 +15,7 @@
 //! Runs are added up in a [`Coverage`], which belongs to one image and is part of a campaign's report.
 //!
 //! # For people
-//! [`Reports`] are written in the form of lcov and as a page: which lines and functions of percpu-core
+//! They are written in the form of lcov and as a part of a campaign's page: which lines and functions of percpu-core
 //! ran, and which never did. [`SourceCoverage`] says what "ran" means.
 
 mod code;
@@ -35,5 +35,6 @@ pub use edges::Edges;
 pub(crate) use edges::FLAGS;
 pub use features::{Features, New};
 pub use file::Coverage;
-pub use reports::Reports;
+pub(crate) use html::section;
+pub use reports::write_lcov_file;
 pub use source::{FileCoverage, FunctionCoverage, Part, SourceCoverage};

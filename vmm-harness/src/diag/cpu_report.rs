@@ -4,13 +4,13 @@ use std::fmt;
 
 use kvm_bindings::kvm_regs;
 use percpu_guest::abi::{CpuState, Event, ExceptionFrame};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Frame, Symbols};
 use crate::judge::EventLine;
 
 /// General registers of a CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Registers {
     pub rax: u64,
@@ -113,7 +113,7 @@ impl fmt::Display for Registers {
 }
 
 /// What a CPU was doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuReport {
     /// The CPU.
     pub cpu: u32,

@@ -15,7 +15,8 @@ use super::live::Live;
 use super::minimise::{Minimal, minimise};
 use super::report::FuzzReport;
 use super::seen::{Seen, image_name};
-use super::{FuzzConfig, MachineKind, Machines, parallel};
+use super::told::Told;
+use super::{FuzzConfig, MachineKind, Machines, Style, parallel};
 use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::guest::program;
@@ -126,7 +127,7 @@ impl<'a> Campaign<'a> {
             }
             let found = self.add(&scenario, origin, &outcome, equal, seen.is_none())?;
             if let Some(seen) = seen {
-                self.add_failure(&mut machines, scenario, origin, seen, found)?;
+                self.add_failure(&mut machines, (scenario, &outcome), origin, seen, found)?;
             }
         }
         Ok(())
@@ -214,7 +215,7 @@ impl<'a> Campaign<'a> {
     fn add_failure(
         &self,
         machines: &mut Machines<'_>,
-        scenario: Scenario,
+        (scenario, outcome): (Scenario, &Outcome),
         origin: Origin,
         seen: Seen,
         (runs, time): (u64, Duration),
@@ -243,6 +244,11 @@ impl<'a> Campaign<'a> {
             _ => Ok(None),
         };
         let path = file.as_deref().ok().map(|path| path.display().to_string());
+        let run = match &minimal {
+            Some(minimal) => (&minimal.scenario, &minimal.outcome),
+            None => (&scenario, outcome),
+        };
+        let told = tell(machines, run)?;
         let changed = origin != Origin::Seed || self.config.scenario.is_some();
         let failure = Failure {
             key: failure::key(&seen, &scenario, minimal.as_ref()),
@@ -268,6 +274,7 @@ impl<'a> Campaign<'a> {
                 MinimalReport::new(minimal, minimal_file.as_ref().ok().and_then(Option::as_deref))
             }),
             note,
+            told: Some(told),
         };
         let mut state = self.state();
         state.live.say(&failure.to_string());
@@ -307,4 +314,11 @@ impl<'a> Campaign<'a> {
         report.error = error.as_ref().map(ToString::to_string);
         Ended { report, error }
     }
+}
+
+/// What a failing run shows.
+fn tell(machines: &mut Machines<'_>, run: (&Scenario, &Outcome)) -> Result<Told, Error> {
+    let strikes = machines.strikes(run.0)?;
+    let mut picture = machines.picture(Style { width: None, colours: false });
+    Ok(Told::of(&mut picture, run, &strikes))
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Minimal;
 use super::case::Case;
 use super::seen::Seen;
-use crate::machine::Scenario;
+use super::told::Told;
+use crate::machine::{Scenario, Strategy};
 
 /// Switches, the last ones of a minimal run, whose places are part of what a failure is known by.
 const SWITCHES: usize = 3;
@@ -47,6 +48,9 @@ pub struct Failure {
     pub minimise: Option<String>,
     /// What else there is to say.
     pub note: Option<String>,
+    /// How it came to its end, of what is left of it if it was minimised.
+    #[serde(default)]
+    pub told: Option<Told>,
 }
 
 /// The smallest scenario that was found to fail in the same way.
@@ -66,6 +70,20 @@ pub struct MinimalReport {
     pub runs: u64,
     /// Its file; `None` if it could not be written.
     pub file: Option<String>,
+    /// How much there was of everything, and how much is left.
+    #[serde(default)]
+    pub dropped: Vec<Dropped>,
+}
+
+/// How much of something minimising has left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Of what.
+    pub what: String,
+    /// Before.
+    pub before: String,
+    /// What is left.
+    pub left: String,
 }
 
 impl MinimalReport {
@@ -79,8 +97,36 @@ impl MinimalReport {
             workloads: names(scenario),
             runs: minimal.runs,
             file: file.map(|file| file.display().to_string()),
+            dropped: dropped(&minimal.from, scenario),
         }
     }
+}
+
+/// Each thing there was before, and what is left of it.
+fn dropped(before: &Scenario, left: &Scenario) -> Vec<Dropped> {
+    let failing = |scenario: &Scenario| {
+        scenario.plugs.iter().filter(|plug| plug.fail.is_some()).count().to_string()
+    };
+    let changes = |scenario: &Scenario| match &scenario.strategy {
+        Strategy::Pct { changes, .. } => format!("{changes} at random"),
+        Strategy::Walk { .. } => "a random walk".into(),
+        Strategy::Given(schedule) => schedule.changes.len().to_string(),
+    };
+    let row = |what: &str, of: &dyn Fn(&Scenario) -> String| Dropped {
+        what: what.to_owned(),
+        before: of(before),
+        left: of(left),
+    };
+    vec![
+        row("workloads", &|scenario| names(scenario).join(", ")),
+        row("threads of each", &|scenario| scenario.threads.to_string()),
+        row("operations", &|scenario| scenario.operations.to_string()),
+        row("CPUs that can be", &|scenario| scenario.topology.possible.to_string()),
+        row("CPUs at boot", &|scenario| scenario.topology.boot_cpus.to_string()),
+        row("plugs", &|scenario| scenario.plugs.len().to_string()),
+        row("plugs with a failing step", &failing),
+        row("changes of the schedule", &changes),
+    ]
 }
 
 /// What a failure is known by: of one that was minimised, what is broken, the workloads that it takes,

@@ -11,6 +11,7 @@ mod campaign;
 mod case;
 mod corpus;
 mod failure;
+mod html;
 mod live;
 mod machines;
 mod merge;
@@ -18,10 +19,12 @@ mod minimise;
 mod parallel;
 mod picture;
 mod report;
+mod scenario_report;
 mod seen;
 mod shard;
 mod show;
 mod store;
+mod told;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -31,7 +34,8 @@ use serde::{Deserialize, Serialize};
 
 pub use campaign::{Ended, run};
 pub use case::{Case, minimal_beside};
-pub use failure::{Failure, MinimalReport};
+pub use failure::{Dropped, Failure, MinimalReport};
+pub use html::{campaign_page, scenario_page};
 pub use live::Live;
 pub use machines::Machines;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -39,11 +43,13 @@ pub(crate) use merge::report_from_bytes;
 pub use merge::{merge, read_report};
 pub use minimise::{Minimal, minimise};
 pub use parallel::Parallel;
-pub use picture::{Picture, Style};
+pub use picture::{Drawing, DrawnRow, Picture, Ran, SourceLine, Spot, Standing, Style};
 pub use report::{FuzzReport, write_report};
+pub use scenario_report::ScenarioReport;
 pub use seen::{Likeness, Seen, image_name};
 pub use shard::Shard;
 pub use show::{write_minimal, write_replay};
+pub use told::Told;
 
 use crate::host::HostInfo;
 use crate::machine::Scenario;

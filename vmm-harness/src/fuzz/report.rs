@@ -1,16 +1,15 @@
 //! What came of many runs.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, FuzzConfig, MachineKind};
 use crate::coverage::{Coverage, Features};
-use crate::error::{Error, Status};
+use crate::error::Status;
 use crate::machine::Outcome;
-use crate::report::file;
+use crate::report::{file, junit};
 
 /// Version of the JSON form.
 pub(super) const SCHEMA: u32 = 2;
@@ -161,9 +160,33 @@ impl FuzzReport {
         self.failures.iter().map(status).min_by_key(|&status| status as u8).unwrap_or(Status::Held)
     }
 
-    /// Writes the report as JSON.
-    pub fn write_json(&self, path: &Path) -> Result<(), Error> {
-        file::write_json(path, self)
+    /// The report as JSON.
+    pub fn to_json(&self) -> String {
+        file::to_json(self)
+    }
+
+    /// The report as JUnit's XML: a case for the whole, and one for each kind of failure.
+    pub fn to_junit(&self) -> String {
+        let class = "percpu.fuzz";
+        let seeds: Vec<_> = self.seeds.iter().map(|(from, to)| format!("{from}..{to}")).collect();
+        let properties = [("seeds", seeds.join(", ")), ("runs", self.runs.to_string())];
+        let mut suite = junit::suite("fuzz", self.seconds, &properties);
+        let name = "the campaign comes to its end";
+        suite.add_test_case(match &self.error {
+            None => junit::passed(name, class),
+            Some(error) => junit::failed(name, class, junit::kind("crash"), (error, error)),
+        });
+        if self.failures.is_empty() {
+            suite.add_test_case(junit::passed(format!("{} runs hold", self.runs), class));
+        }
+        for (failure, times) in self.kinds() {
+            let name = format!("{} (seed {})", failure.key, failure.seed);
+            let text = format!("{failure}\n\n{times} times\n");
+            let message = failure.detail.lines().next().unwrap_or_default();
+            let kind = junit::kind(&failure.what);
+            suite.add_test_case(junit::failed(name, class, kind, (message, &text)));
+        }
+        junit::text(&junit::report(suite))
     }
 }
 

@@ -51,15 +51,13 @@ fn write_run(
 ) -> io::Result<()> {
     write_ending(out, picture, &outcome.ending)?;
     writeln!(out, "seed {}: {scenario}", scenario.seed)?;
-    for plug in &scenario.plugs {
-        let Plug { after, cpu, fail } = plug;
-        let fail = fail.map_or(String::new(), |step| format!(", hotplug step {step} fails"));
-        writeln!(out, "  CPU {cpu} in or out, {after} steps after what was before{fail}")?;
+    for line in listed(picture, scenario, strikes) {
+        writeln!(out, "  {line}")?;
     }
-    write_changes(out, picture, scenario, strikes)?;
     if let Some(all) = drawn {
         writeln!(out)?;
-        picture.draw(out, scenario, outcome, strikes, all)?;
+        let drawing = picture.drawing((scenario, outcome), strikes, all);
+        picture.draw(out, &drawing)?;
         if matches!(outcome.ending, Ending::Broken(_)) {
             write_ending(out, picture, &outcome.ending)?;
         }
@@ -78,16 +76,21 @@ fn write_run(
     )
 }
 
-/// The changes of a schedule that is given, each with where it strikes.
-fn write_changes(
-    out: &mut impl Write,
+/// A scenario's plugs, and the changes of a schedule that is given, each with where it strikes.
+pub(super) fn listed(
     picture: &mut Picture,
     scenario: &Scenario,
     strikes: &[Option<Stay>],
-) -> io::Result<()> {
-    let Strategy::Given(schedule) = &scenario.strategy else { return Ok(()) };
+) -> Vec<String> {
+    let plug = |plug: &Plug| {
+        let Plug { after, cpu, fail } = plug;
+        let fail = fail.map_or(String::new(), |step| format!(", hotplug step {step} fails"));
+        format!("CPU {cpu} in or out, {after} steps after what was before{fail}")
+    };
+    let mut lines: Vec<_> = scenario.plugs.iter().map(plug).collect();
+    let Strategy::Given(schedule) = &scenario.strategy else { return lines };
     let order: Vec<_> = schedule.order.iter().map(ToString::to_string).collect();
-    writeln!(out, "  CPU {} before the others, in this order: {}", order[0], order.join(", "))?;
+    lines.push(format!("CPU {} before the others, in this order: {}", order[0], order.join(", ")));
     for (i, Change { at, what }) in schedule.changes.iter().enumerate().take(CHANGES) {
         let what = match what {
             What::Demote => "the CPU that runs goes last from now on".into(),
@@ -102,13 +105,13 @@ fn write_changes(
                 format!(": CPU {} stops at step {} in {place}", stay.cpu, stay.steps)
             }
         };
-        writeln!(out, "  change {} at {at} {}: {what}{place}", i + 1, schedule.unit)?;
+        lines.push(format!("change {} at {at} {}: {what}{place}", i + 1, schedule.unit));
     }
     let more = schedule.changes.len().saturating_sub(CHANGES);
     if more > 0 {
-        writeln!(out, "  and {more} more changes")?;
+        lines.push(format!("and {more} more changes"));
     }
-    Ok(())
+    lines
 }
 
 fn write_ending(out: &mut impl Write, picture: &Picture, ending: &Ending) -> io::Result<()> {

@@ -54,7 +54,8 @@ fn attack(changes: Changes, input: &mut Input<'_>) {
         let style = Style { width: (how & 1 != 0).then_some(how.into()), colours: how & 2 != 0 };
         let mut picture = Picture::new(Symbols::load(b""), style);
         let mut text = Vec::new();
-        let drawn = picture.draw(&mut text, &scenario, &outcome, &strikes, how & 4 != 0);
+        let drawing = picture.drawing((&scenario, &outcome), &strikes, how & 4 != 0);
+        let drawn = picture.draw(&mut text, &drawing);
         drawn.expect("a vector takes all");
         for entry in outcome.trace.entries() {
             assert!(!entry.to_string().is_empty());

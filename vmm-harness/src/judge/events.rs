@@ -104,9 +104,13 @@ impl Rings {
             .unwrap_or_default()
     }
 
-    /// The last events of all CPUs, oldest first.
-    pub(crate) fn recent(&self) -> impl Iterator<Item = &Event> {
-        self.recent.iter()
+    /// The last events of all CPUs, oldest first; with them those that wait for one that somebody may
+    /// never come to write.
+    pub(crate) fn recent(&self) -> Vec<Event> {
+        let mut waiting: Vec<_> =
+            self.pending.iter().map(|Reverse(Ticket(event))| *event).collect();
+        waiting.sort_by_key(|event| event.seq);
+        self.recent.iter().copied().chain(waiting).collect()
     }
 
     /// Empties all rings and returns the events whose turn it is, in order.

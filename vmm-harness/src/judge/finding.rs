@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::memory::Wild;
 
@@ -91,17 +91,27 @@ pub fn invariants() -> impl Iterator<Item = &'static str> {
     MEANINGS.iter().map(|(name, _)| *name)
 }
 
+/// The invariant of this name in a report; one of another version of the specification has none.
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Name, D::Error> {
+    let text = String::deserialize(from)?;
+    Ok(invariants().find(|name| *name == text).unwrap_or("unknown"))
+}
+
 /// Place of an invariant in a report.
 pub fn order(invariant: &str) -> usize {
     let place = MEANINGS.iter().position(|(name, _)| *name == invariant);
     place.unwrap_or(MEANINGS.len())
 }
 
+/// A name in the specification.
+type Name = &'static str;
+
 /// An invariant that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Its name in the specification (`I7`, `K1`), or one of [`kind`].
-    pub invariant: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub invariant: Name,
     /// The CPU it concerns.
     pub cpu: Option<u32>,
     /// The object it concerns.

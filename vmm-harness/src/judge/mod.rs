@@ -248,7 +248,7 @@ impl Judge {
     }
 
     /// The last events of all CPUs, oldest first.
-    pub fn recent(&self) -> impl Iterator<Item = &Event> {
+    pub fn recent(&self) -> Vec<Event> {
         self.rings.recent()
     }
 

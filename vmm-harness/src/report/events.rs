@@ -1,7 +1,7 @@
 //! The guest's events around what went wrong, of all CPUs in the one order in which they happened.
 
 use percpu_guest::abi::{Event, EventKind};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::judge::{EventText, Violation};
 
@@ -11,7 +11,7 @@ const LAST: usize = 160;
 const ABOUT: usize = 60;
 
 /// An event.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventReport {
     /// Its number.
     pub seq: u64,
@@ -33,26 +33,25 @@ pub struct EventReport {
 
 /// The events that tell how a run came to its end: the last ones, and those before them that name
 /// the object of the first violation.
-pub(crate) fn telling<'a>(
-    events: impl Iterator<Item = &'a Event>,
+pub(crate) fn telling(
+    events: &[Event],
     violation: Option<&Violation>,
     seconds: impl Fn(u64) -> Option<f64>,
 ) -> Vec<EventReport> {
     let objects = violation.map(|v| addresses(&v.object)).unwrap_or_default();
     let until = violation.map_or(u64::MAX, |violation| violation.seq);
-    let events: Vec<_> = events.collect();
     // As many as are told may have come after it while the CPUs were stopped.
     let end = events.partition_point(|event| event.seq <= until);
     let end = (end + LAST / 4).min(events.len());
     let last = end.saturating_sub(LAST);
     let mut about: Vec<usize> =
-        (0..last).rev().filter(|&i| is_about(events[i], &objects)).take(ABOUT).collect();
+        (0..last).rev().filter(|&i| is_about(&events[i], &objects)).take(ABOUT).collect();
     about.reverse();
     about
         .into_iter()
         .chain(last..end)
         .map(|i| {
-            let event = events[i];
+            let event = &events[i];
             EventReport {
                 seq: event.seq,
                 at: seconds(event.tsc),
@@ -128,7 +127,7 @@ mod tests {
         events[5] = event(5, EventKind::Alloc, [0x6ff0, 32, 8, 0, 0]);
         let mut violation = Violation::new("K1", "counter 0x7000", "it lost one");
         violation.seq = 900;
-        let told = telling(events.iter(), Some(&violation), |tsc| Some(tsc as f64));
+        let told = telling(&events, Some(&violation), |tsc| Some(tsc as f64));
         let numbers: Vec<_> = told.iter().map(|event| event.seq).collect();
         assert_eq!(numbers[..3], [3, 5, 448], "{numbers:?}");
         assert!(told[..3].iter().all(|event| event.about && !event.after));
@@ -138,7 +137,7 @@ mod tests {
         assert_eq!((told[0].at, told[0].thread), (Some(30.0), None));
         assert!(told[0].text.contains("counter 0x7000 made"), "{}", told[0].text);
         // Without a violation the last ones are told.
-        let told = telling(events.iter(), None, |_| None);
+        let told = telling(&events, None, |_| None);
         assert_eq!((told.len(), told[LAST - 1].seq), (LAST, 999));
     }
 }

@@ -7,6 +7,9 @@ use super::{Crash, EventReport};
 use crate::diag::CpuReport;
 use crate::judge::{self, Violation};
 
+/// Events before the moment in question that are not folded.
+const OPEN: usize = 40;
+
 /// A violation: what is broken, what it says, what was seen in place of what, and where.
 pub(crate) fn violation(violation: &Violation, at: Option<f64>) -> Markup {
     let Violation { invariant, cpu, object, seen, expected, detail, seq, tsc, times, symbol } =
@@ -46,46 +49,64 @@ pub(crate) fn violation(violation: &Violation, at: Option<f64>) -> Markup {
     }
 }
 
-/// Events of all CPUs, one below the other, with the moment of the violation among them.
-pub(crate) fn events(events: &[EventReport], violation: Option<&Violation>) -> Markup {
+/// Events of all CPUs, one below the other, with the moment of the violation among them; `unit` is that
+/// of time stamps. Of many the earlier ones are folded.
+pub(crate) fn events(events: &[EventReport], violation: Option<&Violation>, unit: &str) -> Markup {
+    let seen = events.iter().position(|event| event.after).unwrap_or(events.len());
+    let (early, late) = events.split_at(seen.saturating_sub(OPEN));
+    html! {
+        @if events.iter().any(|event| event.about) {
+            p.faint {
+                "Shaded rows name the object in question. A thread is a workload's, by number; none: \
+                 the kernel's own."
+            }
+        }
+        @if !early.is_empty() {
+            (folded(html! { (early.len()) " earlier events" }, html! {
+                (event_table("Earlier events", early, None, unit))
+            }))
+        }
+        (event_table(
+            "The guest's events, of all CPUs in the order in which they happened",
+            late,
+            violation,
+            unit,
+        ))
+    }
+}
+
+fn event_table(
+    caption: &str,
+    events: &[EventReport],
+    violation: Option<&Violation>,
+    unit: &str,
+) -> Table {
     let columns = [
-        Column::text("Event"),
-        Column::number("Seconds"),
+        Column::number("Event"),
+        Column::number(unit),
         Column::number("CPU"),
-        Column::number("Thread"),
+        Column::wide("Thread"),
         Column::text("What"),
     ];
-    let caption = "The guest's events, of all CPUs in the order in which they happened";
     let mut table = Table::new(caption, columns).filter();
-    let mut before: Option<&EventReport> = None;
-    let mut told = false;
-    let seen = |table: &mut Table, violation: &Violation| {
+    let mut moment = violation.map(|violation| {
         let what =
             html! { b { (violation.invariant) " is seen to be broken: " } (violation.detail) };
-        let empty = || html! {};
-        table.row_in(Tone::Bad, [html! { "here" }, empty(), empty(), empty(), what]);
-    };
+        [html! { "here" }, html! {}, html! {}, html! {}, what]
+    });
+    let mut before = None;
     for event in events {
         if event.after
-            && !told
-            && let Some(violation) = violation
+            && let Some(cells) = moment.take()
         {
-            seen(&mut table, violation);
-            told = true;
+            table.row_in(Tone::Bad, cells);
         }
         if let Some(before) = before
-            && event.seq > before.seq + 1
+            && event.seq > before + 1
         {
-            let skipped = event.seq - before.seq - 1;
-            table.row([
-                html! { "..." },
-                html! {},
-                html! {},
-                html! {},
-                html! {
-                    span.faint { (skipped) " events that are not told here" }
-                },
-            ]);
+            let skipped = event.seq - before - 1;
+            let text = html! { span.faint { (skipped) " events that are not told here" } };
+            table.row([html! { "..." }, html! {}, html! {}, html! {}, text]);
         }
         let tone = if event.about { Tone::Good } else { Tone::Plain };
         table.row_in(tone, [
@@ -95,17 +116,12 @@ pub(crate) fn events(events: &[EventReport], violation: Option<&Violation>) -> M
             html! { @if let Some(thread) = event.thread { (thread) } },
             html! { (event.text) },
         ]);
-        before = Some(event);
+        before = Some(event.seq);
     }
-    if let Some(violation) = violation.filter(|_| !told) {
-        seen(&mut table, violation);
+    if let Some(cells) = moment {
+        table.row_in(Tone::Bad, cells);
     }
-    html! {
-        @if events.iter().any(|event| event.about) {
-            p.faint { "Shaded rows name the object in question. A thread is a workload's, by number; none: the kernel's own." }
-        }
-        (table)
-    }
+    table
 }
 
 /// Every CPU of a crash or a hang: those that it is about open, the others folded.

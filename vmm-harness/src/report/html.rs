@@ -87,7 +87,7 @@ fn tell_failure(page: &mut Page, report: &RunReport, moment: &str) {
             (failure::cpus(&report.broken_at))
         },
     };
-    let events = failure::events(&report.events, report.violations.first());
+    let events = failure::events(&report.events, report.violations.first(), "Seconds");
     if report.crash.is_some() {
         page.section("cpus", "Each CPU", cpus);
         page.section("events", "Events", events);

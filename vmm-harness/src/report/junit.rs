@@ -43,6 +43,14 @@ pub(crate) fn failed(
     case(name, class, status)
 }
 
+/// Whether what a failure is known by is what was to be found out, or got in the way.
+pub(crate) fn kind(what: &str) -> NonSuccessKind {
+    match what {
+        "crash" | "hang" => NonSuccessKind::Error,
+        _ => NonSuccessKind::Failure,
+    }
+}
+
 /// A case of which nothing is known.
 fn skipped(name: &str, class: &str, why: &str) -> TestCase {
     let mut status = TestCaseStatus::skipped();
@@ -110,7 +118,7 @@ fn whole(report: &RunReport, class: &str) -> TestCase {
 }
 
 /// A violation in full.
-fn told(violation: &Violation) -> String {
+pub(crate) fn told(violation: &Violation) -> String {
     let Violation { object, seen, expected, seq, tsc, symbol, .. } = violation;
     let mut text = format!("{violation}\n");
     if !seen.is_empty() || !expected.is_empty() {

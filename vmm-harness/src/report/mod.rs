@@ -15,7 +15,7 @@ pub(crate) mod timeline;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use events::EventReport;
 pub use file::check_writable;
@@ -120,7 +120,7 @@ pub struct TraceReport {
 }
 
 /// How the guest came to an early end.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crash {
     /// What happened, in a sentence or as the guest's panic message.
     pub text: String,

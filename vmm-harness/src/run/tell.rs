@@ -96,14 +96,17 @@ impl Run<'_> {
             let sample = self.sample_now();
             self.recorder.sample(sample);
         }
-        let violation = self.judge.violations().first();
         if self.report.verdict != Verdict::Held {
+            // What was announced just before the CPUs were stopped. What is wrong is known already.
+            self.judge.drain();
+            let violation = self.report.violations.first();
+            let events = self.judge.recent();
             // A crash is noticed at once, so it is where the guest's last words are.
-            let last = self.judge.recent().last().map(|event| event.tsc);
+            let last = events.last().map(|event| event.tsc);
             let last = last.filter(|_| self.report.verdict == Verdict::Crashed);
             self.recorder.mark(violation.map(|violation| violation.tsc).or(last), now);
             let seconds = |tsc| self.recorder.seconds(tsc);
-            self.report.events = telling(self.judge.recent(), violation, seconds);
+            self.report.events = telling(&events, violation, seconds);
         }
         let recorder = std::mem::replace(&mut self.recorder, Recorder::new(0, Vec::new()));
         self.report.timeline = recorder.end(now);

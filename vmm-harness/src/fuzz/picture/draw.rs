@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::place::Places;
-use super::rows::{Row, Stretch, Why};
+use super::drawing::{Drawing, DrawnRow, Ran, Standing};
 use crate::report::Paint;
 
 /// Characters of a step and what separates it.
@@ -14,7 +13,7 @@ const WIDEST: usize = 64;
 /// Where the width is not known.
 const PLAIN: usize = 160;
 /// The last stretches, whose source lines are shown.
-const WITH_SOURCE: usize = 4;
+pub(super) const WITH_SOURCE: usize = 4;
 
 /// What the text is for.
 #[derive(Clone, Copy, Debug)]
@@ -65,20 +64,18 @@ impl Tone {
 }
 
 /// What a CPU that does not run is doing, as a character in its column.
-const ON_ITS_WAY: char = '|';
-const WAITING: char = ':';
-const IDLE: char = '.';
-const OFF: char = ' ';
+fn mark(standing: Standing) -> char {
+    match standing {
+        Standing::Stopped => '|',
+        Standing::Waiting => ':',
+        Standing::Idle => '.',
+        Standing::Off => ' ',
+    }
+}
 
-/// Writes rows.
-pub(super) fn draw(
-    out: &mut impl Write,
-    style: Style,
-    (possible, boot_cpus): (u32, u32),
-    rows: &[Row],
-    places: &mut Places,
-) -> io::Result<()> {
-    let cpus = possible as usize;
+/// Writes a drawing.
+pub(super) fn draw(out: &mut impl Write, style: Style, drawing: &Drawing) -> io::Result<()> {
+    let cpus = drawing.cpus as usize;
     let column = style.width.map_or(0, |width| width.saturating_sub(STEP) / cpus).min(WIDEST);
     let in_columns = column >= NARROWEST;
     let paint = style.paint();
@@ -87,35 +84,32 @@ pub(super) fn draw(
         let head = format!("{:>9}  {heads}", "step");
         writeln!(out, "{}", paint.bold(head.trim_end()))?;
     }
-    let mut lanes: Vec<_> =
-        (0..possible).map(|cpu| if cpu < boot_cpus { IDLE } else { OFF }).collect();
-    let stretches = rows.iter().filter(|row| matches!(row, Row::Stretch(_))).count();
+    let all = drawing.rows.iter().filter(|row| matches!(row, DrawnRow::Ran(_))).count();
     let mut seen = 0;
-    for row in rows {
-        let stretch = match row {
-            Row::Order { steps, text } => {
+    for row in &drawing.rows {
+        let ran = match row {
+            DrawnRow::Order { steps, text } => {
                 writeln!(out, "{steps:>9}  {}", paint.with("36", &format!("-- {text}")))?;
                 continue;
             }
-            Row::Folded { stretches, steps, early } => {
-                let what = if *early { "earlier turns" } else { "turns of waiting" };
-                let text = format!("{:>9}  ... {stretches} {what}, to step {steps}", "");
+            DrawnRow::Folded(text) => {
+                let text = format!("{:>9}  ... {text}", "");
                 writeln!(out, "{}", paint.dim(&text))?;
                 continue;
             }
-            Row::Stretch(stretch) => stretch,
+            DrawnRow::Ran(ran) => ran,
         };
-        seen += 1;
-        let with_source = stretches - seen < WITH_SOURCE;
         let room = match in_columns {
             true => column - 2,
             // Step, lanes, "CPU n".
             false => style.columns().saturating_sub(STEP + cpus + 8).max(12),
         };
-        let lines = cell(stretch, room, with_source, places);
-        let own = stretch.cpu as usize;
+        seen += 1;
+        let lines = cell(ran, room, all - seen < WITH_SOURCE);
+        let own = ran.cpu as usize;
+        let lanes: Vec<_> = ran.lanes.iter().map(|&standing| mark(standing)).collect();
         for (i, (tone, text)) in lines.iter().enumerate() {
-            let step = if i == 0 { stretch.steps.to_string() } else { String::new() };
+            let step = if i == 0 { ran.steps.to_string() } else { String::new() };
             let mut line = format!("{step:>9}  ");
             if in_columns {
                 for (cpu, lane) in lanes.iter().enumerate() {
@@ -134,61 +128,36 @@ pub(super) fn draw(
             }
             writeln!(out, "{}", line.trim_end())?;
         }
-        if let Some(lane) = lanes.get_mut(own) {
-            *lane = match stretch.why {
-                Why::Waits => WAITING,
-                Why::Idle => IDLE,
-                Why::Dead => OFF,
-                Why::Switched | Why::Interrupted | Why::Started(_) | Why::Over => ON_ITS_WAY,
-            };
-        }
-        if let Why::Started(cpu) = stretch.why
-            && let Some(lane) = lanes.get_mut(cpu as usize)
-        {
-            *lane = ON_ITS_WAY;
-        }
     }
     Ok(())
 }
 
 /// What there is to say of a stretch, in lines of `room` characters at most.
-fn cell(
-    stretch: &Stretch,
-    room: usize,
-    with_source: bool,
-    places: &mut Places,
-) -> Vec<(Tone, String)> {
+fn cell(ran: &Ran, room: usize, with_source: bool) -> Vec<(Tone, String)> {
     let mut lines = Vec::new();
     let mut say = |tone, text: &str| {
         lines.extend(wrap(text, room).into_iter().map(|line| (tone, line)));
     };
-    for note in &stretch.notes {
+    for note in &ran.notes {
         say(Tone::Note, &format!("- {note}"));
     }
-    match &stretch.place {
-        Some(place) => {
-            say(Tone::Place, &place.to_string());
-            if with_source && let Some(text) = places.source(place) {
-                let text = format!("  {text}");
+    match &ran.spot {
+        Some(spot) => {
+            say(Tone::Place, &spot.text);
+            if with_source
+                && let Some(line) = spot.source.iter().find(|line| line.line == spot.line)
+            {
+                let text = format!("  {}", line.text.trim());
                 say(Tone::Source, &text.chars().take(room).collect::<String>());
             }
         }
         // Nobody asked where a CPU stands at the end of a run that went well.
-        None if stretch.why == Why::Over => {}
+        None if ran.is_last => {}
         None => say(Tone::Place, "somewhere"),
     }
-    let why = match stretch.why {
-        Why::Switched => "=> another one's turn".to_owned(),
-        Why::Waits => "=> waits".to_owned(),
-        Why::Idle => "=> idle".to_owned(),
-        Why::Dead => "=> dead".to_owned(),
-        Why::Interrupted => "=> its timer interrupts it".to_owned(),
-        Why::Started(cpu) => format!("=> starts CPU {cpu}"),
-        Why::Over => "=> the end".to_owned(),
-    };
-    match stretch.change {
-        Some(change) => say(Tone::Mark, &format!("{why} (change {change})")),
-        None => say(Tone::Note, &why),
+    match ran.change {
+        Some(change) => say(Tone::Mark, &format!("=> {} (change {change})", ran.why)),
+        None => say(Tone::Note, &format!("=> {}", ran.why)),
     }
     lines
 }
@@ -236,7 +205,8 @@ pub(in crate::fuzz) fn wrap(text: &str, room: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::diag::Symbols;
-    use crate::fuzz::picture::place::Place;
+    use crate::fuzz::picture::place::{Place, Places};
+    use crate::fuzz::picture::rows::{Row, Stretch, Why};
 
     fn stretch(cpu: u32, why: Why, function: &str) -> Row {
         let place = Place {
@@ -271,7 +241,7 @@ mod tests {
         let mut out = Vec::new();
         let mut places = Places::new(Symbols::load(b""));
         let style = Style { width, colours };
-        draw(&mut out, style, (cpus, 1), &rows(), &mut places).unwrap();
+        draw(&mut out, style, &Drawing::of((cpus, 1), &rows(), &mut places, 4)).unwrap();
         String::from_utf8(out).unwrap()
     }
 

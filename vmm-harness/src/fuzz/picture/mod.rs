@@ -2,6 +2,7 @@
 //! over, and what happened meanwhile.
 
 mod draw;
+mod drawing;
 mod place;
 mod rows;
 
@@ -11,9 +12,11 @@ use percpu_guest::abi::Stay;
 
 use crate::diag::Symbols;
 use crate::machine::{Outcome, Scenario};
+use crate::report::events::addresses;
 
 pub use draw::Style;
 pub(super) use draw::wrap;
+pub use drawing::{Drawing, DrawnRow, Ran, SourceLine, Spot, Standing};
 use place::Places;
 
 /// What it takes to draw runs of a guest.
@@ -37,21 +40,30 @@ impl Picture {
         self.places.of(&stay.sites).map(|place| place.to_string())
     }
 
-    /// Draws a run: all of it, or what matters. `strikes` is what each change of the schedule did.
-    pub(crate) fn draw(
+    /// The static variable that an object lies in, by the addresses in its name.
+    pub(super) fn variable(&self, object: &str) -> Option<String> {
+        addresses(object).into_iter().find_map(|address| self.places.variable(address))
+    }
+
+    /// A run in rows: all of it, or what matters. `strikes` is what each change of the schedule did.
+    pub(crate) fn drawing(
         &mut self,
-        out: &mut impl Write,
-        scenario: &Scenario,
-        outcome: &Outcome,
+        (scenario, outcome): (&Scenario, &Outcome),
         strikes: &[Option<Stay>],
         all: bool,
-    ) -> io::Result<()> {
+    ) -> Drawing {
         let mut rows = rows::all(scenario, outcome, strikes, &mut self.places);
         if !all {
             rows = rows::fold(rows);
         }
         let topology = scenario.topology;
         let cpus = (topology.possible, topology.boot_cpus);
-        draw::draw(out, self.style, cpus, &rows, &mut self.places)
+        let with_source = if all { draw::WITH_SOURCE } else { usize::MAX };
+        Drawing::of(cpus, &rows, &mut self.places, with_source)
+    }
+
+    /// Draws it.
+    pub(crate) fn draw(&self, out: &mut impl Write, drawing: &Drawing) -> io::Result<()> {
+        draw::draw(out, self.style, drawing)
     }
 }

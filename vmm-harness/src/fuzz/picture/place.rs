@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::drawing::SourceLine;
 use crate::diag::{SourceFrame, Symbols, source};
 
 /// Parts of the paths of files whose functions are there for others: what a reader wants to know is
@@ -61,6 +62,11 @@ impl Places {
         Self { symbols, frames: HashMap::new(), sources: HashMap::new() }
     }
 
+    /// The static variable that an address is in.
+    pub(super) fn variable(&self, address: u64) -> Option<String> {
+        self.symbols.variable(address)
+    }
+
     /// The place for return addresses, the innermost first.
     pub(super) fn of(&mut self, sites: &[u64]) -> Option<Place> {
         let mut frames = Vec::new();
@@ -73,11 +79,20 @@ impl Places {
         choose(&frames)
     }
 
-    /// The text of the line, if the file is there.
-    pub(super) fn source(&mut self, place: &Place) -> Option<String> {
+    /// The lines around a place and its own, if the file is there and the line is not empty.
+    pub(super) fn around(&mut self, place: &Place, lines: u32) -> Vec<SourceLine> {
         let file = self.sources.entry(place.path.clone()).or_insert_with(|| read(&place.path));
-        let line = file.as_ref()?.lines().nth(place.line.checked_sub(1)? as usize)?;
-        Some(line.trim().to_owned()).filter(|line| !line.is_empty())
+        let own = place.line;
+        let Some(file) = file.as_ref().filter(|_| own > 0) else { return Vec::new() };
+        let first = own.saturating_sub(lines).max(1);
+        let all: Vec<_> = (1u32..)
+            .zip(file.lines())
+            .skip(first as usize - 1)
+            .take_while(|(line, _)| *line <= own + lines)
+            .map(|(line, text)| SourceLine { line, text: text.to_owned() })
+            .collect();
+        let is_told = all.iter().any(|line| line.line == own && !line.text.trim().is_empty());
+        if is_told { all } else { Vec::new() }
     }
 }
 
@@ -226,11 +241,14 @@ mod tests {
         let mut places = Places::new(Symbols::load(b""));
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuzz/picture/place.rs");
         let place = Place { path: path.into(), line: 2, ..Place::default() };
-        let text = places.source(&place).unwrap();
-        assert!(text.contains("in the function that called it"), "{text}");
-        assert_eq!(places.source(&Place { line: 0, ..place.clone() }), None);
-        assert_eq!(places.source(&Place { line: 1_000_000, ..place }), None);
+        let lines = places.around(&place, 1);
+        let numbers: Vec<_> = lines.iter().map(|line| line.line).collect();
+        assert_eq!(numbers, [1, 2, 3]);
+        assert!(lines[1].text.contains("in the function that called it"), "{lines:?}");
+        assert_eq!(places.around(&Place { line: 1, ..place.clone() }, 2).len(), 3);
+        assert_eq!(places.around(&Place { line: 0, ..place.clone() }, 1), []);
+        assert_eq!(places.around(&Place { line: 1_000_000, ..place }, 1), []);
         let nowhere = Place { path: "/nowhere.rs".into(), line: 1, ..Place::default() };
-        assert_eq!(places.source(&nowhere), None);
+        assert_eq!(places.around(&nowhere, 1), []);
     }
 }
