@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use process::{Running, ended, harness, json, scratch, vm};
+use process::{Running, alone, ended, harness, json, scratch};
 use quick_junit::{Report, TestCaseStatus};
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ fn broken(report: &Report) -> Vec<(&str, &str)> {
 
 #[test]
 fn a_good_run_has_a_lane_a_cpu_in_each_form() {
-    let Some(_vm) = vm("a_good_run_has_a_lane_a_cpu_in_each_form") else { return };
+    let _alone = alone();
     let files = Files::new("good");
     ended(files.ask(run("2").args(["--plugs", "6"]))).with_status(0);
     let (report, junit, page) = files.read();
@@ -111,7 +111,7 @@ fn a_good_run_has_a_lane_a_cpu_in_each_form() {
 
 #[test]
 fn a_crash_is_told_in_each_form() {
-    let Some(_vm) = vm("a_crash_is_told_in_each_form") else { return };
+    let _alone = alone();
     let files = Files::new("crash");
     ended(files.ask(run("3").args(["--seconds", FOREVER, "--fault", "panic"]))).with_status(4);
     let (report, junit, page) = files.read();
@@ -128,7 +128,7 @@ fn a_crash_is_told_in_each_form() {
 
 #[test]
 fn an_interrupted_run_writes_all_forms() {
-    let Some(_vm) = vm("an_interrupted_run_writes_all_forms") else { return };
+    let _alone = alone();
     let files = Files::new("interrupted");
     let mut running = Running::start(files.ask(run("2").args(["--seconds", FOREVER])));
     while !running.line().expect("the run goes on").contains("checks") {}
@@ -141,7 +141,7 @@ fn an_interrupted_run_writes_all_forms() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_refused_before_the_run() {
-    let Some(_vm) = vm("a_file_that_cannot_be_written_is_refused_before_the_run") else { return };
+    let _alone = alone();
     for option in ["--json", "--junit", "--html"] {
         let path = "/nonexistent/report";
         ended(run("1").args(["--seconds", FOREVER, option, path])).refused(path);
@@ -150,7 +150,7 @@ fn a_file_that_cannot_be_written_is_refused_before_the_run() {
 
 #[test]
 fn a_scenario_is_told_row_by_row() {
-    let Some(_vm) = vm("a_scenario_is_told_row_by_row") else { return };
+    let _alone = alone();
     let files = Files::new("scenario");
     let mut replay = harness();
     replay.args(["replay", "3"]).env("PERCPU_GUEST_IMAGE", common::steps_image());

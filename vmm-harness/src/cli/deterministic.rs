@@ -234,17 +234,17 @@ fn write(
 ) -> Result<(), Error> {
     // As in `run`: a closed pipe is the reader's choice.
     let _ = fuzz::write_report(&mut std::io::stdout().lock(), report);
-    let coverage = report.coverage.as_ref().zip(image);
-    let source =
-        || coverage.map(|(coverage, image)| SourceCoverage::of(image, coverage)).transpose();
-    let page = || Ok(fuzz::campaign_page(report, source()?.as_ref()).render());
+    let wanted = outputs.html.is_some() || lcov.is_some();
+    let coverage = report.coverage.as_ref().zip(image).filter(|_| wanted);
+    // What goes wrong here is no reason to lose the other files.
+    let source = coverage.map(|(coverage, image)| SourceCoverage::of(image, coverage)).transpose();
+    let page =
+        || Ok(fuzz::campaign_page(report, source.as_ref().ok().and_then(Option::as_ref)).render());
     let written = outputs.write(|| report.to_json(), || report.to_junit(), page);
-    if let Some(path) = lcov
-        && let Some(source) = source()?
-    {
-        write_lcov_file(path, &source)?;
+    match (source?, lcov) {
+        (Some(source), Some(path)) => write_lcov_file(path, &source).and(written),
+        _ => written,
     }
-    written
 }
 
 pub fn merge(args: &MergeArgs) -> Result<Status, Error> {
