@@ -76,7 +76,7 @@ fn tell_failure(page: &mut Page, report: &RunReport, moment: &str) {
         let heading = format!("{} is broken", first.invariant);
         page.section("violation", &heading, failure::violation(first, timeline.moment));
     }
-    if let Some(lanes) = overview::around(timeline, moment) {
+    if let Some(lanes) = overview::around(timeline, moment, report.verdict == Verdict::Hung) {
         page.section("moment", "The moment", lanes);
     }
     // Of a crash the CPU it is about tells most, of a violation the events do.

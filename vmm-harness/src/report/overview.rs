@@ -12,6 +12,8 @@ const POINTS: usize = 120;
 /// Seconds around the moment in question that are drawn large: before and after it.
 const BEFORE: f64 = 0.25;
 const AFTER: f64 = 0.02;
+/// The same before a hang, which is noticed seconds after it began.
+const BEFORE_HANG: f64 = 4.5;
 /// Up to so many seconds all is drawn anyway.
 const SHORT: f64 = 0.4;
 
@@ -177,9 +179,10 @@ pub(crate) fn whole(timeline: &Timeline, moment: &str) -> Markup {
 }
 
 /// The lanes around the moment in question, if there is more than that.
-pub(crate) fn around(timeline: &Timeline, moment: &str) -> Option<Markup> {
+pub(crate) fn around(timeline: &Timeline, moment: &str, is_hang: bool) -> Option<Markup> {
+    let before = if is_hang { BEFORE_HANG } else { BEFORE };
     let at = timeline.moment.filter(|_| timeline.end > SHORT)?;
-    let range = ((at - BEFORE).max(0.0), (at + AFTER).min(timeline.end.max(at)));
+    let range = ((at - before).max(0.0), (at + AFTER).min(timeline.end.max(at)));
     let caption = format!("CPUs from {} before it on", length(at - range.0));
     let lanes = lanes(timeline, &caption, range, moment);
     Some(html! { (lanes) })
