@@ -25,12 +25,7 @@ const REGRESSIONS: [&str; 2] = ["A1", "C1"];
 /// Checks form, lints, documentation, builds for other machines, the locks' models, short runs on both
 /// machines, a few regressions, tests.
 pub fn ci(args: &Args) -> Result<ExitCode> {
-    let no_vm = !kvm::exists();
-    if no_vm {
-        println!("WARNING: there is no /dev/kvm: NOTHING THAT RUNS A GUEST IS TESTED");
-    } else {
-        kvm::require()?;
-    }
+    let no_vm = kvm::warn_if_missing();
     let (sh, cargo) = (cargo::shell()?, cargo::cargo());
     let mut parts = Parts::default();
     parts.part("form", || {
@@ -59,19 +54,17 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     parts.part("other machines, one CPU", builds::builds);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));
     parts.part("larger models", || cargo::run(shuttle::models(None)?));
-    if !no_vm {
-        parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
-        parts.part("seeds, each twice", || {
-            let args = ["--seeds", "0..200", "--verify"].map(Into::into);
-            succeed(fuzz::command("fuzz", &args)?)
-        });
-        parts.part("a short fuzz, with the corpus", || succeed(short_fuzz()?));
-        parts.part("scenarios with all CPUs at once", || {
-            let args = ["--machine", "parallel", "--time", "10"].map(Into::into);
-            succeed(fuzz::command("fuzz", &args)?)
-        });
-        parts.part("a few regressions", || mutants::look_for(&REGRESSIONS));
-    }
+    parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
+    parts.part("seeds, each twice", || {
+        let args = ["--seeds", "0..200", "--verify"].map(Into::into);
+        succeed(fuzz::command("fuzz", &args)?)
+    });
+    parts.part("a short fuzz, with the corpus", || succeed(short_fuzz()?));
+    parts.part("scenarios with all CPUs at once", || {
+        let args = ["--machine", "parallel", "--time", "10"].map(Into::into);
+        succeed(fuzz::command("fuzz", &args)?)
+    });
+    parts.part("a few regressions", || mutants::look_for(&REGRESSIONS));
     if !args.no_tests {
         test::tests(&test::Args::all(no_vm), &mut parts)?;
     }

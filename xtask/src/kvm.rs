@@ -3,21 +3,11 @@
 use std::fs::File;
 use std::io::ErrorKind;
 
-use anyhow::{Result, anyhow};
-
 const KVM: &str = "/dev/kvm";
 
-/// Whether the device is there at all.
-pub fn exists() -> bool {
-    std::path::Path::new(KVM).exists()
-}
-
-/// An error that says what to do unless `/dev/kvm` can be opened.
-pub fn require() -> Result<()> {
-    let error = match File::options().read(true).write(true).open(KVM) {
-        Ok(_) => return Ok(()),
-        Err(error) => error,
-    };
+/// Why `/dev/kvm` cannot be used and what to do about that, if it cannot.
+pub fn missing() -> Option<String> {
+    let error = File::options().read(true).write(true).open(KVM).err()?;
     let what_to_do = match error.kind() {
         ErrorKind::NotFound => {
             "load the kvm_intel or kvm_amd module, or in a container pass --device /dev/kvm"
@@ -27,7 +17,13 @@ pub fn require() -> Result<()> {
         }
         _ => "see what `cargo xtask doctor` says",
     };
-    Err(anyhow!(
-        "{KVM} cannot be opened ({error}): {what_to_do}, or leave out what needs it with --no-vm"
-    ))
+    Some(format!("{KVM} cannot be opened ({error}): {what_to_do}"))
+}
+
+/// Says what that means for tests, if it is so, and whether it is.
+pub fn warn_if_missing() -> bool {
+    let Some(why) = missing() else { return false };
+    println!("WARNING: {why}");
+    println!("GUESTS RUN AS THREADS OF A PROCESS: ring 0, INIT-SIPI and benchmarks are not tested");
+    true
 }

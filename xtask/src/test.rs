@@ -10,24 +10,24 @@ use xshell::cmd;
 use crate::parts::Parts;
 use crate::{cargo, examples, guest, kvm};
 
-/// Tells tests that need a virtual machine to leave themselves out.
+/// Tells tests to have no virtual machines: guests run as threads, what needs KVM is left out.
 const NO_VM: &str = "PERCPU_NO_VM";
 /// The part of the crates below `examples`.
 const EXAMPLES: &str = "crates of their own, below examples";
-/// How the names of guest tests begin: by the ring they run in.
-const GUEST_TESTS: [&str; 2] = ["ring0::", "ring3::"];
+/// How the names of guest tests begin: by the ring they run in, or as threads.
+const GUEST_TESTS: [&str; 3] = ["ring0::", "ring3::", "threads::direct::"];
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Only tests whose name contains this
     filter: Option<OsString>,
-    /// Leave out what needs a virtual machine
+    /// Run guests as threads of a process, and leave out what needs a virtual machine
     #[arg(long)]
     no_vm: bool,
 }
 
 impl Args {
-    /// Every test, or every one that needs no virtual machine.
+    /// Every test, or those that can do without a virtual machine.
     pub fn all(no_vm: bool) -> Self {
         Self { filter: None, no_vm }
     }
@@ -35,11 +35,9 @@ impl Args {
 
 /// Runs all tests.
 pub fn test(args: &Args) -> Result<ExitCode> {
-    if !args.no_vm {
-        kvm::require()?;
-    }
     let mut parts = Parts::default();
-    tests(args, &mut parts)?;
+    let no_vm = args.no_vm || kvm::warn_if_missing();
+    tests(&Args { no_vm, filter: args.filter.clone() }, &mut parts)?;
     Ok(parts.exit_code())
 }
 
@@ -47,21 +45,17 @@ pub fn test(args: &Args) -> Result<ExitCode> {
 pub fn tests(args: &Args, parts: &mut Parts) -> Result<()> {
     let image = guest::image()?;
     let host = "host tests and the examples in the documentation";
-    if args.no_vm {
-        println!("LEFT OUT (--no-vm): guest tests, and host tests that run a guest");
-        parts.part(EXAMPLES, || {
-            ensure!(examples::tests(args.filter.as_ref(), Some(NO_VM))?, "a test failed");
-            Ok(())
-        });
-        parts.last(host, || cargo::succeeds(host_tests(args, &image)?));
-    } else {
-        parts.part(host, || cargo::run(host_tests(args, &image)?));
-        parts.part(EXAMPLES, || {
-            ensure!(examples::tests(args.filter.as_ref(), None)?, "a test failed");
-            Ok(())
-        });
-        parts.last("guest tests, in rings 3 and 0", || cargo::succeeds(guest_tests(args, &image)?));
-    }
+    parts.part(host, || cargo::run(host_tests(args, &image)?));
+    let no_vm = args.no_vm.then_some(NO_VM);
+    parts.part(EXAMPLES, || {
+        ensure!(examples::tests(args.filter.as_ref(), no_vm)?, "a test failed");
+        Ok(())
+    });
+    let guest = match args.no_vm {
+        true => "guest tests, as threads only",
+        false => "guest tests, in rings 3 and 0 and as threads",
+    };
+    parts.last(guest, || cargo::succeeds(guest_tests(args, &image)?));
     Ok(())
 }
 
@@ -74,14 +68,22 @@ fn host_tests(args: &Args, image: &Path) -> Result<Command> {
     let tests = cmd!(sh, "{cargo} test --workspace --no-fail-fast -- {filter...} {skip...}")
         .env(cargo::IMAGE, image)
         .env(cargo::STEPS_IMAGE, guest::image_for_steps()?);
-    Ok(if args.no_vm { tests.env(NO_VM, "1") } else { tests.env_remove(NO_VM) }.into())
+    Ok(with_or_without(args, tests.into()))
 }
 
 fn guest_tests(args: &Args, image: &Path) -> Result<Command> {
     let (sh, cargo) = (cargo::shell()?, cargo::cargo());
     let filter = &args.filter;
-    let tests = cmd!(sh, "{cargo} test --workspace --test guest -- {filter...}")
-        .env(cargo::IMAGE, image)
-        .env_remove(NO_VM);
-    Ok(tests.into())
+    let tests =
+        cmd!(sh, "{cargo} test --workspace --test guest -- {filter...}").env(cargo::IMAGE, image);
+    Ok(with_or_without(args, tests.into()))
+}
+
+/// Virtual machines.
+fn with_or_without(args: &Args, mut tests: Command) -> Command {
+    match args.no_vm {
+        true => tests.env(NO_VM, "1"),
+        false => tests.env_remove(NO_VM),
+    };
+    tests
 }
