@@ -130,7 +130,6 @@ const GUARD: usize = 4096;
 
 struct Stack {
     memory: *mut libc::c_void,
-    before: libc::stack_t,
 }
 
 impl Stack {
@@ -147,24 +146,65 @@ impl Stack {
             libc::mprotect(memory, GUARD, libc::PROT_NONE);
             let stack =
                 libc::stack_t { ss_sp: memory.byte_add(GUARD), ss_flags: 0, ss_size: STACK };
-            let mut before = MaybeUninit::zeroed();
-            if libc::sigaltstack(&stack, before.as_mut_ptr()) != 0 {
+            if libc::sigaltstack(&stack, ptr::null_mut()) != 0 {
                 let error = errno();
                 libc::munmap(memory, GUARD + STACK);
                 return Err(error);
             }
-            Ok(Self { memory, before: before.assume_init() })
+            Ok(Self { memory })
         }
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: no handler runs on this thread, which is here; the stack before is valid again, and
-        // this one is used by nobody then.
+        // Not the one that the thread had before: by now its owner has given it back.
+        let none =
+            libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: STACK };
+        // SAFETY: no handler runs on this thread, which is here. From now on handlers run on the thread's
+        // own stack, and this one is used by nobody.
         unsafe {
-            libc::sigaltstack(&self.before, ptr::null_mut());
+            libc::sigaltstack(&none, ptr::null_mut());
             libc::munmap(self.memory, GUARD + STACK);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    /// Where a signal's handler would run when the last destructor of a thread does.
+    static AT_THE_END: AtomicI32 = AtomicI32::new(-1);
+
+    struct Last;
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
+            // SAFETY: the call writes what is in effect.
+            let flags = unsafe {
+                libc::sigaltstack(ptr::null(), stack.as_mut_ptr());
+                stack.assume_init().ss_flags
+            };
+            AT_THE_END.store(flags, Ordering::Relaxed);
+        }
+    }
+
+    /// Threads are kicked until they are joined: a signal may come at their very end.
+    #[test]
+    fn a_thread_that_ends_leaves_no_stack_behind_that_is_gone() {
+        std::thread::spawn(|| {
+            thread_local! {
+                static LAST: Last = const { Last };
+            }
+            // What is made first is dropped last.
+            LAST.with(|_| ());
+            ensure_stack().unwrap();
+        })
+        .join()
+        .unwrap();
+        assert_eq!(AT_THE_END.load(Ordering::Relaxed), libc::SS_DISABLE);
     }
 }
