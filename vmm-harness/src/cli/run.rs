@@ -145,8 +145,12 @@ fn replay_command(config: &RunConfig, workload: &str) -> String {
         Length::Plugs(plugs) => format!("--plugs {plugs}"),
         Length::Passes(passes) => format!("--passes {passes}"),
     };
+    let fault = match config.fault {
+        Fault::None => String::new(),
+        fault => format!(" --fault {}", fault.name()),
+    };
     format!(
-        "{} run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}",
+        "{} run --cpus {} --max-cpus {} {length} --workload {workload} --boot {} --ring {} --seed {:#x}{fault}",
         program(),
         config.cpus,
         config.max_cpus,

@@ -191,15 +191,7 @@ fn one_failure(failure: &Failure, times: usize) -> Markup {
 fn found(told: Option<&Told>) -> Markup {
     let Some(violation) = told.and_then(|told| told.violations.first()) else { return html! {} };
     let mut lines = vec![("found", html! { (violation.detail) })];
-    if !violation.seen.is_empty() {
-        lines.push(("seen", html! { code.bad { (violation.seen) } }));
-        lines.push(("expected", html! { code { (violation.expected) } }));
-    }
-    let place = html! {
-        code { (violation.object) }
-        @if let Some(symbol) = &violation.symbol { ", which is in " code { (symbol) } }
-    };
-    lines.push(("where", place));
+    lines.extend(failure::seen(violation));
     facts(lines)
 }
 

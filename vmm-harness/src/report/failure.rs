@@ -12,25 +12,11 @@ const OPEN: usize = 40;
 
 /// A violation: what is broken, what it says, what was seen in place of what, and where.
 pub(crate) fn violation(violation: &Violation, at: Option<f64>) -> Markup {
-    let Violation { invariant, cpu, object, seen, expected, detail, seq, tsc, times, symbol } =
-        violation;
-    let mut lines = vec![(
-        "invariant",
-        html! {
-            b { (invariant) } @if !judge::meaning(invariant).is_empty() { ": " (judge::meaning(invariant)) }
-        },
-    )];
-    if !seen.is_empty() || !expected.is_empty() {
-        lines.push(("seen", html! { code.bad { (seen) } }));
-        lines.push(("expected", html! { code { (expected) } }));
-    }
-    lines.push((
-        "where",
-        html! {
-            code { (object) }
-            @if let Some(symbol) = symbol { ", which is in " code { (symbol) } }
-        },
-    ));
+    let Violation { invariant, cpu, detail, seq, tsc, times, .. } = violation;
+    let meaning = judge::meaning(invariant);
+    let name = html! { b { (invariant) } @if !meaning.is_empty() { ": " (meaning) } };
+    let mut lines = vec![("invariant", name)];
+    lines.extend(seen(violation));
     if let Some(cpu) = cpu {
         lines.push(("CPU", html! { (cpu) }));
     }
@@ -47,6 +33,22 @@ pub(crate) fn violation(violation: &Violation, at: Option<f64>) -> Markup {
         p { (detail) }
         (facts(lines))
     }
+}
+
+/// What a violation saw in place of what, and where.
+pub(crate) fn seen(violation: &Violation) -> Vec<(&'static str, Markup)> {
+    let Violation { object, seen, expected, symbol, .. } = violation;
+    let mut lines = Vec::new();
+    if !seen.is_empty() || !expected.is_empty() {
+        lines.push(("seen", html! { code.bad { (seen) } }));
+        lines.push(("expected", html! { code { (expected) } }));
+    }
+    let place = html! {
+        code { (object) }
+        @if let Some(symbol) = symbol { ", which is in " code { (symbol) } }
+    };
+    lines.push(("where", place));
+    lines
 }
 
 /// Events of all CPUs, one below the other, with the moment of the violation among them; `unit` is that

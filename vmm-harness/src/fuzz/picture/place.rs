@@ -116,11 +116,19 @@ fn choose(frames: &[SourceFrame]) -> Option<Place> {
     });
     Some(Place {
         function: frame.function.as_deref().map_or("?".into(), short),
-        file: self::own(&path)?.replacen("/src/", "/", 1).replacen("percpu-", "", 1),
+        file: brief(self::own(&path)?),
         line: frame.line?,
         path,
         workload,
     })
+}
+
+/// The path as it is shown: `core/counter/node.rs` of `percpu-core/src/counter/node.rs`.
+fn brief(path: &str) -> String {
+    match path.strip_prefix("percpu-") {
+        Some(own) => own.replacen("/src/", "/", 1),
+        None => path.to_owned(),
+    }
 }
 
 /// The path from one of our crates on; of a guest's own code, from here on if it lies below.
