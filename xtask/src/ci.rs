@@ -52,8 +52,11 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         examples::documentation()
     });
     parts.part("other machines, one CPU", builds::builds);
+    let ahead = std::thread::spawn(build_ahead);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));
     parts.part("larger models", || cargo::run(shuttle::models(None)?));
+    // What went wrong there goes wrong again below, and is said then.
+    let _ = ahead.join();
     parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));
     parts.part("seeds, each twice", || {
         let args = ["--seeds", "0..200", "--verify"].map(Into::into);
@@ -69,6 +72,12 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
         test::tests(&test::Args::all(no_vm), &mut parts)?;
     }
     Ok(parts.exit_code())
+}
+
+/// Builds what the runs after the models need. Models leave a core idle for minutes.
+fn build_ahead() {
+    let _ = run::command(&[]);
+    let _ = fuzz::command("fuzz", &[]);
 }
 
 /// `vmm-harness fuzz` for half a minute, from what earlier ones have kept.
