@@ -3,9 +3,9 @@
 //!
 //! - [`abi`]: shared memory. Both sides compile it: the kernel writes these structures, the host reads
 //!   them from raw guest memory.
-//! - [`kernel`], with the feature of that name: interrupts, preemptible threads that migrate, CPUs that
+//! - `kernel`, with the feature of that name: interrupts, preemptible threads that migrate, CPUs that
 //!   come and go. A program that uses it is a guest; what it tests and what it does all day it declares by
-//!   [`#[test]`](macro@test) and [`#[workload]`](macro@workload).
+//!   `#[percpu_guest::test]` and `#[percpu_guest::workload]`.
 #![no_std]
 
 pub mod abi;

@@ -8,7 +8,7 @@
 //! What executes the guest's instructions is an [`Engine`]: a board, which has the memory and makes CPUs,
 //! and the CPUs, each of which executes until the guest calls the host. Everything above (threads and
 //! their orders, doorbells, the judge, reports) is the same whatever the engine, and so is the guest.
-//! [`kvm`] is the ordinary one; [`threads`] is for hosts without it.
+//! `kvm` is the ordinary one; `threads` is for hosts without it.
 
 mod alarm;
 mod boot;

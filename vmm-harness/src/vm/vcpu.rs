@@ -52,9 +52,9 @@ pub enum VmEventKind {
 /// Why a vCPU cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Crash {
-    /// The guest kernel panicked; the address of its [`abi::PanicRecord`].
+    /// The guest kernel panicked; the address of its [`PanicRecord`](percpu_guest::abi::PanicRecord).
     Panic(u64),
-    /// An exception nobody expected; the address of its [`abi::ExceptionFrame`].
+    /// An exception nobody expected; the address of its [`ExceptionFrame`](percpu_guest::abi::ExceptionFrame).
     Exception(u64),
     /// An exception while a double fault was delivered.
     TripleFault,
