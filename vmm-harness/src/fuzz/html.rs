@@ -240,7 +240,7 @@ fn summary(report: &FuzzReport) -> Markup {
             ("equal runs", html! {
                 @if report.verify { (report.verified) " of " (report.runs) } @else { "not asked for" }
             }),
-            ("guest", html! { code { (report.image) } ", ring " (report.ring) }),
+            ("guest", html! { code { (report.image) } ", engine " (report.engine) ", ring " (report.ring) }),
         ]))
     }
 }

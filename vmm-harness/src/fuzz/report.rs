@@ -10,6 +10,7 @@ use crate::coverage::{Coverage, Features};
 use crate::error::Status;
 use crate::machine::Outcome;
 use crate::report::{file, junit};
+use crate::vm::Engine;
 
 /// Version of the JSON form.
 pub(super) const SCHEMA: u32 = 2;
@@ -23,6 +24,9 @@ pub struct FuzzReport {
     pub machine: MachineKind,
     /// [`image_name`](super::image_name) of the guest.
     pub image: String,
+    /// What ran the guest; of reports that were merged the first one's.
+    #[serde(default)]
+    pub engine: Engine,
     /// The guest's privilege level.
     pub ring: u8,
     /// Threads that ran scenarios.
@@ -85,8 +89,9 @@ impl FuzzReport {
             schema: SCHEMA,
             machine: config.machine,
             image,
+            engine: config.host.engine,
             ring: config.ring,
-            jobs: config.jobs,
+            jobs: config.jobs_at_once(),
             shard: Some(config.shard.to_string()),
             seeds: Vec::new(),
             runs: 0,
@@ -197,7 +202,7 @@ pub fn write_report(out: &mut impl Write, report: &FuzzReport) -> io::Result<()>
     let seeds: Vec<_> = report.seeds.iter().map(|(from, to)| format!("{from}..{to}")).collect();
     let seeds =
         if seeds.is_empty() { "no seeds".into() } else { format!("seeds {}", seeds.join(", ")) };
-    write!(out, "{seeds}, ring {}", report.ring)?;
+    write!(out, "{seeds}, engine {}, ring {}", report.engine, report.ring)?;
     if report.jobs > 1 {
         write!(out, ", {} jobs", report.jobs)?;
     }

@@ -186,6 +186,7 @@ fn what(report: &RunReport) -> Markup {
             ("CPUs", html! {
                 (cpus.possible) " possible, " (cpus.boot) " at boot, started by " (report.boot)
             }),
+            ("engine", html! { (report.engine) ": " (report.engine_reason) }),
             ("ring", html! { (report.ring) }),
             ("plugs", html! {
                 (grouped(plugs.up)) " up, " (grouped(plugs.down)) " down, " (grouped(plugs.failed))

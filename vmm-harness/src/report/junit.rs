@@ -79,6 +79,7 @@ pub(super) fn of_run(report: &RunReport) -> Report {
     let class = "percpu.run";
     let properties = [
         ("seed", report.seed.to_string()),
+        ("engine", report.engine.to_string()),
         ("ring", report.ring.to_string()),
         ("boot", report.boot.clone()),
         ("replay", report.replay.clone()),
