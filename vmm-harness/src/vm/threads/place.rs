@@ -75,7 +75,14 @@ impl Lodger {
                 bytes >> 20
             )));
         }
-        let file = memory_file(bytes).map_err(|source| Error::memory(bytes, source))?;
+        let file = memory_file(bytes).map_err(|source| match source.raw_os_error() {
+            Some(libc::EFBIG) => Error::Threads(format!(
+                "its memory is a file of {} MiB, more than this process may make: raise the limit \
+                 of file sizes (ulimit -f)",
+                bytes >> 20
+            )),
+            _ => Error::memory(bytes, source),
+        })?;
         let file = FileOffset::from_arc(Arc::new(file), 0);
         let range = (GuestAddress(0), bytes as usize, Some(file.clone()));
         let mem = GuestMemoryMmap::from_ranges_with_files([range])
@@ -244,6 +251,12 @@ fn memory_file(bytes: u64) -> io::Result<std::fs::File> {
             }
         }
     };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes `limit`.
+    if unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } == 0 && limit.rlim_cur < bytes {
+        // To try would end the process by a signal.
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
     // Kernels before 6.3 do not know that it may be asked for.
     let file = create(libc::MFD_CLOEXEC | EXECUTABLE).or_else(|_| create(libc::MFD_CLOEXEC))?;
     file.set_len(bytes)?;
