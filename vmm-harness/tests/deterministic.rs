@@ -66,6 +66,28 @@ fn a_run_is_the_same_on_all_engines() {
     }
 }
 
+/// The same of machines that are kept from run to run, and put back each time.
+#[test]
+fn a_campaign_is_the_same_on_all_engines() {
+    if common::no_vm() {
+        return;
+    }
+    let campaign = |engine: &str| {
+        let name = format!("campaign-{engine}.json");
+        let json = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let file = json.to_str().expect("UTF-8");
+        let more = ["--ring", "3", "--engine", engine, "--json", file];
+        let output = harness(&[&["fuzz", "--seeds", "0..100"][..], &more].concat());
+        assert!(output.status.success(), "{engine}: {}", stdout(&output));
+        let report: Value =
+            serde_json::from_slice(&std::fs::read(&json).expect("a report")).expect("JSON");
+        assert_eq!(report["engine"], engine);
+        ["runs", "steps", "exits", "plugs", "failed_plugs", "checks", "edges", "switches", "corpus"]
+            .map(|name| (name, report[name].as_u64().expect("a number")))
+    };
+    assert_eq!(campaign("kvm"), campaign("threads"));
+}
+
 #[test]
 fn an_image_that_does_not_count_steps_is_refused() {
     let output = Command::new(env!("CARGO_BIN_EXE_vmm-harness"))
