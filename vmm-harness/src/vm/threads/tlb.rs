@@ -111,3 +111,64 @@ impl Tlb {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::place::PLACE;
+    use super::*;
+    use percpu_guest::abi::{CHUNK_SPACE, PAGE_TABLES};
+
+    /// Tables of the chunk space's first pages, and two pages.
+    const TABLES: u64 = 0x2_0000;
+    const PAGES: [u64; 2] = [0x30_0000, 0x30_1000];
+    const MAPPED: u64 = 7;
+
+    /// What the process reads at an address, if it can.
+    fn seen(virt: u64) -> Option<u8> {
+        let (mut ends, mut byte) = ([0; 2], 0_u8);
+        // SAFETY: a pipe of our own. The kernel reads the address for us, and fails where we would fault.
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let at = std::ptr::without_provenance::<libc::c_void>(virt as usize);
+            let wrote = libc::write(ends[1], at, 1) == 1;
+            assert!(wrote || super::super::signals::errno() == libc::EFAULT);
+            if wrote {
+                assert_eq!(libc::read(ends[0], (&raw mut byte).cast(), 1), 1);
+            }
+            for end in ends {
+                libc::close(end);
+            }
+            wrote.then_some(byte)
+        }
+    }
+
+    #[test]
+    fn a_flush_forgets_what_the_tables_do_not_say_any_more_and_nothing_else() {
+        let bytes = 4 << 20;
+        let (lodger, mem) = Lodger::new(bytes).unwrap();
+        let ram = Ram::new(&mem, bytes).unwrap();
+        let _stay = lodger.stay().unwrap();
+        let put = |entry: u64, value: u64| ram.store_u64(entry, value).unwrap();
+        put(PAGE_TABLES + (CHUNK_SPACE >> 39) * 8, TABLES | MAPPED);
+        put(TABLES, (TABLES + PAGE) | MAPPED);
+        put(TABLES + PAGE, (TABLES + 2 * PAGE) | MAPPED);
+        let entries = TABLES + 2 * PAGE;
+        PAGES.iter().zip(1..).for_each(|(&page, value)| put(page, value));
+
+        let virts = [CHUNK_SPACE, CHUNK_SPACE + PAGE];
+        for (n, (virt, page)) in virts.into_iter().zip(PAGES).enumerate() {
+            put(entries + n as u64 * 8, page | MAPPED);
+            assert_eq!(seen(virt), None, "a page is there before it was used");
+            let to = ram.translate(virt + 5).unwrap();
+            assert!(PLACE.tlb.fill(&lodger, virt + 5, to.phys));
+        }
+        PLACE.tlb.flush(&ram);
+        assert_eq!(virts.map(seen), [Some(1), Some(2)]);
+        put(entries, 0);
+        assert_eq!(virts.map(seen), [Some(1), Some(2)], "a TLB remembers");
+        PLACE.tlb.flush(&ram);
+        assert_eq!(virts.map(seen), [None, Some(2)]);
+        PLACE.tlb.clear();
+        assert_eq!(virts.map(seen), [None, None]);
+    }
+}
