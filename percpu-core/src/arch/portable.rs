@@ -105,7 +105,10 @@ unsafe fn operate_double<R>(
 /// Where this CPU's copy lies.
 #[inline]
 fn here<T>(addr: usize) -> *mut T {
-    core::ptr::with_exposed_provenance_mut(addr.wrapping_add(offset()))
+    let offset = offset();
+    #[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+    super::check_offset(offset);
+    core::ptr::with_exposed_provenance_mut(addr.wrapping_add(offset))
 }
 
 macro_rules! implement {
