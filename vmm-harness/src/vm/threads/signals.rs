@@ -20,9 +20,10 @@ pub(super) const FAULTS: [libc::c_int; 5] =
 /// What was installed for [`FAULTS`] before.
 static BEFORE: OnceLock<[libc::sigaction; FAULTS.len()]> = OnceLock::new();
 
-/// The signal by which a CPU is told that an interrupt is raised for it.
+/// The signal by which a CPU is told that an interrupt is raised for it. A standard one, as
+/// [`kick`](super::super::kick) says; this is ignored by default.
 pub(super) fn nudge() -> libc::c_int {
-    libc::SIGRTMIN() + 1
+    libc::SIGURG
 }
 
 /// Installs `handler`; the error number if that fails.
@@ -261,6 +262,29 @@ mod tests {
         assert_eq!(signal(breakpoint), Some(libc::SIGTRAP));
         assert_eq!(signal(illegal), Some(libc::SIGILL));
         assert_eq!(signal(load), Some(libc::SIGSEGV));
+    }
+
+    #[test]
+    fn a_kick_arrives_where_no_signal_may_be_queued() {
+        for signal in [nudge(), super::super::kick::signal()] {
+            let status = status_of_child(|| {
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+                // SAFETY: the calls get a limit and a set of their types.
+                let pending = unsafe {
+                    libc::setrlimit(libc::RLIMIT_SIGPENDING, &none);
+                    libc::sigfillset(set.as_mut_ptr());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+                    super::super::kick::send(libc::gettid(), signal);
+                    libc::sigpending(set.as_mut_ptr());
+                    libc::sigismember(set.as_ptr(), signal)
+                };
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(pending) };
+            });
+            assert!(libc::WIFEXITED(status), "{status:#x}");
+            assert_eq!(libc::WEXITSTATUS(status), 1, "signal {signal} was lost");
+        }
     }
 
     #[test]
