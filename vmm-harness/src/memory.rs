@@ -9,9 +9,10 @@
 //! `vm-memory`'s own rules are: no reference to guest memory, volatile accesses only. Its `copy_to` and
 //! `copy_from` keep them up to eight bytes; more of them is a `memcpy`, of which the compiler may read the
 //! source again where the copy is used. A value that was checked would then be another one when it is
-//! used. So copies are made here, by volatile accesses of a word each, which also leaves every aligned
-//! word whole.
+//! used. So copies are made here by an instruction that the compiler neither repeats nor leaves out, and
+//! that moves a word at a time: every aligned word of a copy is one that was there.
 
+use std::arch::asm;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem::{MaybeUninit, size_of};
@@ -279,8 +280,7 @@ fn copy_out(from: &VolatileSlice<'_>, into: &mut [u8]) {
     assert_eq!(from.len(), into.len());
     let guard = from.ptr_guard();
     let mut from = guard.as_ptr();
-    let head = from.align_offset(WORD).min(into.len());
-    let (head, rest) = into.split_at_mut(head);
+    let (head, rest) = into.split_at_mut(from.align_offset(WORD).min(into.len()));
     let (words, tail) = rest.as_chunks_mut::<WORD>();
     // SAFETY: `from` advances by as many bytes as are written of `into`, so it stays inside of the slice,
     // which is mapped memory as long. It is aligned to a word from the end of `head` on.
@@ -289,10 +289,14 @@ fn copy_out(from: &VolatileSlice<'_>, into: &mut [u8]) {
             *byte = from.read_volatile();
             from = from.add(1);
         }
-        for word in words {
-            *word = from.cast::<u64>().read_volatile().to_ne_bytes();
-            from = from.add(WORD);
-        }
+        let to = words.as_mut_ptr();
+        asm!(
+            "rep movsq",
+            inout("rcx") words.len() => _,
+            inout("rsi") from,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
         for byte in tail {
             *byte = from.read_volatile();
             from = from.add(1);
@@ -313,10 +317,14 @@ fn copy_in(from: &[u8], into: &VolatileSlice<'_>) {
             into.write_volatile(byte);
             into = into.add(1);
         }
-        for &word in words {
-            into.cast::<u64>().write_volatile(u64::from_ne_bytes(word));
-            into = into.add(WORD);
-        }
+        let from = words.as_ptr();
+        asm!(
+            "rep movsq",
+            inout("rcx") words.len() => _,
+            inout("rsi") from => _,
+            inout("rdi") into,
+            options(nostack, preserves_flags)
+        );
         for &byte in tail {
             into.write_volatile(byte);
             into = into.add(1);

@@ -35,7 +35,7 @@ impl Ram {
 
     fn word32(&self, phys: u64) -> Option<&AtomicU32> {
         // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as this. While a
-        // guest is there, other host threads reach its memory by atomic or volatile accesses only
+        // guest is there, other host threads reach its memory by atomics and by single instructions
         // (`crate::memory`), and the guest reaches it by machine code at other addresses.
         self.at(phys).map(|word| unsafe { AtomicU32::from_ptr(word) })
     }
