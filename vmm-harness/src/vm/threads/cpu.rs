@@ -58,13 +58,12 @@ impl ThreadCpu {
     /// What a run needs of the thread it is on.
     fn prepare_thread(&mut self) -> Result<(), Error> {
         signals::ensure_stack().map_err(|errno| Error::os("sigaltstack", errno))?;
-        let thread = kick::this_thread();
         let seat = self.seat.get_mut();
-        if seat.timer.as_ref().is_none_or(|timer| timer.thread() != thread) {
-            let timer = Timer::new(thread).map_err(|errno| Error::os("timer_create", errno))?;
+        if !seat.timer.as_ref().is_some_and(Timer::is_of_this_thread) {
+            let timer = Timer::new().map_err(|errno| Error::os("timer_create", errno))?;
             seat.timer = Some(timer);
             signals::hold_nudges();
-            seat.lapic().is_on(thread);
+            seat.lapic().is_on(kick::this_thread());
         }
         Ok(())
     }
