@@ -253,10 +253,11 @@ mod tests {
             eprintln!("{why}: left out");
             return;
         }
-        // SAFETY: the instructions touch no memory, but for address 0, where there is none; the process
-        // that executes them is to end by that.
+        // SAFETY: touches no memory; the process that executes it is to end by it.
         let breakpoint = status_of_child(|| unsafe { std::arch::asm!("int3") });
+        // SAFETY: as above.
         let illegal = status_of_child(|| unsafe { std::arch::asm!("ud2") });
+        // SAFETY: as above; there is nothing at address 0.
         let load = status_of_child(|| unsafe { std::arch::asm!("mov al, [0]", out("al") _) });
         let signal = |status| libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
         assert_eq!(signal(breakpoint), Some(libc::SIGTRAP));
