@@ -324,10 +324,10 @@ unsafe impl Word for DoubleWord {
     }
 }
 
-/// Adds to this CPU's copy; whether the sum is negative.
+/// Adds to this CPU's copy. Returns whether the sum is negative, or this is no CPU: then nothing was
+/// added.
 ///
-/// One instruction and a branch on its flags. Where other CPUs swap the copy
-/// ([`REMOTE_SAFE`](super::REMOTE_SAFE)) it locks the bus.
+/// One instruction and a branch on its flags. Where other CPUs swap the copy it locks the bus.
 ///
 /// # Safety
 ///
@@ -349,7 +349,11 @@ pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
             }
         };
     }
-    check();
+    if !super::is_cpu() {
+        return true;
+    }
+    #[cfg(percpu_steps)]
+    crate::steps::point();
     #[cfg(feature = "host")]
     add!("lock add");
     #[cfg(not(feature = "host"))]

@@ -7,7 +7,7 @@ pub use id::{CpuId, NR_CPUS, nr_cpu_ids};
 pub use mask::{CpuMask, active, booted_once, counted, dying, online, possible, present, starting};
 
 pub(crate) use id::set_nr_cpu_ids;
-pub(crate) use mask::MASKS;
+pub(crate) use mask::{MASKS, set_hotplug_has_begun, takes_calls};
 
 use crate::percpu;
 

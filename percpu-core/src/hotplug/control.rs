@@ -110,6 +110,7 @@ pub fn init(ops: &'static dyn CpuOps, boot: CpuId) {
     set_state(boot, CpuState::Online);
     MASKS.present.set(boot, true);
     MASKS.active.set(boot, true);
+    cpu::set_hotplug_has_begun();
 }
 
 /// Records that `cpu` is plugged in. Linux: `set_cpu_present`.
