@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::ledger::Ledger;
 use super::once::Once;
+use super::state::Request;
 use super::{AllocError, AllocFlags, Allocator};
 use crate::platform::{NoMemory, Platform};
 use crate::sync::SpinLock;
@@ -318,8 +319,8 @@ impl<P: Platform> Allocator<P> {
         let (Some(&hook), Some(first)) = (self.accounts.hook.get(), self.first_chunk()) else {
             return self.alloc(size, align, flags);
         };
-        if size > super::MAX_ALLOC_SIZE {
-            // Refused there.
+        if Request::new(size, align).is_err() {
+            // Refused and logged there, and nothing is charged.
             return self.alloc(size, align, flags);
         }
         let bytes = charge(size, first.possible_units());

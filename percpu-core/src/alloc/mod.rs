@@ -178,8 +178,11 @@ impl<P: Platform> Allocator<P> {
             return Err(SetupError::AlreadySetUp);
         }
         let caches = Caches::new(first.unit_offsets.len())?;
-        first.units().iter().try_for_each(|unit| caches.add(unit.cpu))?;
-        let state = State::new(&first, &caches)?;
+        // Calls may be logged already.
+        let tracked = self.leaks.is_active();
+        first.units().iter().try_for_each(|unit| caches.add(unit.cpu, tracked))?;
+        let mut state = State::new(&first, &caches)?;
+        state.tracked = tracked;
         self.index.set_shift(chunk_align(&first).trailing_zeros());
         let ledger = state.first_chunk().map(|chunk| state.ledger(chunk));
         let ledger = ledger.map_or(core::ptr::null_mut(), core::ptr::NonNull::as_ptr);

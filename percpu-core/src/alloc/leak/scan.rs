@@ -233,7 +233,7 @@ impl<P: Platform> Records<P> {
         this.leaked = true;
         let leak = this.site.map(|site| Leak {
             pointer: this.key,
-            size: this.size,
+            size: this.size.into(),
             site,
             age_ns: now.saturating_sub(this.born_ns),
         });
@@ -242,7 +242,7 @@ impl<P: Platform> Records<P> {
 
     fn line(&self, node: NodeRef) -> Line {
         let this = self.tree.get(node);
-        Line { site: this.site, size: this.size, leaked: this.leaked }
+        Line { site: this.site, size: this.size.into(), leaked: this.leaked }
     }
 }
 
@@ -299,7 +299,7 @@ impl<'a, P: Platform> Search<'a, P> {
                 let start = pointer.wrapping_add(first.delta()).wrapping_add(unit.offset);
                 // SAFETY: the area was live while the growth lock was held, which still is; so its
                 // pages have had memory in every unit since, even if it was freed meanwhile.
-                unsafe { self.range(start..start + size as usize) };
+                unsafe { self.range(start..start + usize::from(size)) };
             }
         }
     }
