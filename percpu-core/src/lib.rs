@@ -67,6 +67,7 @@ pub mod refcount;
 #[cfg(percpu_steps)]
 mod steps;
 pub mod sync;
+mod unwind;
 pub mod var;
 pub mod view;
 

@@ -102,6 +102,13 @@ pub unsafe trait Platform: Sized + 'static {
         crate::cpu::this_cpu_raw()
     }
 
+    /// Returns a number that tells the calling thread from every other one that exists, or 0 if the
+    /// platform does not tell. With it the crate finds a thread that would wait for itself, and panics
+    /// with a sentence; without it such a thread waits for ever. Linux: the address of `current`.
+    fn thread_id() -> usize {
+        0
+    }
+
     /// Nanoseconds on a clock that all CPUs share and that never goes back.
     fn clock_ns() -> u64;
 
@@ -195,6 +202,7 @@ pub struct Table {
     relax: fn(u32),
     yield_now: fn(),
     cache_cpu: fn() -> u32,
+    thread_id: fn() -> usize,
     clock_ns: fn() -> u64,
     alloc_meta: fn(Layout) -> Option<NonNull<u8>>,
     free_meta: unsafe fn(NonNull<u8>, Layout),
@@ -221,6 +229,7 @@ impl Table {
             relax: P::relax,
             yield_now: P::yield_now,
             cache_cpu: P::cache_cpu,
+            thread_id: P::thread_id,
             clock_ns: P::clock_ns,
             alloc_meta: P::alloc_meta,
             free_meta: P::free_meta,
@@ -318,6 +327,11 @@ unsafe impl Platform for Global {
     #[inline]
     fn cache_cpu() -> u32 {
         (table().cache_cpu)()
+    }
+
+    #[inline]
+    fn thread_id() -> usize {
+        (table().thread_id)()
     }
 
     #[inline]

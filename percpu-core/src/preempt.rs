@@ -5,9 +5,12 @@
 //!
 //! # Implementation
 //!
-//! The word counts the guards in its low 31 bits. The top bit is set while *no* reschedule is wanted
+//! The word counts the guards in its low 63 bits. The top bit is set while *no* reschedule is wanted
 //! (Linux: `PREEMPT_NEED_RESCHED`, inverted likewise), so the decrement gives zero exactly when the
 //! last guard goes and a reschedule waits.
+//!
+//! Safe code can forget guards. The count would have to pass 2^63 before it reads as 0 again, which
+//! takes 292 years at one guard a nanosecond; so neither the increment nor the decrement checks for it.
 
 use core::marker::PhantomData;
 
@@ -17,11 +20,11 @@ use crate::percpu;
 use crate::platform::{Global, Platform};
 
 /// Set while no reschedule is wanted.
-const NO_RESCHED: u32 = 1 << 31;
+const NO_RESCHED: u64 = 1 << 63;
 
 percpu! {
     /// Linux: `__preempt_count`. In the template: no guard, no reschedule wanted.
-    static PREEMPT_COUNT: PerCpu<u32> = NO_RESCHED;
+    static PREEMPT_COUNT: PerCpu<u64> = NO_RESCHED;
 }
 
 /// Keeps the thread on its CPU until the guard is dropped. Linux: `preempt_disable`, `get_cpu`.
@@ -88,10 +91,10 @@ fn schedule() {
     Global::preempt_schedule();
 }
 
-/// Number of guards on this CPU. Linux: `preempt_count`.
+/// Returns the number of guards on this CPU, or `u32::MAX` if there are more. Linux: `preempt_count`.
 #[inline]
 pub fn count() -> u32 {
-    PREEMPT_COUNT.read() & !NO_RESCHED
+    u32::try_from(PREEMPT_COUNT.read() & !NO_RESCHED).unwrap_or(u32::MAX)
 }
 
 /// Asks for a reschedule of this CPU as soon as its last guard is dropped. Linux:
@@ -119,6 +122,12 @@ pub fn need_resched() -> bool {
 /// Gives `cpu` the count of a CPU that has just been started: what ran on it last, in its life
 /// before, may have ended with preemption off.
 pub(crate) fn reset(cpu: CpuId) {
+    set(cpu, 0);
+}
+
+/// Gives `cpu`, on which nobody else takes or drops a guard at the time, this count, and no wish for a
+/// reschedule.
+pub(crate) fn set(cpu: CpuId, count: u32) {
     // SAFETY: a live static, only accessed atomically.
-    unsafe { PREEMPT_COUNT.ptr().write_on(cpu, NO_RESCHED) };
+    unsafe { PREEMPT_COUNT.ptr().write_on(cpu, NO_RESCHED | u64::from(count)) };
 }

@@ -3,6 +3,7 @@
 
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::AtomicUsize;
 
 use crate::atomic::{AtomicU32, Ordering, UnsafeCell};
 use crate::platform::{Global, IrqState, Platform};
@@ -97,9 +98,15 @@ impl<T, P: Platform> Drop for SpinGuard<'_, T, P> {
 
 /// A lock whose waiters let other threads run; its holder may do so too. Never taken with
 /// interrupts masked or preemption off. Linux: `struct mutex`.
+///
+/// Where the platform tells threads apart ([`Platform::thread_id`]), a thread that locks what it holds
+/// already panics, instead of waiting for itself.
 #[repr(C)]
 pub struct Mutex<T, P: Platform = Global> {
     locked: AtomicU32,
+    /// The thread that holds the lock, or 0. Written by the holder only: a thread that reads its own
+    /// number has written it, so the order of other threads' accesses is of no account.
+    holder: AtomicUsize,
     value: UnsafeCell<T>,
     platform: PhantomData<fn() -> P>,
 }
@@ -112,21 +119,45 @@ unsafe impl<T: Send, P: Platform> Send for Mutex<T, P> {}
 impl<T, P: Platform> Mutex<T, P> {
     /// An open lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self { locked: AtomicU32::new(0), value: UnsafeCell::new(value), platform: PhantomData }
+        Self {
+            locked: AtomicU32::new(0),
+            holder: AtomicUsize::new(0),
+            value: UnsafeCell::new(value),
+            platform: PhantomData,
+        }
     }
 
     /// Takes the lock, letting other threads run until it is free.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds the lock already and the platform [tells](Platform::thread_id).
     pub fn lock(&self) -> MutexGuard<'_, T, P> {
+        self.lock_unless(|| ())
+    }
+
+    /// As [`lock`](Self::lock), and calls `check` each time it finds the lock held: to panic where the
+    /// holder waits for the caller.
+    pub(crate) fn lock_unless(&self, check: impl Fn()) -> MutexGuard<'_, T, P> {
+        let thread = P::thread_id();
         while self.locked.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            check();
+            assert!(
+                thread == 0 || self.holder.load(Ordering::Relaxed) != thread,
+                "this thread waits for a lock that it holds: code that is called with the lock held \
+                 (a callback, an initialiser) must not call what takes it"
+            );
             P::yield_now();
         }
-        MutexGuard { lock: self, value: PhantomData }
+        self.holder.store(thread, Ordering::Relaxed);
+        MutexGuard { lock: self, value: PhantomData, not_send: PhantomData }
     }
 }
 
 /// Possession of a [`Mutex`]; dropping it opens the lock.
 ///
-/// It is as good as a `&mut T`: shared between threads only if `T` may be.
+/// It is as good as a `&mut T`: shared between threads only if `T` may be. It stays with the thread
+/// that locked, as the holder's number says.
 ///
 /// ```compile_fail,E0277
 /// # use core::cell::Cell;
@@ -137,7 +168,11 @@ impl<T, P: Platform> Mutex<T, P> {
 pub struct MutexGuard<'a, T, P: Platform> {
     lock: &'a Mutex<T, P>,
     value: PhantomData<&'a mut T>,
+    not_send: PhantomData<*mut ()>,
 }
+
+// SAFETY: a shared guard lends `&T` out, which `T: Sync` allows on any thread.
+unsafe impl<T: Sync, P: Platform> Sync for MutexGuard<'_, T, P> {}
 
 impl<T, P: Platform> Deref for MutexGuard<'_, T, P> {
     type Target = T;
@@ -157,6 +192,7 @@ impl<T, P: Platform> DerefMut for MutexGuard<'_, T, P> {
 
 impl<T, P: Platform> Drop for MutexGuard<'_, T, P> {
     fn drop(&mut self) {
+        self.lock.holder.store(0, Ordering::Relaxed);
         self.lock.locked.store(0, Ordering::Release);
     }
 }

@@ -211,10 +211,10 @@ mod x86_64 {
     fn guard_is_one_instruction_to_take_and_two_to_drop() {
         let take = straight_on(function("guard_take"));
         assert_eq!(take.len(), 1, "{take:#?}");
-        assert!(take[0].starts_with("inc dword ptr gs:["), "{take:#?}");
+        assert!(take[0].starts_with("inc qword ptr gs:["), "{take:#?}");
         let drop = straight_on(function("guard_drop"));
         assert_eq!(drop.len(), 2, "{drop:#?}");
-        assert!(drop[0].starts_with("dec dword ptr gs:["), "{drop:#?}");
+        assert!(drop[0].starts_with("dec qword ptr gs:["), "{drop:#?}");
         assert!(mnemonic(&drop[1]) == "je", "{drop:#?}");
     }
 

@@ -102,7 +102,9 @@ fn the_template_is_not_used_after_set_up() {
 #[test]
 fn a_second_set_up_is_refused() {
     boot();
-    assert_eq!(host::boot(CPUS), Ok(()), "once for all tests");
+    let config = Config::default();
+    assert_eq!(host::boot_with(CPUS, LATE, &config), Ok(()), "once for all tests");
+    assert_eq!(host::boot(CPUS), Err(host::BootError::BroughtUp(LATE)), "not all of them are up");
     assert_eq!(host::boot(CPUS + 1), Err(host::BootError::Booted(CPUS)));
     let offset = percpu_core::area::offset(cpu(0));
     // SAFETY: to be refused.

@@ -2,7 +2,7 @@
 //! page lists.
 
 use crate::cpu::CpuId;
-use crate::hotplug::{RegisterError, Section, register};
+use crate::hotplug::{RegisterError, Section, register_own};
 use crate::sync::Mutex;
 
 /// Whether the step is registered.
@@ -20,7 +20,7 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
     let mut registered = REGISTERED.lock();
     if !*registered {
-        register(Section::Prepare, "alloc:dead", None, Some(cpu_dead))?;
+        register_own(Section::Prepare, "alloc:dead", None, Some(cpu_dead))?;
         *registered = true;
     }
     Ok(())

@@ -344,14 +344,14 @@ pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
     false
 }
 
-/// Adds one to this CPU's copy of a `PerCpu<u32>`: one instruction, the address in it.
+/// Adds one to this CPU's copy of a `PerCpu<u64>`: one instruction, the address in it.
 macro_rules! inc_static {
     ($name:ident) => {{
         $crate::arch::x86_64::check();
-        // SAFETY: a live static of type `u32`, of which nobody borrows a copy.
+        // SAFETY: a live static of type `u64`, of which nobody borrows a copy.
         unsafe {
             core::arch::asm!(
-                concat!("inc dword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
+                concat!("inc qword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
                 v = sym $name,
                 options(nostack),
             )
@@ -359,16 +359,16 @@ macro_rules! inc_static {
     }};
 }
 
-/// Subtracts one from this CPU's copy of a `PerCpu<u32>`; if that makes 0, calls `$zero`. Two
+/// Subtracts one from this CPU's copy of a `PerCpu<u64>`; if that makes 0, calls `$zero`. Two
 /// instructions.
 macro_rules! dec_static_and_branch_if_zero {
     ($name:ident, $zero:expr) => {{
         $crate::arch::x86_64::check();
-        // SAFETY: a live static of type `u32`, of which nobody borrows a copy; decrement and branch
+        // SAFETY: a live static of type `u64`, of which nobody borrows a copy; decrement and branch
         // use one and the same flags.
         unsafe {
             core::arch::asm!(
-                concat!("dec dword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
+                concat!("dec qword ptr ", $crate::arch::x86_64::seg!(), "[rip + {v}]"),
                 "jz {zero}",
                 v = sym $name,
                 zero = label { $zero() },

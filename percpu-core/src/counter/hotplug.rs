@@ -2,7 +2,7 @@
 
 use super::{batch, list};
 use crate::cpu::{self, CpuId};
-use crate::hotplug::{RegisterError, Section, StepError, register};
+use crate::hotplug::{RegisterError, Section, StepError, register_own};
 use crate::platform::{Global, Platform};
 use crate::sync::Mutex;
 
@@ -21,8 +21,8 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
     let mut registered = REGISTERED.lock();
     if !*registered {
-        register(Section::Prepare, "counter:dead", None, Some(dead))?;
-        register(Section::Online, "counter:online", Some(cpu_online), None)?;
+        register_own(Section::Prepare, "counter:dead", None, Some(dead))?;
+        register_own(Section::Online, "counter:online", Some(cpu_online), None)?;
         *registered = true;
     }
     Ok(())

@@ -2,15 +2,17 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::platform::{forget_irq_guards, irq_depth};
 use super::seat::{Holder, seat, sit_down, stand_up};
 use crate::arch;
-use crate::area;
-use crate::cpu::CpuId;
+use crate::cpu::{self, CpuId};
 use crate::hotplug::{self, CpuOps, Serve, StartError};
 use crate::irq;
+use crate::preempt;
 
 /// What goes wrong with a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,16 +28,28 @@ pub enum StartFault {
 /// Faults that were ordered, for the next start of each CPU.
 static FAULTS: Mutex<std::vec::Vec<(CpuId, StartFault)>> = Mutex::new(std::vec::Vec::new());
 
-static TIMEOUT_NS: AtomicU64 = AtomicU64::new(super::ARRIVAL_TIMEOUT.as_nanos() as u64);
+static ARRIVAL_TIMEOUT_NS: AtomicU64 = AtomicU64::new(super::TIMEOUT.as_nanos() as u64);
+static ANSWER_TIMEOUT_NS: AtomicU64 = AtomicU64::new(super::TIMEOUT.as_nanos() as u64);
 
 /// Makes the next start of `cpu` go wrong, for tests.
 pub fn inject_start_fault(cpu: CpuId, fault: StartFault) {
     FAULTS.lock().unwrap_or_else(PoisonError::into_inner).push((cpu, fault));
 }
 
-/// Sets how long a started CPU may take to arrive; 10 s at first.
+/// Sets how long a started CPU may take to arrive: 10 s at first; no limit from 584 years on.
 pub fn set_arrival_timeout(timeout: Duration) {
-    TIMEOUT_NS.store(timeout.as_nanos() as u64, Ordering::Relaxed);
+    ARRIVAL_TIMEOUT_NS.store(nanoseconds(timeout), Ordering::Relaxed);
+}
+
+/// Sets how long a thread may remain a CPU for which [`hotplug`](crate::hotplug) waits, before the call
+/// that waits fails: 10 s at first; no limit from 584 years on. See
+/// [`CpuOps::answer_timeout_ns`].
+pub fn set_answer_timeout(timeout: Duration) {
+    ANSWER_TIMEOUT_NS.store(nanoseconds(timeout), Ordering::Relaxed);
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn take_fault(cpu: CpuId) -> Option<StartFault> {
@@ -77,34 +91,110 @@ impl CpuOps for Threads {
     }
 
     fn arrival_timeout_ns(&self) -> u64 {
-        TIMEOUT_NS.load(Ordering::Relaxed)
+        ARRIVAL_TIMEOUT_NS.load(Ordering::Relaxed)
+    }
+
+    fn answer_timeout_ns(&self) -> u64 {
+        ANSWER_TIMEOUT_NS.load(Ordering::Relaxed)
     }
 
     fn wake(&self, cpu: CpuId) {
-        assert!(
-            arch::host::offset_of_thread() != Some(area::offset(cpu)),
-            "a thread that is {cpu:?} waits for that CPU's hotplug thread"
-        );
         spawn(cpu, move || work(cpu)).expect("the process can have another thread");
     }
+
+    fn is_hotplug_thread(&self, cpu: CpuId) -> bool {
+        irq_depth() == 0 && seat(cpu).lock().holder == Holder::Kernel
+    }
+
+    /// Nobody takes a CPU from the thread that is it.
+    fn occupied(&self) -> Option<CpuId> {
+        arch::host::offset_of_thread().map(|_| cpu::current())
+    }
+}
+
+/// This thread in a seat that was taken for it. Dropping it leaves the CPU.
+struct Seated {
+    cpu: CpuId,
+    /// Who has the seat afterwards.
+    then: Holder,
+}
+
+impl Seated {
+    /// Becomes the CPU.
+    ///
+    /// # Safety
+    ///
+    /// As [`sit_down`].
+    unsafe fn new(cpu: CpuId, then: Holder) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe { sit_down(cpu) };
+        Self { cpu, then }
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        stand_up();
+        seat(self.cpu).set_holder(self.then);
+    }
+}
+
+/// CPUs that wait for others in [`run_on`]: a CPU, and for which it waits.
+static WAITING: Mutex<std::vec::Vec<(CpuId, CpuId)>> = Mutex::new(std::vec::Vec::new());
+
+/// The calling thread waits for `cpu`.
+///
+/// # Panics
+///
+/// If `cpu` waits, perhaps by way of others, for the CPU that this thread is.
+fn waits_for(cpu: CpuId) -> impl Drop {
+    struct Waiting(Option<CpuId>);
+
+    impl Drop for Waiting {
+        fn drop(&mut self) {
+            let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|&(from, _)| Some(from) != self.0);
+        }
+    }
+
+    let this = THREADS.occupied();
+    if let Some(this) = this {
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Some(cpu);
+        while let Some(at) = next {
+            assert!(
+                at != this,
+                "run_on_cpu: {this:?} waits for {cpu:?}, which waits for {this:?}: a thread that is a \
+                 CPU is not interrupted, and must leave it before it waits for another"
+            );
+            next = waiting.iter().find(|&&(from, _)| from == at).map(|&(_, to)| to);
+        }
+        waiting.push((this, cpu));
+    }
+    Waiting(this)
 }
 
 /// Calls `f(arg)` on `cpu`, with interrupts masked, as soon as no other thread is that CPU.
+///
+/// # Panics
+///
+/// If the CPU is not possible or not up, if it waits for the CPU that this thread is, or if `f` does.
 pub(super) fn run_on(cpu: u32, f: fn(usize), arg: usize) {
     let cpu = CpuId::new(cpu as usize).expect("a possible CPU");
-    if arch::host::offset_of_thread() == Some(area::offset(cpu)) {
+    if THREADS.occupied() == Some(cpu) {
         let _irq = irq::disable();
         return f(arg);
     }
-    assert!(seat(cpu).take_for_kernel(), "the caller keeps {cpu:?} online");
+    let waiting = waits_for(cpu);
+    assert!(seat(cpu).take_for_kernel(), "run_on_cpu: {cpu:?} is down");
+    drop(waiting);
     run_in_seat(cpu, f, arg);
 }
 
-/// As [`run_on`], unless another thread is that CPU. Whether it called `f`.
+/// As [`run_on`], unless another thread is that CPU. Returns whether it called `f`.
 pub(super) fn offer_to(cpu: u32, f: fn(usize), arg: usize) -> bool {
     let cpu = CpuId::new(cpu as usize).expect("a possible CPU");
-    let here = arch::host::offset_of_thread() == Some(area::offset(cpu));
-    if here {
+    if THREADS.occupied() == Some(cpu) {
         run_on(cpu.index() as u32, f, arg);
     } else if seat(cpu).try_take_for_kernel() {
         run_in_seat(cpu, f, arg);
@@ -114,19 +204,30 @@ pub(super) fn offer_to(cpu: u32, f: fn(usize), arg: usize) -> bool {
     true
 }
 
-/// Calls `f(arg)` on a CPU whose seat has been taken for that, and leaves the seat.
+/// Calls `f(arg)` on a CPU whose seat has been taken for that, and leaves the seat, also if `f` panics.
 fn run_in_seat(cpu: CpuId, f: fn(usize), arg: usize) {
-    thread::scope(|scope| {
-        scope.spawn(|| {
+    let result = thread::scope(|scope| {
+        let on_cpu = scope.spawn(|| {
             // SAFETY: the seat was taken for this thread.
-            unsafe { sit_down(cpu) };
-            let irq = irq::disable();
+            let _seated = unsafe { Seated::new(cpu, Holder::Free) };
+            let _irq = irq::disable();
             f(arg);
-            drop(irq);
-            stand_up();
-            seat(cpu).set_holder(Holder::Free);
+            restore_preemption(cpu);
         });
+        on_cpu.join()
     });
+    if let Err(panic) = result {
+        resume_unwind(panic);
+    }
+}
+
+/// Turns preemption on again where foreign code has forgotten a guard: the thread, to which the guard is
+/// bound, is about to end.
+fn restore_preemption(cpu: CpuId) {
+    if preempt::count() != 0 {
+        preempt::set(cpu, 0);
+        panic!("a function that was called on {cpu:?} leaves preemption off");
+    }
 }
 
 /// Makes the boot CPU, which was never started, one that is up and has a hotplug thread.
@@ -169,39 +270,42 @@ fn begin(cpu: CpuId, start: u64) {
         state.holder = Holder::Kernel;
     }
     // SAFETY: the seat was taken above.
-    unsafe { sit_down(cpu) };
+    let mut seated = unsafe { Seated::new(cpu, Holder::Offline) };
     let irq = irq::disable();
-    // SAFETY: this thread is the CPU, from just now on, with interrupts masked.
-    let arrived = unsafe { hotplug::arrive(cpu) };
+    // A panic of a STARTING step has been told, and sends the CPU away.
+    // SAFETY: this thread is the CPU, just started, with interrupts masked and without a guard.
+    let arrived = catch_unwind(|| unsafe { hotplug::arrive(cpu) });
     drop(irq);
-    stand_up();
-    seat.set_holder(if arrived.is_ok() { Holder::Free } else { Holder::Offline });
+    if matches!(arrived, Ok(Ok(()))) {
+        seated.then = Holder::Free;
+    }
 }
 
 /// The CPU's hotplug thread: becomes the CPU, does what there is to do, and leaves it again.
 fn work(cpu: CpuId) {
-    let seat = seat(cpu);
-    if !seat.take_for_kernel() {
+    if !seat(cpu).take_for_kernel() {
         return;
     }
     // SAFETY: the seat was taken above.
-    unsafe { sit_down(cpu) };
-    let then = loop {
-        match hotplug::serve(cpu) {
+    let mut seated = unsafe { Seated::new(cpu, Holder::Free) };
+    loop {
+        // A panic of a callback has been told, by the hook and by the answer; there may be more to do.
+        let then = catch_unwind(|| hotplug::serve(cpu)).unwrap_or(Serve::Worked);
+        // What a callback has forgotten ends with this thread.
+        forget_irq_guards();
+        match then {
             Serve::Worked => {}
-            Serve::Idle => break Holder::Free,
-            Serve::Die => {
-                let irq = irq::disable();
-                // SAFETY: this thread is the CPU, with interrupts masked, and nothing but this runs
-                // on it while it has the seat.
-                unsafe { hotplug::die(cpu) };
-                drop(irq);
-                // SAFETY: after `die`; what follows touches the seat only, for which `reap` waits.
-                unsafe { hotplug::dead(cpu) };
-                break Holder::Offline;
-            }
+            Serve::Idle => return,
+            Serve::Die => break,
         }
-    };
-    stand_up();
-    seat.set_holder(then);
+    }
+    let irq = irq::disable();
+    // A tear-down that panics is done.
+    // SAFETY: this thread is the CPU, with interrupts masked, and nothing but this runs on it while it has
+    // the seat.
+    let _ = catch_unwind(|| unsafe { hotplug::die(cpu) });
+    drop(irq);
+    // SAFETY: after `die`; what follows touches the seat only, for which `reap` waits.
+    unsafe { hotplug::dead(cpu) };
+    seated.then = Holder::Offline;
 }

@@ -19,6 +19,11 @@ std::thread_local! {
     static MASKED: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Makes up for guards that a callback has forgotten on this thread.
+pub(super) fn forget_irq_guards() {
+    MASKED.set(0);
+}
+
 /// How many guards keep interrupts away from this thread.
 pub(super) fn irq_depth() -> usize {
     MASKED.get()
@@ -78,6 +83,15 @@ unsafe impl Platform for Host {
     fn is_pinned() -> bool {
         // A thread leaves its CPU of its own accord, and not while it has masked interrupts.
         irq_depth() != 0
+    }
+
+    /// The address of what the thread has for itself. Under a model all CPUs are one thread.
+    fn thread_id() -> usize {
+        #[cfg(any(loom, shuttle))]
+        if crate::atomic::model::is_running() {
+            return 0;
+        }
+        MASKED.with(|masked| core::ptr::from_ref(masked).addr())
     }
 
     fn cache_cpu() -> u32 {

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::steps::StepId;
+use super::steps::{self, StepId};
 use crate::cpu::{self, CpuId, NR_CPUS};
 
 /// Failures of whole steps, by CPU: bit = slot of a step that is to fail.
@@ -18,21 +18,26 @@ const NTH_BITS: u32 = 24;
 
 /// Makes the next run of a step for `cpu` fail once, for tests: its start-up in any section, or its
 /// tear-down in the ONLINE section. A step with instances fails before the first of them. Linux: the
-/// `fail` file of a CPU's `hotplug` directory.
+/// `fail` file of a CPU's `hotplug` directory. Does nothing if the step is not registered any more.
 pub fn inject_failure(step: StepId, cpu: CpuId) {
-    STEPS[cpu.index()].fetch_or(1 << step.index(), Ordering::Relaxed);
+    steps::if_registered(step, || {
+        STEPS[cpu.index()].fetch_or(1 << step.index(), Ordering::Relaxed);
+    });
 }
 
 /// Makes one instance of a step fail once for `cpu`, as [`inject_failure`] does a step: the one with
 /// `nth` instances before it in the order in which they were added. If there is none, the order
-/// waits; a CPU has one such order at a time, and keeps the latest.
+/// waits; a CPU has one such order at a time, and keeps the latest. Does nothing if the step is not
+/// registered any more.
 ///
 /// # Panics
 ///
 /// If `nth` is 2^24 or more.
 pub fn inject_instance_failure(step: StepId, nth: usize, cpu: CpuId) {
     assert!(nth < 1 << NTH_BITS, "there is no instance number {nth}");
-    INSTANCES[cpu.index()].store(code(step, nth), Ordering::Relaxed);
+    steps::if_registered(step, || {
+        INSTANCES[cpu.index()].store(code(step, nth), Ordering::Relaxed);
+    });
 }
 
 /// Slot and number in one word, which is not 0.

@@ -9,13 +9,14 @@
 
 use core::alloc::Layout;
 use core::cell::Cell;
-use core::mem;
 use core::ptr::NonNull;
+use core::{iter, mem};
 
 use super::failure;
 use super::steps::{StepError, StepId};
 use crate::cpu::CpuId;
 use crate::platform::{Global, Platform};
+use crate::unwind::{AtEnd, for_each_to_the_end};
 
 /// Starts an instance up for a CPU, or says why not.
 pub type InstanceStartup<T> = fn(CpuId, &T) -> Result<(), StepError>;
@@ -230,7 +231,8 @@ impl Instances {
         self.len -= 1;
     }
 
-    /// Starts all instances up for `cpu`; if one fails, those before it are torn down in reverse.
+    /// Starts all instances up for `cpu`; if one fails or panics, those before it are torn down in
+    /// reverse.
     ///
     /// # Safety
     ///
@@ -273,13 +275,17 @@ impl Instances {
                 let again = unsafe { self.start_up_from(next, nth + 1, step, cpu) };
                 return Err((StepError::INJECTED, again));
             }
+            // A tear-down that panics is done, and so is the step's then.
+            // SAFETY: passed on to the caller.
+            let rest = AtEnd(|| unsafe { undo_back(prev, cpu) });
             InstanceRef(node).tear_down(cpu);
+            mem::forget(rest);
             this = prev;
         }
         Ok(())
     }
 
-    /// Tears all instances down for `cpu`, in reverse.
+    /// Tears all instances down for `cpu`, in reverse, also those behind one that panics.
     ///
     /// # Safety
     ///
@@ -289,8 +295,8 @@ impl Instances {
         unsafe { undo_back(self.last, cpu) };
     }
 
-    /// Starts the instances up from `this`, which has `nth` before it, to the end. If one fails, all
-    /// before it are torn down.
+    /// Starts the instances up from `this`, which has `nth` before it, to the end. If one fails or
+    /// panics, all before it are torn down.
     ///
     /// # Safety
     ///
@@ -305,11 +311,10 @@ impl Instances {
         while let Some(node) = this {
             // SAFETY: a listed node, and the list stands still.
             let (prev, next) = unsafe { (node.as_ref().prev.get(), node.as_ref().next.get()) };
-            if let Err(error) = InstanceRef(node).start_up(nth, step, cpu) {
-                // SAFETY: passed on to the caller.
-                unsafe { undo_back(prev, cpu) };
-                return Err(error);
-            }
+            // SAFETY: passed on to the caller.
+            let undo = AtEnd(|| unsafe { undo_back(prev, cpu) });
+            InstanceRef(node).start_up(nth, step, cpu)?;
+            mem::forget(undo);
             this = next;
             nth += 1;
         }
@@ -317,17 +322,15 @@ impl Instances {
     }
 }
 
-/// Tears instances down from `this` back to the first.
+/// Tears instances down from `this` back to the first, also those behind one that panics.
 ///
 /// # Safety
 ///
 /// The nodes are on a list that stands still.
-unsafe fn undo_back(mut this: Option<NonNull<Head>>, cpu: CpuId) {
-    while let Some(node) = this {
-        InstanceRef(node).tear_down(cpu);
-        // SAFETY: passed on to the caller.
-        this = unsafe { node.as_ref() }.prev.get();
-    }
+unsafe fn undo_back(this: Option<NonNull<Head>>, cpu: CpuId) {
+    // SAFETY: passed on to the caller.
+    let back = iter::successors(this, |node| unsafe { node.as_ref() }.prev.get());
+    for_each_to_the_end(back, |node| InstanceRef(node).tear_down(cpu));
 }
 
 /// A node that is freed unless it gets an owner.

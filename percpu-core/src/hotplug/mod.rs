@@ -13,6 +13,11 @@
 //! the steps done so far are undone in reverse, the failing one itself is not, and the CPU is what
 //! it was before.
 //!
+//! A start-up that panics has failed; a tear-down that panics is done. On the CPU's hotplug thread a
+//! panic is reported to the thread that asked, as [`StepError::PANICKED`] or in the log, and then
+//! unwinds that hotplug thread. On the thread that asked it unwinds through [`cpu_up`] or
+//! [`register`], which undo what was done first.
+//!
 //! # What the kernel does
 //!
 //! - It sets up the per-CPU areas, with all units or with the boot CPU's, then calls [`init`] with its [`CpuOps`] and [`set_present`] for
@@ -31,6 +36,7 @@
 //! leaves the online mask until its last PREPARE tear-down: a reader who goes over
 //! [`counted`](crate::cpu::counted) misses no CPU whose per-CPU values were not folded yet.
 
+mod callback;
 mod control;
 mod failure;
 mod instances;
@@ -50,6 +56,7 @@ pub use instances::{InstanceStartup, InstanceTeardown};
 pub use multi::{AddError, Instance, MultiStep, register_multi};
 pub use newcomer::{ArriveError, Serve, arrive, dead, die, has_work, serve};
 pub use readers::{CpusReadGuard, cpus_read_lock};
+pub(crate) use registration::register_own;
 pub use registration::{register, register_nocalls, unregister, unregister_nocalls};
 pub use standing::{CpuState, state};
 pub use steps::{MAX_STEPS, Section, Startup, StepError, StepId, Teardown, steps};
@@ -77,6 +84,28 @@ pub trait CpuOps: Sync {
     fn wake(&self, cpu: CpuId) {
         let _ = cpu;
     }
+
+    /// How long a CPU's hotplug thread may take until it takes up a request ([`serve`]), and readers
+    /// until they drop their [`CpusReadGuard`]s; then the request is taken back and the call that made it
+    /// fails. A callback that runs is waited for: after each such time a line in the log says so. As long
+    /// as a CPU may take to arrive, unless the kernel says otherwise; `u64::MAX` waits for ever.
+    fn answer_timeout_ns(&self) -> u64 {
+        self.arrival_timeout_ns()
+    }
+
+    /// Returns whether the calling thread, which runs on `cpu`, is that CPU's hotplug thread, with
+    /// interrupts and preemption on. [`serve`] refuses every other; a kernel that leaves this out answers
+    /// for its callers.
+    fn is_hotplug_thread(&self, cpu: CpuId) -> bool {
+        let _ = cpu;
+        true
+    }
+
+    /// Returns the CPU whose hotplug thread cannot run as long as the calling thread waits: none where a
+    /// thread that waits lets others run on its CPU. What would wait for that CPU panics instead.
+    fn occupied(&self) -> Option<CpuId> {
+        None
+    }
 }
 
 /// The kernel could not start a CPU.
@@ -94,8 +123,9 @@ impl fmt::Display for StartError {
 
 impl core::error::Error for StartError {}
 
-/// Why a CPU did not go up or down. It is what it was before.
+/// Why a CPU did not go up or down. It is what it was before, unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HotplugError {
     /// The CPU is not plugged in.
     NotPresent,
@@ -111,6 +141,12 @@ pub enum HotplugError {
     Start(StartError),
     /// The CPU was started, but did not arrive in time. Should it arrive later, it is sent away.
     TimedOut,
+    /// The CPU's hotplug thread did not take up the request to go down within
+    /// [`CpuOps::answer_timeout_ns`]. The CPU is up, perhaps without ONLINE steps: the log names them.
+    Unresponsive,
+    /// The masks are locked by [`CpusReadGuard`]s that were not dropped within
+    /// [`CpuOps::answer_timeout_ns`]: perhaps by the caller's own, or by one that was forgotten.
+    Readers,
     /// A step failed, and those before it were undone.
     Step {
         /// The step.
@@ -132,12 +168,22 @@ impl fmt::Display for HotplugError {
             Self::NoMemory => f.write_str("there is no memory for the CPU's per-CPU data"),
             Self::Start(error) => error.fmt(f),
             Self::TimedOut => f.write_str("the CPU was started but did not arrive in time"),
+            Self::Unresponsive => f.write_str(
+                "the CPU's hotplug thread did not take up the request to go down in time",
+            ),
+            Self::Readers => f.write_str("a CpusReadGuard is held for too long"),
             Self::Step { name, error, .. } => write!(f, "step {name} failed: {error}"),
         }
     }
 }
 
 impl core::error::Error for HotplugError {}
+
+impl HotplugError {
+    fn is_unresponsive(&self) -> bool {
+        matches!(self, Self::Step { error: StepError::UNRESPONSIVE, .. })
+    }
+}
 
 /// Why a step was not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,13 +6,13 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 
 use super::RegisterError;
-use super::control::{CONTROL, run, undo};
+use super::control::{self, undo};
 use super::instances::{
     self, Head, InstanceRef, InstanceStartup, InstanceTeardown, Instances, Node, Unowned,
 };
-use super::record::Request;
-use super::steps::{self, Callbacks, Section, Step, StepId};
-use crate::cpu::{self, CpuId};
+use super::steps::{self, Callbacks, Owner, Section, Step, StepId};
+use crate::cpu;
+use crate::unwind::{AtEnd, for_each_to_the_end};
 
 /// A registered step whose callbacks run once for each CPU and instance. Linux: a state set up by
 /// `cpuhp_setup_state_multi`.
@@ -69,9 +69,9 @@ pub fn register_multi<T: Send + Sync + 'static>(
     startup: Option<InstanceStartup<T>>,
     teardown: Option<InstanceTeardown<T>>,
 ) -> Result<MultiStep<T>, RegisterError> {
-    let _control = CONTROL.lock();
+    let _control = control::lock();
     let callbacks = Callbacks::Multi(Instances::NONE);
-    let step = steps::insert(section, name, callbacks).ok_or(RegisterError::Full)?;
+    let step = steps::insert(section, name, callbacks, Owner::User).ok_or(RegisterError::Full)?;
     Ok(MultiStep { id: step.id, startup, teardown })
 }
 
@@ -92,24 +92,17 @@ impl<T: Send + Sync + 'static> MultiStep<T> {
     /// latest first. The value is in the error.
     pub fn add(&self, value: T) -> Result<Instance<'_, T>, AddError<T>> {
         let node = self.node(value)?;
-        let control = CONTROL.lock();
-        // SAFETY: under the control lock; the node is freed after the last use.
+        let control = control::lock();
+        // SAFETY: under the control lock; the node is freed after the last use: no mailbox has it when
+        // `run` has returned or unwound.
         let (step, instance) = (self.step(), Some(unsafe { InstanceRef::new(node.0.cast()) }));
-        let mut failed = None;
-        for cpu in cpu::online().iter() {
-            if let Err(error) = run(&step, cpu, Request::StartUp, instance) {
-                failed = Some((cpu, error));
-                break;
-            }
+        if let Err(error) = control::start_up_where_online(&step, instance) {
+            drop(control);
+            // SAFETY: the node is on no list, and the control lock's holder was this thread.
+            let instance = unsafe { Node::into_value(node.into_node()) };
+            return Err(AddError { error, instance });
         }
-        let Some((cpu, error)) = failed else {
-            return Ok(self.list(node));
-        };
-        for_each_below(cpu, |done| undo(&step, done, instance));
-        drop(control);
-        // SAFETY: the node is on no list, and the control lock's holder was this thread.
-        let instance = unsafe { Node::into_value(node.into_node()) };
-        Err(AddError { error: RegisterError::Step { cpu, error }, instance })
+        Ok(self.list(node))
     }
 
     /// As [`add`](Self::add), but runs nothing for the CPUs that are up: the caller has seen to
@@ -121,7 +114,7 @@ impl<T: Send + Sync + 'static> MultiStep<T> {
     /// There is no memory. The value is in the error.
     pub fn add_nocalls(&self, value: T) -> Result<Instance<'_, T>, AddError<T>> {
         let node = self.node(value)?;
-        let _control = CONTROL.lock();
+        let _control = control::lock();
         Ok(self.list(node))
     }
 
@@ -150,29 +143,21 @@ impl<T: Send + Sync + 'static> MultiStep<T> {
     ///
     /// The node is on this step's list, and not used again.
     unsafe fn remove(&self, node: NonNull<Head>, calls: bool) {
-        {
-            let _control = CONTROL.lock();
-            if calls {
-                // SAFETY: under the control lock; the node is freed below.
-                let (step, instance) = (self.step(), unsafe { InstanceRef::new(node) });
-                for cpu in cpu::online().iter() {
-                    undo(&step, cpu, Some(instance));
-                }
-            }
-            // SAFETY: under the control lock; on this list, says the caller.
-            steps::change_instances(self.id, |list| unsafe { list.remove(node) });
-        }
-        // Without the lock: a destructor may be about hotplug, too.
-        // SAFETY: the node is on no list any more; not used again, says the caller.
-        unsafe { instances::free(node) };
-    }
-}
-
-/// Calls `f` for the CPUs that are up and below `cpu`, in descending order.
-fn for_each_below(cpu: CpuId, mut f: impl FnMut(CpuId)) {
-    for n in (0..cpu.index()).rev() {
-        if let Some(cpu) = CpuId::new(n).filter(|&cpu| cpu::online().contains(cpu)) {
-            f(cpu);
+        let mut control = Some(control::lock());
+        // Also when a tear-down panics. Without the lock: a destructor may be about hotplug, too.
+        let _free = AtEnd(move || {
+            drop(control.take());
+            // SAFETY: `_unlist`, which is dropped first, took the node off its list; not used again,
+            // says the caller.
+            unsafe { instances::free(node) }
+        });
+        // SAFETY: under the control lock; on this list, says the caller.
+        let remove = |list: &mut Instances| unsafe { list.remove(node) };
+        let _unlist = AtEnd(|| steps::change_instances(self.id, remove));
+        if calls {
+            // SAFETY: under the control lock; the node is freed at the end.
+            let (step, instance) = (self.step(), unsafe { InstanceRef::new(node) });
+            for_each_to_the_end(cpu::online().iter(), |cpu| undo(&step, cpu, Some(instance)));
         }
     }
 }
@@ -187,7 +172,7 @@ impl<T: Send + Sync + 'static> Drop for MultiStep<T> {
             // borrow has ended, and with it every borrow of the value.
             unsafe { self.remove(forgotten, true) };
         }
-        let _control = CONTROL.lock();
+        let _control = control::lock();
         steps::remove(self.id);
     }
 }

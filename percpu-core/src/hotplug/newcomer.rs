@@ -3,17 +3,18 @@
 use core::fmt;
 use core::ops::Range;
 
-use super::record::{Phase, Request, record};
+use super::record::{Phase, Record, Request, record, try_record};
 use super::standing::{CpuState, set_state};
-use super::steps::{self, Section};
-use crate::cpu::{CpuId, MASKS};
-use crate::irq;
+use super::steps::{self, Section, StepError};
+use super::{callback, control};
+use crate::cpu::{self, CpuId, MASKS};
 use crate::platform::{Global, Platform};
+use crate::unwind::for_each_to_the_end;
 
 /// Why a CPU that arrived is sent away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArriveError {
-    /// Nobody waits for it, or no longer.
+    /// Nobody waits for it, or no longer; or it has no unit yet, because it was never brought up.
     NotExpected,
     /// A STARTING step failed; the ones before it were undone.
     StepFailed,
@@ -48,12 +49,17 @@ pub enum Serve {
 ///
 /// The CPU is not wanted. It executes nothing more, until it is started anew.
 ///
+/// # Panics
+///
+/// If a STARTING step does. The CPU is sent away then, as for an error.
+///
 /// # Safety
 ///
 /// The caller is `cpu`, just started; its offset is installed, interrupts are masked, and it holds
-/// no guard.
+/// no guard. A CPU that was started unasked may have no offset to install
+/// ([`try_offset`](crate::area::try_offset)); it gets the error, too.
 pub unsafe fn arrive(cpu: CpuId) -> Result<(), ArriveError> {
-    let record = record(cpu);
+    let record = try_record(cpu).ok_or(ArriveError::NotExpected)?;
     let mut spins = 0;
     while record.phase() == Phase::Kicked {
         Global::relax(spins);
@@ -63,16 +69,18 @@ pub unsafe fn arrive(cpu: CpuId) -> Result<(), ArriveError> {
         return Err(ArriveError::NotExpected);
     }
     let positions = steps::positions(Section::Starting);
-    for position in positions.clone() {
+    let done = positions.start..positions.start;
+    let mut way = Starting { cpu, record, done, error: StepError::PANICKED };
+    for position in positions {
         let step = steps::at(position);
         set_state(cpu, CpuState::GoingUp(Some(step.id)));
-        if let Err(error) = step.start_up(cpu, None) {
-            undo(cpu, positions.start..position);
-            record.set_failed_step(step.id, error);
-            record.set_phase(Phase::Failed);
+        if let Err(error) = callback::run_on(cpu, || step.start_up(cpu, None)) {
+            way.error = error;
             return Err(ArriveError::StepFailed);
         }
+        way.done.end = position + 1;
     }
+    core::mem::forget(way);
     // In this order a reader of starting ∪ online ∪ dying finds the CPU at every moment.
     MASKS.online.set(cpu, true);
     MASKS.starting.set(cpu, false);
@@ -80,11 +88,40 @@ pub unsafe fn arrive(cpu: CpuId) -> Result<(), ArriveError> {
     Ok(())
 }
 
+/// A CPU that runs its STARTING steps. Dropping it undoes them, and has the CPU sent away.
+struct Starting {
+    cpu: CpuId,
+    record: &'static Record,
+    /// The steps that were started up; the one behind them failed.
+    done: Range<usize>,
+    error: StepError,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        undo(self.cpu, self.done.clone());
+        self.record.set_failed_step(steps::at(self.done.end).id, self.error);
+        self.record.set_phase(Phase::Failed);
+    }
+}
+
 /// Serves one request to `cpu`'s hotplug thread: the start-up or tear-down of one ONLINE step.
 /// Linux: `cpuhp_thread_fun`.
 ///
 /// Called in a loop by a thread that is bound to `cpu`, with interrupts and preemption on.
+///
+/// # Panics
+///
+/// If the calling thread is not `cpu`'s hotplug thread, as far as that can be told: it runs on another
+/// CPU, or the kernel [knows](super::CpuOps::is_hotplug_thread). And if the callback does, or leaves
+/// preemption off; the request was answered then.
 pub fn serve(cpu: CpuId) -> Serve {
+    let here = cpu::current();
+    assert!(
+        here == cpu && control::is_hotplug_thread(cpu),
+        "hotplug::serve({cpu:?}) is called by a thread that is not that CPU's hotplug thread, on \
+         {here:?}"
+    );
     let record = record(cpu);
     if record.is_early() {
         record.set_early(false);
@@ -92,30 +129,33 @@ pub fn serve(cpu: CpuId) -> Serve {
     let request = record.request();
     match request {
         Request::StartUp | Request::TearDown | Request::Undo | Request::Redo => {}
-        Request::Die => return Serve::Die,
-        Request::None | Request::Running | Request::Done => return Serve::Idle,
+        Request::Die if record.claim_death() => return Serve::Die,
+        Request::Die | Request::None | Request::Running | Request::Done => return Serve::Idle,
     }
-    let Some((slot, instance)) = record.claim(request) else { return Serve::Idle };
-    let step = steps::in_slot(slot).expect("a step stays while it is asked for");
-    // A STARTING step finds interrupts masked, also when it is registered while the CPU is up.
-    let irq = (step.section == Section::Starting).then(irq::disable);
-    let result = request.carry_out(&step, cpu, instance);
-    drop(irq);
-    record.answer(result);
+    let Some(claimed) = record.claim(request) else { return Serve::Idle };
+    claimed.carry_out(request, cpu);
     Serve::Worked
 }
 
-/// Whether [`serve`] would find a request: for a scheduler that wakes the hotplug thread only then.
+/// Returns whether [`serve`] would find a request: for a scheduler that wakes the hotplug thread only
+/// then.
 pub fn has_work(cpu: CpuId) -> bool {
-    !matches!(record(cpu).request(), Request::None | Request::Running | Request::Done)
+    let is_request = |request| !matches!(request, Request::None | Request::Running | Request::Done);
+    try_record(cpu).is_some_and(|record| is_request(record.request()))
 }
 
 /// Takes this CPU out of the online mask and runs the STARTING tear-downs. Linux: `take_cpu_down`.
 ///
+/// # Panics
+///
+/// If a tear-down does; the others were run. The caller goes on to [`dead`] all the same, or the thread
+/// that takes the CPU down waits for ever.
+///
 /// # Safety
 ///
 /// The caller is `cpu`, which got [`Serve::Die`] and then masked interrupts; nothing but the
-/// caller's way to [`dead`] runs on it from now on.
+/// caller's way to [`dead`] runs on it from now on. A CPU that got `Serve::Die` must go this way: the
+/// request cannot be taken back any more.
 pub unsafe fn die(cpu: CpuId) {
     let record = record(cpu);
     // In this order a reader of online ∪ dying finds the CPU at every moment.
@@ -126,13 +166,13 @@ pub unsafe fn die(cpu: CpuId) {
     undo(cpu, steps::positions(Section::Starting));
 }
 
-/// Runs tear-downs in reverse.
+/// Runs tear-downs in reverse, also those behind one that panics.
 fn undo(cpu: CpuId, positions: Range<usize>) {
-    for position in positions.rev() {
+    for_each_to_the_end(positions.rev(), |position| {
         let step = steps::at(position);
         set_state(cpu, CpuState::GoingDown(Some(step.id)));
-        step.undo(cpu, None);
-    }
+        callback::run_on(cpu, || step.undo(cpu, None));
+    });
 }
 
 /// Says that this CPU is dead: its last access to anything that others use. Linux:

@@ -2,12 +2,15 @@
 
 use core::ptr::{NonNull, null_mut};
 
+use super::callback;
 use super::instances::{Head, InstanceRef};
-use super::steps::{Step, StepError, StepId};
+use super::steps::{self, Section, Step, StepError, StepId};
 use crate::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use crate::cpu::CpuId;
-use crate::percpu;
+use crate::platform::{Global, Platform};
+use crate::unwind::AtEnd;
 use crate::var::Structured;
+use crate::{area, irq, percpu};
 
 /// Where a CPU stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +73,27 @@ decode!(Phase: Offline Kicked Go Starting Failed Abandoned Online Dying Dead);
 decode!(Request: None StartUp TearDown Undo Redo Die Running Done);
 
 impl Request {
-    /// Runs the callback that is asked for: of the step, or of one instance.
+    /// Runs the callback that is asked for: of the step, or of one instance. Whether that is done by the
+    /// CPU's hotplug thread is for the caller to see to.
     pub(super) fn carry_out(
         self,
         step: &Step,
         cpu: CpuId,
         instance: Option<InstanceRef>,
     ) -> Result<(), StepError> {
+        callback::run(|| self.call(step, cpu, instance))
+    }
+
+    /// Returns the answer to the request if the callback panics: a start-up has failed, a tear-down is
+    /// done, and what is begun again in a roll-back is [remembered](Step::redo).
+    fn answer_to_panic(self) -> Result<(), StepError> {
+        match self {
+            Self::StartUp => Err(StepError::PANICKED),
+            _ => Ok(()),
+        }
+    }
+
+    fn call(self, step: &Step, cpu: CpuId, instance: Option<InstanceRef>) -> Result<(), StepError> {
         match self {
             Self::StartUp => step.start_up(cpu, instance),
             Self::TearDown => step.tear_down(cpu),
@@ -121,9 +138,81 @@ percpu! {
     };
 }
 
-/// `cpu`'s record.
+/// Returns `cpu`'s record.
+///
+/// # Panics
+///
+/// If the CPU has no unit yet.
 pub(super) fn record(cpu: CpuId) -> &'static Record {
     RECORD.remote(cpu)
+}
+
+/// Returns `cpu`'s record, or `None` if the CPU has no unit yet: it was never brought up.
+pub(super) fn try_record(cpu: CpuId) -> Option<&'static Record> {
+    area::try_offset(cpu).map(|_| record(cpu))
+}
+
+/// A request that is in `cpu`'s mailbox, until it is answered, taken back or forgotten.
+///
+/// Dropping it, because of a panic in foreign code, takes it back, or waits for the answer if the CPU is
+/// at it already: when this is gone nobody uses what the request names.
+pub(super) struct Posted {
+    record: &'static Record,
+    request: Request,
+}
+
+impl Posted {
+    /// Returns the answer, if it is there; the mailbox is empty then.
+    pub(super) fn take_answer(&self) -> Option<Result<(), StepError>> {
+        self.record.take_answer()
+    }
+
+    /// Takes the request back, unless the CPU is at it. Returns whether it did.
+    pub(super) fn withdraw(&self) -> bool {
+        self.record.replace_request(self.request, Request::None)
+    }
+}
+
+impl Drop for Posted {
+    fn drop(&mut self) {
+        if !self.withdraw() {
+            while self.take_answer().is_none() {
+                Global::yield_now();
+            }
+        }
+    }
+}
+
+/// A request that this CPU has taken up. Answers when it is dropped.
+pub(super) struct Claimed {
+    record: &'static Record,
+    step: u32,
+    instance: Option<InstanceRef>,
+    answer: Result<(), StepError>,
+}
+
+impl Claimed {
+    /// Carries the request out on `cpu`, whose hotplug thread this is, and answers it, also if the
+    /// callback panics.
+    pub(super) fn carry_out(mut self, request: Request, cpu: CpuId) {
+        let step = steps::in_slot(self.step).expect("a step stays while it is asked for");
+        // A STARTING step finds interrupts masked, also when it is registered while the CPU is up.
+        let irq = (step.section == Section::Starting).then(irq::disable);
+        let panicked = AtEnd(|| {
+            let name = step.name;
+            Global::log(format_args!("hotplug: CPU {cpu}: a callback of step {name} panicked"));
+        });
+        let result = callback::run_on(cpu, || request.call(&step, cpu, self.instance));
+        core::mem::forget(panicked);
+        drop(irq);
+        self.answer = result;
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.record.answer(self.answer);
+    }
 }
 
 impl Record {
@@ -143,11 +232,17 @@ impl Record {
     }
 
     /// Puts a request into the mailbox.
-    pub(super) fn post(&self, request: Request, step: u32, instance: Option<InstanceRef>) {
+    pub(super) fn post(
+        &'static self,
+        request: Request,
+        step: u32,
+        instance: Option<InstanceRef>,
+    ) -> Posted {
         self.step.store(step, Ordering::Relaxed);
         self.instance
             .store(instance.map_or(null_mut(), |it| it.node().as_ptr()), Ordering::Relaxed);
         self.request.store(request as u32, Ordering::Release);
+        Posted { record: self, request }
     }
 
     /// The request in the mailbox.
@@ -155,32 +250,39 @@ impl Record {
         Request::decode(self.request.load(Ordering::Acquire))
     }
 
-    /// Takes the request out for execution; one caller gets it. The slot of the step it is about, and
-    /// the instance if it is about one.
-    pub(super) fn claim(&self, request: Request) -> Option<(u32, Option<InstanceRef>)> {
-        let taken = self.request.compare_exchange(
-            request as u32,
-            Request::Running as u32,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
-        taken.is_ok().then(|| {
+    /// Puts another request into the place of one, unless that has gone.
+    fn replace_request(&self, from: Request, to: Request) -> bool {
+        self.request
+            .compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Takes the request up; one caller gets it.
+    pub(super) fn claim(&'static self, request: Request) -> Option<Claimed> {
+        self.replace_request(request, Request::Running).then(|| {
             let node = NonNull::new(self.instance.load(Ordering::Relaxed));
-            // SAFETY: the caller answers the request, for which the control lock's holder waits,
-            // with the node alive.
+            // SAFETY: `Claimed` answers the request when it is dropped. Until then the control lock's
+            // holder waits, also if it unwinds (`Posted`), with the node alive.
             let instance = node.map(|node| unsafe { InstanceRef::new(node) });
-            (self.step.load(Ordering::Relaxed), instance)
+            let step = self.step.load(Ordering::Relaxed);
+            Claimed { record: self, step, instance, answer: request.answer_to_panic() }
         })
     }
 
+    /// Takes up the request to go down. Returns whether it was there; [`die`](super::die) empties the
+    /// mailbox.
+    pub(super) fn claim_death(&self) -> bool {
+        self.replace_request(Request::Die, Request::Running)
+    }
+
     /// Answers the claimed request.
-    pub(super) fn answer(&self, result: Result<(), StepError>) {
+    fn answer(&self, result: Result<(), StepError>) {
         self.set_result(result);
         self.request.store(Request::Done as u32, Ordering::Release);
     }
 
     /// The answer, when it is there; empties the mailbox.
-    pub(super) fn take_answer(&self) -> Option<Result<(), StepError>> {
+    fn take_answer(&self) -> Option<Result<(), StepError>> {
         (self.request() == Request::Done).then(|| {
             let result = self.result();
             self.clear_request();

@@ -2,7 +2,7 @@
 //!
 //! Not kept in per-CPU memory: a CPU may be asked about that has none yet.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::steps::StepId;
 use crate::cpu::{self, CpuId, NR_CPUS};
@@ -26,22 +26,24 @@ pub enum CpuState {
     ),
 }
 
-/// Each CPU's [`CpuState`]: [`OFFLINE`] and so on, and the slot of the step plus one.
-static STATES: [AtomicU32; NR_CPUS] = [const { AtomicU32::new(OFFLINE) }; NR_CPUS];
+/// Each CPU's [`CpuState`]: [`OFFLINE`] and so on in the lowest bits, and above them the step's id plus
+/// one.
+static STATES: [AtomicU64; NR_CPUS] = [const { AtomicU64::new(OFFLINE) }; NR_CPUS];
 
-const OFFLINE: u32 = 0;
-const GOING_UP: u32 = 1 << 8;
-const ONLINE: u32 = 2 << 8;
-const GOING_DOWN: u32 = 3 << 8;
-const STEP: u32 = 0xff;
+const OFFLINE: u64 = 0;
+const GOING_UP: u64 = 1;
+const ONLINE: u64 = 2;
+const GOING_DOWN: u64 = 3;
+/// Bits of these.
+const KIND_BITS: u32 = 2;
 
 /// Where `cpu` stands at this moment; where it stays while a
 /// [`CpusReadGuard`](super::CpusReadGuard) is held. One load. Linux: the files `state` and `target`
 /// of a CPU's `hotplug` directory.
 pub fn state(cpu: CpuId) -> CpuState {
     let code = STATES[cpu.index()].load(Ordering::Relaxed);
-    let step = (code & STEP).checked_sub(1).map(|slot| StepId::of_slot(slot as usize));
-    match code & !STEP {
+    let step = (code >> KIND_BITS).checked_sub(1).map(StepId::from_bits);
+    match code & ((1 << KIND_BITS) - 1) {
         GOING_UP => CpuState::GoingUp(step),
         ONLINE => CpuState::Online,
         GOING_DOWN => CpuState::GoingDown(step),
@@ -51,7 +53,7 @@ pub fn state(cpu: CpuId) -> CpuState {
 
 /// Says where `cpu` stands; called by whoever moves it.
 pub(super) fn set_state(cpu: CpuId, state: CpuState) {
-    let with = |step: Option<StepId>| step.map_or(0, |step| step.index() as u32 + 1);
+    let with = |step: Option<StepId>| step.map_or(0, |step| (step.bits() + 1) << KIND_BITS);
     let code = match state {
         CpuState::Offline => OFFLINE,
         CpuState::GoingUp(step) => GOING_UP | with(step),

@@ -1,12 +1,13 @@
 //! The table of steps: a fixed number of slots, and the order in which they run.
 
-use core::fmt;
+use core::{fmt, mem};
 
 use super::instances::{InstanceRef, Instances};
 use super::{failure, standing};
 use crate::cpu::CpuId;
 use crate::platform::{Global, Platform};
 use crate::sync::SpinLock;
+use crate::unwind::AtEnd;
 
 /// The most steps there can be at a time.
 pub const MAX_STEPS: usize = 64;
@@ -27,39 +28,62 @@ pub enum Section {
     Online,
 }
 
-/// A registered step, until it is unregistered.
+/// A registered step. No two registrations have the same id: one that is kept beyond
+/// [`unregister`](super::unregister) names no step any more, also when the slot is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct StepId(u32);
+pub struct StepId(
+    /// The number of the registration times [`MAX_STEPS`], and the slot. 2^58 registrations cannot be
+    /// made in a lifetime.
+    u64,
+);
 
 impl StepId {
-    /// The step's slot, below [`MAX_STEPS`].
+    /// Returns the step's slot, below [`MAX_STEPS`].
     pub const fn index(self) -> usize {
-        self.0 as usize
+        (self.0 % MAX_STEPS as u64) as usize
     }
 
-    /// The step in this slot, if there is one.
+    /// Returns the step that is in this slot now, or `None` if the slot is empty.
     pub fn from_index(index: usize) -> Option<Self> {
         steps().map(|(id, ..)| id).find(|id| id.index() == index)
     }
 
-    pub(super) const fn of_slot(slot: usize) -> Self {
-        Self(slot as u32)
+    const fn new(registration: u64, slot: usize) -> Self {
+        Self(registration * MAX_STEPS as u64 + slot as u64)
+    }
+
+    /// The id as a number below 2^62, for [`from_bits`](Self::from_bits).
+    pub(super) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(super) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 }
 
-/// What a failing step says: a number of its own choice.
+/// What a failing step says: a number of its own choice. The three smallest are the state machine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepError(pub i32);
 
 impl StepError {
     /// The failure that [`inject_failure`](super::inject_failure) ordered.
     pub const INJECTED: Self = Self(i32::MIN);
+    /// The start-up panicked.
+    pub const PANICKED: Self = Self(i32::MIN + 1);
+    /// The CPU's hotplug thread did not take the request up within
+    /// [`CpuOps::answer_timeout_ns`](super::CpuOps::answer_timeout_ns). Nothing was run.
+    pub const UNRESPONSIVE: Self = Self(i32::MIN + 2);
 }
 
 impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::INJECTED => f.write_str("injected failure"),
+            Self::PANICKED => f.write_str("the callback panicked"),
+            Self::UNRESPONSIVE => {
+                f.write_str("the CPU's hotplug thread did not take up the request in time")
+            }
             Self(code) => write!(f, "error {code}"),
         }
     }
@@ -86,6 +110,17 @@ pub(super) struct Step {
     pub(super) section: Section,
     pub(super) name: &'static str,
     pub(super) callbacks: Callbacks,
+    pub(super) owner: Owner,
+}
+
+/// Who registered a step. The crate's own come first in their section, whenever they are registered: their
+/// tear-downs find what users' tear-downs have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owner {
+    /// The crate itself, whose counters and allocator rely on it: it stays.
+    Crate,
+    /// A user of the crate.
+    User,
 }
 
 impl Step {
@@ -153,12 +188,16 @@ impl Step {
     /// Runs the start-up as part of a roll-back: if it fails there is nothing better left to do
     /// than to say so, and to remember it.
     pub(super) fn redo(&self, cpu: CpuId) {
-        if let Err(error) = self.start_up(cpu, None) {
+        let panicked = AtEnd(|| self.give_up(cpu, StepError::PANICKED));
+        let result = self.start_up(cpu, None);
+        mem::forget(panicked);
+        if let Err(error) = result {
             self.give_up(cpu, error);
         }
     }
 
-    fn give_up(&self, cpu: CpuId, error: StepError) {
+    /// Says and remembers that `cpu` is up without the step.
+    pub(super) fn give_up(&self, cpu: CpuId, error: StepError) {
         standing::set_missing(self.id, cpu);
         let name = self.name;
         Global::log(format_args!("hotplug: CPU {cpu} stays up without step {name}: {error}"));
@@ -172,26 +211,43 @@ struct Table {
     /// Slots in the order of start-up; the first `len` count.
     order: [u8; MAX_STEPS],
     len: usize,
+    /// How many steps were ever registered.
+    registrations: u64,
 }
 
-static TABLE: SpinLock<Table> =
-    SpinLock::new(Table { slots: [None; MAX_STEPS], order: [0; MAX_STEPS], len: 0 });
+static TABLE: SpinLock<Table> = SpinLock::new(Table {
+    slots: [None; MAX_STEPS],
+    order: [0; MAX_STEPS],
+    len: 0,
+    registrations: 0,
+});
 
 impl Table {
+    fn get(&self, id: StepId) -> Option<Step> {
+        self.slots[id.index()].filter(|step| step.id == id)
+    }
+
     fn at(&self, position: usize) -> Option<Step> {
         self.order[..self.len].get(position).and_then(|&slot| self.slots[slot as usize])
     }
 }
 
-/// Adds a step at the end of its section. `None` if there is no room.
-pub(super) fn insert(section: Section, name: &'static str, callbacks: Callbacks) -> Option<Step> {
+/// Adds a step at the end of its section, or of the crate's own there. `None` if there is no room.
+pub(super) fn insert(
+    section: Section,
+    name: &'static str,
+    callbacks: Callbacks,
+    owner: Owner,
+) -> Option<Step> {
     let mut table = TABLE.lock();
     let slot = table.slots.iter().position(Option::is_none)?;
-    let step = Step { id: StepId(slot as u32), section, name, callbacks };
+    let id = StepId::new(table.registrations, slot);
+    let step = Step { id, section, name, callbacks, owner };
+    table.registrations += 1;
     table.slots[slot] = Some(step);
     let len = table.len;
-    let position =
-        (0..len).find(|&p| table.at(p).is_some_and(|other| other.section > section)).unwrap_or(len);
+    let comes_after = |other: Step| (other.section, other.owner) > (section, owner);
+    let position = (0..len).find(|&p| table.at(p).is_some_and(comes_after)).unwrap_or(len);
     table.order.copy_within(position..len, position + 1);
     table.order[position] = slot as u8;
     table.len += 1;
@@ -206,29 +262,42 @@ pub(super) fn insert(section: Section, name: &'static str, callbacks: Callbacks)
 pub(super) fn remove(id: StepId) {
     let mut table = TABLE.lock();
     let len = table.len;
-    if let Some(position) = table.order[..len].iter().position(|&s| usize::from(s) == id.index()) {
+    let Some(step) = table.get(id) else { return };
+    let slot = step.id.index();
+    if let Some(position) = table.order[..len].iter().position(|&s| usize::from(s) == slot) {
         table.order.copy_within(position + 1..len, position);
         table.len -= 1;
-        table.slots[id.index()] = None;
+        table.slots[slot] = None;
     }
 }
 
 /// The step with this id.
 pub(super) fn get(id: StepId) -> Option<Step> {
-    TABLE.lock().slots.get(id.index()).copied().flatten()
+    TABLE.lock().get(id)
+}
+
+/// Calls `f` if there is a step with this id, which stays meanwhile.
+pub(super) fn if_registered(id: StepId, f: impl FnOnce()) {
+    let table = TABLE.lock();
+    if table.get(id).is_some() {
+        f();
+    }
 }
 
 /// Changes the instances of a step that has some.
 pub(super) fn change_instances(id: StepId, change: impl FnOnce(&mut Instances)) {
     let mut table = TABLE.lock();
-    if let Some(Step { callbacks: Callbacks::Multi(list), .. }) = &mut table.slots[id.index()] {
+    if let Some(Step { id: found, callbacks: Callbacks::Multi(list), .. }) =
+        &mut table.slots[id.index()]
+        && *found == id
+    {
         change(list);
     }
 }
 
 /// The step in this slot.
 pub(super) fn in_slot(slot: u32) -> Option<Step> {
-    get(StepId(slot))
+    TABLE.lock().slots.get(slot as usize).copied().flatten()
 }
 
 /// Positions of a section's steps in the order of start-up.
