@@ -73,6 +73,15 @@ pub(crate) use imp::{add_is_negative, dec_static_and_branch_if_zero, inc_static}
 pub(crate) use operations::operations;
 pub(crate) use word::{Number, Single, Word};
 
-/// Whether [`add_is_negative`] is one step for other CPUs, too, so that they may swap the copy.
-/// Where it is not, they have the CPU itself do that.
-pub(crate) const REMOTE_SAFE: bool = cfg!(feature = "host");
+/// Whether [`add_is_negative`] is one step for other CPUs, too, if there are others, so that they may
+/// swap the copy. Where it is not, they have the CPU itself do that.
+pub(crate) const REMOTE_SAFE: bool = cfg!(any(feature = "host", feature = "up"));
+
+/// Returns whether this is a CPU: a thread of a process need not be one.
+#[inline(always)]
+pub(crate) fn is_cpu() -> bool {
+    #[cfg(feature = "host")]
+    return host::offset_of_thread().is_some();
+    #[cfg(not(feature = "host"))]
+    return true;
+}
