@@ -69,8 +69,10 @@ impl fmt::Display for Group {
 
 /// A kernel's accounts.
 ///
-/// The allocator holds no lock when it calls; but a charge comes from the context of an allocation
-/// and an uncharge from that of a free, either of which may be an interrupt handler's.
+/// The allocator holds no lock when it calls, so either may use the allocator; but a charge comes from
+/// the context of an allocation and an uncharge from that of a free, either of which may be an interrupt
+/// handler's. Either may panic: after a charge that does, nothing was allocated; before an uncharge that
+/// does, the area was freed.
 pub trait Accounting: Sync {
     /// Charges `bytes` to `group`. Returns false, and charges nothing, if that would pass a limit of
     /// the group's. Linux: `obj_cgroup_charge`.

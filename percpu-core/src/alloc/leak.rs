@@ -73,6 +73,7 @@ use super::cache::Caches;
 use super::grow::Growth;
 use crate::platform::{NoMemory, Platform};
 use crate::sync::{Mutex, SpinLock};
+use crate::unwind::AtEnd;
 use crate::var::PerCpuPtr;
 use pool::NewSlab;
 use records::{Area, Records};
@@ -254,18 +255,23 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
 
     /// Begins to record, or to log. The scan lock is held, and the tracker is off.
     fn begin(self, tracking: Tracking) {
-        let (leaks, growth) = (self.leaks(), self.allocator.growth.lock());
+        // First, since it may panic: then all is as it was.
+        let growth = self.allocator.growth.lock();
+        let leaks = self.leaks();
         let era = leaks.records.lock().begin(tracking);
         leaks.era.store(era, Ordering::Relaxed);
         let live = self.allocator.set_tracked(&growth, true);
         leaks.records.lock().missed_before(live);
     }
 
-    /// Has nothing recorded any more. The scan lock is held, and what comes late is ignored already.
-    fn end(self) {
+    /// Has nothing recorded any more, after `change` to what is. The scan lock is held.
+    fn end<R>(self, change: impl FnOnce(&mut Records<P>) -> R) -> R {
+        // First, since it may panic: then all is as it was.
         let growth = self.allocator.growth.lock();
+        let changed = change(&mut self.leaks().records.lock());
         self.allocator.set_tracked(&growth, false);
         self.leaks().era.store(0, Ordering::Relaxed);
+        changed
     }
 
     /// Begins to record areas, those of the early log included. Sleeps. Linux: `kmemleak_init`.
@@ -288,10 +294,11 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
             return Ok(());
         }
         let _alone = self.leaks().scan.lock();
-        self.get_going().inspect_err(|_| {
+        let _nodes = AtEnd(|| {
             let nodes = self.leaks().records.lock().unused_nodes();
             drop(nodes);
-        })
+        });
+        self.get_going()
     }
 
     /// As [`start`](Self::start), with the scan lock held; a failure leaves nodes behind.
@@ -305,9 +312,8 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
                 Tracking::On => return Ok(()),
                 Tracking::Disabled => return Err(LeakError::EarlyLogOverflow(lost)),
                 Tracking::Early if lost != 0 => {
-                    records.tracking = Tracking::Disabled;
                     drop(records);
-                    self.end();
+                    self.end(|records| records.tracking = Tracking::Disabled);
                     let error = LeakError::EarlyLogOverflow(lost);
                     P::log(format_args!("percpu: leak tracking is disabled: {error}"));
                     return Err(error);
@@ -337,13 +343,9 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
     ///
     /// Costs a step for each area with interrupts masked.
     pub fn stop(self) {
-        let leaks = self.leaks();
-        let _alone = leaks.scan.lock();
-        let mut records = leaks.records.lock();
-        if matches!(records.tracking, Tracking::Early | Tracking::On) {
-            let nodes = records.reset();
-            drop(records);
-            self.end();
+        let _alone = self.leaks().scan.lock();
+        if matches!(self.tracking(), Tracking::Early | Tracking::On) {
+            let nodes = self.end(Records::reset);
             drop(nodes);
         }
     }
