@@ -6,8 +6,9 @@ mod common;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use common::fake::{NO_CACHE, use_cache_of};
 use common::{Shape, World, checker};
 use percpu_core::alloc::{
     AllocFlags, EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, Scan, Tracking,
@@ -286,6 +287,193 @@ fn what_was_live_before_an_unlogged_start_is_counted_as_missed() {
     assert_eq!((found.complete, found.areas, leaks), (false, 0, vec![]));
     world.free(unknown);
     assert_eq!(statistics(&world).areas, 0);
+}
+
+#[test]
+fn what_was_live_before_a_late_log_is_counted_as_missed() {
+    let mut world = World::new(&Shape::default());
+    let unknown = world.alloc(8, 8, AllocFlags::NONE).unwrap();
+    let tracker = world.allocator.leak_tracker();
+    tracker.log_early();
+    let known = alloc(&world, 16);
+    tracker.start().unwrap();
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (1, 1));
+    assert_eq!(leaked(&world, &[]), [known]);
+    assert!(!scan(&world, &[]).0.complete);
+    world.free(unknown);
+    world.free_raw(known).unwrap();
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (0, 1));
+}
+
+/// Runs `rounds` of them: threads allocate with caches of their own and with none, and free if they are
+/// to; meanwhile tracking begins, by two threads at once. All areas that are left are shown to `check`.
+fn while_tracking_begins(rounds: usize, frees: bool, check: impl Fn(&World, usize)) {
+    let world = World::new(&Shape { cpus: (0..4).collect(), ..Shape::default() });
+    for round in 0..rounds {
+        let (go, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = |thread: u32| {
+            world.fake.adopt();
+            use_cache_of(if thread == 3 { NO_CACHE } else { thread });
+            let mut live: Vec<usize> = Vec::new();
+            for n in 0_usize.. {
+                go.fetch_add(1, Ordering::Relaxed);
+                if done.load(Ordering::Relaxed) || live.len() > 1000 {
+                    break;
+                }
+                let goes = n % (2 + thread as usize) == 1 && frees;
+                if goes && let Some(ptr) = live.pop() {
+                    world.free_raw(ptr).unwrap();
+                } else {
+                    live.push(alloc(&world, 8));
+                }
+            }
+            live
+        };
+        let tracker = world.allocator.leak_tracker();
+        let work = &work;
+        let left: Vec<usize> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || work(n))).collect();
+            while go.load(Ordering::Relaxed) < 50 + round % 200 {
+                std::hint::spin_loop();
+            }
+            let other = scope.spawn(|| {
+                world.fake.adopt();
+                if round % 3 == 0 {
+                    tracker.log_early();
+                }
+                match tracker.start() {
+                    Ok(()) | Err(LeakError::EarlyLogOverflow(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            });
+            let _ = tracker.start();
+            other.join().unwrap();
+            done.store(true, Ordering::Relaxed);
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        if tracker.statistics().tracking == Tracking::Disabled {
+            // The log was too short. There is no way back.
+            left.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
+            return while_tracking_begins(rounds - round - 1, frees, check);
+        }
+        check(&world, left.len());
+        left.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
+        assert_eq!((statistics(&world).areas, statistics(&world).bytes), (0, 0));
+        tracker.stop();
+    }
+}
+
+const ROUNDS: usize = if cfg!(miri) { 3 } else { 300 };
+
+#[test]
+fn each_area_is_either_tracked_or_missed_whenever_tracking_begins() {
+    while_tracking_begins(ROUNDS, false, |world, live| {
+        let LeakStatistics { areas, missed, .. } = statistics(world);
+        assert_eq!(areas + missed, live as u64, "{areas} areas, {missed} missed");
+    });
+}
+
+#[test]
+fn frees_while_tracking_begins_leave_no_area_out() {
+    while_tracking_begins(ROUNDS, true, |world, live| {
+        let LeakStatistics { areas, missed, .. } = statistics(world);
+        assert_eq!(world.allocator.statistics().live, live as u64);
+        // What was freed since the beginning may still count as missed.
+        let live = live as u64;
+        assert!(areas <= live && areas + missed >= live, "{areas}, {missed} missed, {live} live");
+    });
+}
+
+/// An area whose allocation sleeps while the tracker is stopped and started again.
+#[test]
+fn an_area_of_an_earlier_start_is_missed_by_the_next_one() {
+    let world = Arc::new(World::new(&Shape::default()));
+    let tracker = || world.allocator.leak_tracker();
+    tracker().start().unwrap();
+    let mut before = Vec::new();
+    let restarted = loop {
+        let calls = world.fake.lock().calls.len();
+        let other = world.clone();
+        world.fake.lock().meanwhile = Some(Box::new(move || {
+            other.allocator.leak_tracker().stop();
+            other.allocator.leak_tracker().start().unwrap();
+        }));
+        let ptr = alloc(&world, 8);
+        if world.fake.lock().calls.len() != calls {
+            break ptr;
+        }
+        before.push(ptr);
+    };
+    let live = before.len() as u64 + 1;
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (0, live));
+    let tracked = alloc(&world, 8);
+    assert_eq!((statistics(&world).areas, statistics(&world).missed), (1, live));
+    assert_eq!(leaked(&world, &[]), [tracked]);
+    world.free_raw(restarted).unwrap();
+    assert_eq!(statistics(&world).areas, 1);
+}
+
+/// A CPU's cache that comes when tracking is on, and the areas that go through it.
+#[test]
+fn the_cache_of_a_cpu_that_comes_later_is_tracked() {
+    let config = Config { units_on_demand: true, boot_cpu: Some(1), ..Config::default() };
+    for early in [false, true] {
+        let mut world = World::new(&Shape { config, ..Shape::default() });
+        if early {
+            world.allocator.leak_tracker().log_early();
+        } else {
+            world.allocator.leak_tracker().start().unwrap();
+        }
+        world.add_unit(2).unwrap();
+        use_cache_of(2);
+        let ptr = alloc(&world, 8);
+        world.allocator.leak_tracker().start().unwrap();
+        assert_eq!((statistics(&world).areas, statistics(&world).missed), (1, 0));
+        assert_eq!(leaked(&world, &[]), [ptr]);
+        use_cache_of(NO_CACHE);
+    }
+}
+
+/// What scans and reports call may ask for what they are about; what would wait for them is refused.
+#[test]
+fn callbacks_may_use_the_tracker_and_the_allocator() {
+    let world = tracked_world();
+    let (kept, lost) = (alloc(&world, 8), alloc(&world, 8));
+    let tracker = world.allocator.leak_tracker();
+    let all = || {
+        assert_eq!(tracker.start(), Ok(()));
+        tracker.log_early();
+        assert_eq!(tracker.statistics().tracking, Tracking::On);
+        tracker.not_leak(PerCpuPtr::<u8>::from_raw(0));
+        assert!(world.allocator.statistics().live >= 2);
+        let ptr = world.allocator.alloc(8, 8, AllocFlags::ATOMIC).unwrap().raw();
+        world.free_raw(ptr).unwrap();
+    };
+    let mut roots = Roots(vec![kept]);
+    let ranges = std::iter::once_with(|| {
+        all();
+        roots.range()
+    });
+    let mut found = Vec::new();
+    let visit = |leak: &Leak| {
+        all();
+        let ptr = alloc(&world, 8);
+        world.free_raw(ptr).unwrap();
+        world.allocator.balance();
+        found.push(leak.pointer);
+    };
+    // SAFETY: the vector's words, which nobody changes.
+    unsafe { tracker.scan(ranges, visit) }.unwrap();
+    assert_eq!(found, [lost]);
+    let mut sites = 0;
+    let visit = |_: &LeakSite| {
+        all();
+        world.allocator.balance();
+        sites += 1;
+    };
+    tracker.sites(visit).unwrap();
+    assert_eq!(sites, 2);
+    assert_eq!(leaked(&world, &[kept]), [lost]);
 }
 
 #[test]

@@ -35,6 +35,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::ledger::Ledger;
 use super::once::Once;
+use super::state::Request;
 use super::{AllocError, AllocFlags, Allocator};
 use crate::platform::{NoMemory, Platform};
 use crate::sync::SpinLock;
@@ -68,8 +69,10 @@ impl fmt::Display for Group {
 
 /// A kernel's accounts.
 ///
-/// The allocator holds no lock when it calls; but a charge comes from the context of an allocation
-/// and an uncharge from that of a free, either of which may be an interrupt handler's.
+/// The allocator holds no lock when it calls, so either may use the allocator; but a charge comes from
+/// the context of an allocation and an uncharge from that of a free, either of which may be an interrupt
+/// handler's. Either may panic: after a charge that does, nothing was allocated; before an uncharge that
+/// does, the area was freed.
 pub trait Accounting: Sync {
     /// Charges `bytes` to `group`. Returns false, and charges nothing, if that would pass a limit of
     /// the group's. Linux: `obj_cgroup_charge`.
@@ -318,8 +321,8 @@ impl<P: Platform> Allocator<P> {
         let (Some(&hook), Some(first)) = (self.accounts.hook.get(), self.first_chunk()) else {
             return self.alloc(size, align, flags);
         };
-        if size > super::MAX_ALLOC_SIZE {
-            // Refused there.
+        if Request::new(size, align).is_err() {
+            // Refused and logged there, and nothing is charged.
             return self.alloc(size, align, flags);
         }
         let bytes = charge(size, first.possible_units());

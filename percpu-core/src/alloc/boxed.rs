@@ -10,6 +10,7 @@ use super::{AllocError, Zeroable, alloc_percpu, free_percpu};
 use crate::cpu::{self, CpuId};
 use crate::irq::IrqGuard;
 use crate::preempt::PreemptGuard;
+use crate::unwind::for_each_to_the_end;
 use crate::var::{PerCpuPtr, Scalar, Structured, owner_methods, this_cpu_ops};
 
 /// A `T` for each CPU that has a unit, dropped with the box. Linux: `alloc_percpu` and
@@ -75,8 +76,9 @@ impl<T> PerCpuBox<T> {
     /// later, as long as the box is there, for each CPU that comes up for the first time, on the CPU
     /// that brings it up. May sleep, and so may the drop of the box, which waits while `init` runs.
     ///
-    /// `init` may make and drop other boxes, but not drop the one that it is of: the drop would wait
-    /// for ever, for `init` to end. Takes memory for `init` and a few words more.
+    /// `init` may make and drop other boxes, but not drop the one that it is of: the drop would wait for
+    /// `init` to end, and [panics](Self#method.drop). Nor may it bring up another CPU while it runs for one
+    /// that comes up. Takes memory for `init` and a few words more.
     ///
     /// # Errors
     ///
@@ -84,7 +86,8 @@ impl<T> PerCpuBox<T> {
     ///
     /// # Panics
     ///
-    /// If `init` does; the values made before have been dropped then, and the memory freed.
+    /// If `init` does; the values made before have been dropped then, and the memory freed. If it does
+    /// so later, for a CPU that comes up, that CPU does not come up.
     #[track_caller]
     pub fn try_new_with<F>(init: F) -> Result<Self, AllocError>
     where
@@ -217,19 +220,33 @@ impl<T, const N: usize> PerCpuBox<[T; N]> {
 }
 
 impl<T> Drop for PerCpuBox<T> {
+    /// Drops the value of each CPU and frees the memory. If a destructor panics the other values are
+    /// dropped all the same, and the memory is freed.
+    ///
+    /// # Panics
+    ///
+    /// If the box's own initialiser drops it, while it runs for a CPU that comes up. The box is leaked
+    /// then: it goes on to get values for the CPUs that come up. On a platform that does not tell
+    /// [threads](crate::platform::Platform::thread_id) apart the drop waits for ever.
     fn drop(&mut self) {
+        if let Some(node) = self.initialiser {
+            // First, since it may panic: then all is as it was.
+            // SAFETY: the node is this box's, and this is the box's end.
+            unsafe { initialisers::unlist(node) };
+        }
         // Freed at the end, also when a destructor panics.
         let _area = Area { ptr: self.ptr };
         match self.initialiser {
-            // SAFETY: the node is this box's, with this pointer, and this is the box's end.
+            // SAFETY: the node is this box's, with this pointer, and off the list since above; this is
+            // the box's end.
             Some(node) => unsafe { initialisers::retire(node, self.ptr) },
             None if mem::needs_drop::<T>() => {
-                for cpu in cpu::booted_once().iter() {
+                for_each_to_the_end(cpu::booted_once().iter(), |cpu| {
                     // SAFETY: the copies began as zero bytes, which are a `T`, or hold one by the
                     // promise made to `assume_init`; this is their owner's end. A CPU that comes up
                     // only now leaves a `T` of zero bytes, which owns nothing.
                     unsafe { self.ptr.on(cpu).drop_in_place() };
-                }
+                });
             }
             None => {}
         }

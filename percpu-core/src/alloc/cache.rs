@@ -184,7 +184,9 @@ pub(crate) struct Shelves {
     /// Granules of all areas on the shelves.
     held: u32,
     /// The shelf that is cleared next for areas of another size.
-    victim: u32,
+    victim: u16,
+    /// Whether the leak tracker records what is handed out with this cache locked.
+    pub(crate) tracked: bool,
     /// Areas that were handed out and taken in with this cache locked.
     pub(crate) allocs: u64,
     pub(crate) frees: u64,
@@ -345,15 +347,18 @@ impl<P: Platform> Caches<P> {
         Ok(Self { table: Table::zeroed(nr_cpu_ids)? })
     }
 
-    /// Makes `cpu`'s cache if there is none. One caller at a time.
-    pub(crate) fn add(&self, cpu: u32) -> Result<(), NoMemory> {
+    /// Makes `cpu`'s cache if there is none, with this flag. One caller at a time.
+    pub(crate) fn add(&self, cpu: u32, tracked: bool) -> Result<(), NoMemory> {
         let Some(entry) = self.table.get(cpu as usize) else { return Ok(()) };
         if entry.load(Ordering::Relaxed).is_null() {
             let cache = P::alloc_meta(Layout::new::<Cache<P>>()).ok_or(NoMemory)?;
             // Who walks the view comes to it by number.
             cache.as_ptr().expose_provenance();
-            // The memory is zero: an open lock around empty shelves.
-            entry.store(cache.as_ptr().cast(), Ordering::Release);
+            let mut cache = cache.cast::<Cache<P>>();
+            // SAFETY: the memory is zero, which is an open lock around empty shelves, and nobody else's
+            // yet.
+            unsafe { cache.as_mut() }.get_mut().tracked = tracked;
+            entry.store(cache.as_ptr(), Ordering::Release);
         }
         Ok(())
     }

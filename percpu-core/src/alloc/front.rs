@@ -9,7 +9,7 @@ use super::bitmap::Run;
 use super::cache::{Cache, Cached, Caches, Shelves};
 use super::ledger::Ledger;
 use super::state::{EMPTY_PAGES_LOW, Place, Reach, Request, State};
-use super::{AllocError, AllocFlags, Allocator, FreeError, MAX_ALIGN, MAX_ALLOC_SIZE, memory};
+use super::{AllocError, AllocFlags, Allocator, FreeError, memory};
 use crate::area::FirstChunk;
 use crate::platform::Platform;
 use crate::sync::SpinLock;
@@ -22,29 +22,26 @@ use crate::view::{CACHE_SHELVES, GRANULE, SHELF_DEPTH};
 pub(crate) struct Taken {
     first: Cached,
     count: u32,
+    /// Of the first one: see [`Leaks::era_if`](super::leak::Leaks::era_if).
+    era: u64,
 }
 
 impl Taken {
-    /// The `count` areas from `first` on, which nobody holds and which have left their shelf.
+    /// Hands out the first of the `count` areas from `first` on, which nobody holds and which have left
+    /// their shelf. The lock that counts it is held, and `era` was read under it.
     #[inline]
-    fn hand_out(first: Cached, count: u32) -> Self {
+    fn hand_out(first: Cached, count: u32, era: u64) -> Self {
         first.ledger().hand_out(first.start());
-        Self { first, count }
+        Self { first, count, era }
     }
 
     /// Takes the area at `place`, which was found under this hold of the short lock, and up to
     /// `count - 1` behind it.
-    fn out_of<P: Platform>(state: &mut State<P>, place: Place, count: u32) -> Self {
+    fn out_of<P: Platform>(state: &mut State<P>, place: Place, count: u32, era: u64) -> Self {
         let run = state.take(place, count);
         // SAFETY: the chunk is the state's, and lives as long as it has the areas.
         let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        Self::hand_out(Cached::new(ledger, run.start), run.len() / place.area.len())
-    }
-
-    /// Takes the area at `place`, as [`out_of`](Self::out_of), without a cache that counts it.
-    pub(crate) fn one<P: Platform>(state: &mut State<P>, place: Place) -> Self {
-        state.statistics.allocs += 1;
-        Self::out_of(state, place, 1)
+        Self::hand_out(Cached::new(ledger, run.start), run.len() / place.area.len(), era)
     }
 }
 
@@ -69,42 +66,32 @@ impl<P: Platform> Allocator<P> {
         align: usize,
         flags: AllocFlags,
     ) -> Result<PerCpuPtr<u8>, AllocError> {
-        let result = self.try_alloc(size, align, flags).inspect_err(|error| {
+        let (ptr, era) = self.try_alloc(size, align, flags).inspect_err(|error| {
             if *error != AllocError::NoPopulatedRoom {
                 self.failed_allocs.warn::<P>(format_args!(
                     "allocation failed, size={size} align={align} flags={:#x}: {error}",
                     flags.0
                 ));
             }
-        });
-        if self.leaks.is_active()
-            && let Ok(ptr) = result
-        {
+        })?;
+        if era != 0 {
             let may_sleep = !flags.contains(AllocFlags::ATOMIC);
-            if self.leaks.allocated(ptr.raw(), size, Location::caller(), may_sleep) {
+            if self.leaks.allocated(ptr.raw(), size, Location::caller(), era, may_sleep) {
                 self.want_balance();
             }
         }
-        result
+        Ok(ptr)
     }
 
+    /// As [`alloc`](Self::alloc), without a word to the log and to the leak tracker: the era is for that.
     #[inline]
     fn try_alloc(
         &self,
         size: usize,
         align: usize,
         flags: AllocFlags,
-    ) -> Result<PerCpuPtr<u8>, AllocError> {
-        if size == 0 || size > MAX_ALLOC_SIZE {
-            return Err(AllocError::Size(size));
-        }
-        if !align.is_power_of_two() || align > MAX_ALIGN {
-            return Err(AllocError::Align(align));
-        }
-        let request = Request {
-            len: (size as u32).div_ceil(GRANULE),
-            align: (align as u32).div_ceil(GRANULE),
-        };
+    ) -> Result<(PerCpuPtr<u8>, u64), AllocError> {
+        let request = Request::new(size, align)?;
         let first = self.first.get().ok_or(AllocError::NotSetUp)?;
         let taken = match self.take(first, request, flags) {
             Some(taken) => taken,
@@ -120,7 +107,7 @@ impl<P: Platform> Allocator<P> {
             }
             None => self.take_growing(first, request).map_err(|_| AllocError::NoMemory)?,
         };
-        let Taken { first: area, count } = taken;
+        let Taken { first: area, count, era } = taken;
         if count == 1 && !area.is_zero() && zeroes_together(first) {
             self.zero_with_others(first, area, request);
         } else if !area.is_zero() {
@@ -132,7 +119,7 @@ impl<P: Platform> Allocator<P> {
                 self.shelve(behind, request.len);
             }
         }
-        Ok(PerCpuPtr::from_raw(area.address().wrapping_sub(first.delta())))
+        Ok((PerCpuPtr::from_raw(area.address().wrapping_sub(first.delta())), era))
     }
 
     /// Takes an area, or several, that have memory.
@@ -160,11 +147,12 @@ impl<P: Platform> Allocator<P> {
         match self.cache() {
             Some(cache) if Shelves::takes(request.len) && !flags.contains(AllocFlags::RESERVED) => {
                 let mut shelves = cache.lock();
+                let era = self.leaks.era_if(shelves.tracked);
                 let taken = match shelves.pop(request, zeroes_together(first)) {
-                    Some(area) => Taken::hand_out(area, 1),
-                    None => match self.refill(&shelves, request, flags) {
+                    Some(area) => Taken::hand_out(area, 1, era),
+                    None => match self.refill(&shelves, request, flags, era) {
                         Some(taken) => taken,
-                        None => Taken::hand_out(shelves.pop(request, false)?, 1),
+                        None => Taken::hand_out(shelves.pop(request, false)?, 1, era),
                     },
                 };
                 shelves.allocs += 1;
@@ -176,13 +164,19 @@ impl<P: Platform> Allocator<P> {
 
     /// Takes areas on populated pages, one for `request` and some for its shelf. These come later:
     /// all of them are made zero first, which is quicker together and too long for a lock.
-    fn refill(&self, shelves: &Shelves, request: Request, flags: AllocFlags) -> Option<Taken> {
+    fn refill(
+        &self,
+        shelves: &Shelves,
+        request: Request,
+        flags: AllocFlags,
+        era: u64,
+    ) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
         // Areas behind the first one are as well aligned if their length allows it.
         let many = request.len.is_multiple_of(request.align);
         let count = if many { shelves.refill(request.len) } else { 1 };
-        let taken = Taken::out_of(&mut state, place, count);
+        let taken = Taken::out_of(&mut state, place, count, era);
         self.want_empty_pages(&state);
         Some(taken)
     }
@@ -224,9 +218,17 @@ impl<P: Platform> Allocator<P> {
     pub(super) fn take_populated(&self, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
-        let taken = Taken::one(&mut state, place);
+        let taken = self.take_uncached(&mut state, place);
         self.want_empty_pages(&state);
         Some(taken)
+    }
+
+    /// Takes the area at `place`, which was found under this hold of the short lock, without a cache that
+    /// counts it.
+    pub(super) fn take_uncached(&self, state: &mut State<P>, place: Place) -> Taken {
+        state.statistics.allocs += 1;
+        let era = self.leaks.era_if(state.tracked);
+        Taken::out_of(state, place, 1, era)
     }
 
     #[inline]
@@ -268,9 +270,6 @@ impl<P: Platform> Allocator<P> {
         if ptr.raw() == 0 {
             return Ok(());
         }
-        if self.leaks.is_active() {
-            self.leaks.freed(ptr.raw());
-        }
         let freed = match self.free_to_cache(ptr.raw()) {
             Some(freed) => freed,
             None => self.free_to_chunk(ptr.raw()).inspect_err(|error| {
@@ -288,6 +287,9 @@ impl<P: Platform> Allocator<P> {
         let mut state = self.state.lock();
         let place = state.take_in(ptr, &self.index)?;
         state.statistics.frees += 1;
+        if self.leaks.is_active() {
+            self.leaks.freed(ptr, state.tracked);
+        }
         // SAFETY: under the short lock the chunk is there.
         let ledger = unsafe { state.ledger(place.chunk).as_ref() };
         let freed = Freed { group: ledger.groups.take(place.area.start), len: place.area.len() };
@@ -313,6 +315,9 @@ impl<P: Platform> Allocator<P> {
         let area = ledger.area_at(start);
         let freed = Freed { group: ledger.groups.take(start), len: area.len() };
         shelves.frees += 1;
+        if self.leaks.is_active() {
+            self.leaks.freed(ptr, shelves.tracked);
+        }
         if Shelves::takes(area.len()) {
             shelves.push(Cached::new(ledger, start), area.len(), self.giving_back());
         } else {

@@ -144,7 +144,7 @@ impl<P: Platform> Allocator<P> {
             };
             let (pages, missing) = state.missing_pages(place);
             if missing == 0 {
-                return Ok(Taken::one(&mut state, place));
+                return Ok(self.take_uncached(&mut state, place));
             }
             // The place is not taken yet: while the lock is open others may take a part of it that
             // is populated. Then the pages stay for whoever comes next, and the search goes on.

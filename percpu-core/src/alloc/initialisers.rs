@@ -7,8 +7,8 @@
 //! which CPUs it has made a value: those are dropped with the box, whatever happened in between.
 //!
 //! An initialiser runs without the list's lock, so that it can make and drop boxes itself. While it
-//! runs its node is *busy*, and stays on the list: the box's drop waits. New nodes go to the end of
-//! the list. So whoever gives a CPU its unit and goes to the list's end, publishing the CPU under the
+//! runs its node is *busy*, and stays on the list: the box's drop waits, unless it is the initialiser
+//! itself that drops the box, which is refused. New nodes go to the end of the list. So whoever gives a CPU its unit and goes to the list's end, publishing the CPU under the
 //! same hold of the lock, has missed no node; and a node is listed only if it has made a value for
 //! every CPU that is published.
 
@@ -21,6 +21,7 @@ use super::global;
 use crate::cpu::{self, CpuId, CpuMask};
 use crate::platform::{Global, NoMemory, Platform};
 use crate::sync::{Mutex, MutexGuard};
+use crate::unwind::{AtEnd, for_each_to_the_end};
 use crate::var::PerCpuPtr;
 
 /// What is known of an initialiser without its type; first in its node.
@@ -41,8 +42,9 @@ struct Links {
     prev: Option<NonNull<Head>>,
     next: Option<NonNull<Head>>,
     listed: bool,
-    /// Threads that run the initialiser for a CPU that comes up.
-    busy: u32,
+    /// The [thread](Platform::thread_id) that runs the initialiser for a CPU that comes up. There is one
+    /// at most, since CPUs get their units one after the other.
+    runner: Option<usize>,
 }
 
 #[repr(C)]
@@ -121,7 +123,7 @@ where
     T: Send + 'static,
     F: Fn(CpuId) -> T + Send + Sync + 'static,
 {
-    let links = Links { prev: None, next: None, listed: false, busy: 0 };
+    let links = Links { prev: None, next: None, listed: false, runner: None };
     let head = Head {
         links: UnsafeCell::new(links),
         made: CpuMask::new(),
@@ -132,7 +134,7 @@ where
     // SAFETY: the memory is as large and aligned as a node, and nobody else's.
     unsafe { node.cast().write(Node { head, ptr, init }) };
     let node = node.cast::<Head>();
-    let partial = Partial { node, ptr };
+    let unlisted = Unlisted { node, ptr };
     loop {
         // SAFETY: written above; shared from here on.
         let made = &unsafe { node.as_ref() }.made;
@@ -149,26 +151,54 @@ where
             break;
         }
     }
-    mem::forget(partial);
+    mem::forget(unlisted);
     Ok(node)
 }
 
-/// Takes an initialiser off the list, drops every value that the copies hold, and frees the node,
-/// also when a destructor panics. Waits while the initialiser runs.
+/// Takes an initialiser off the list: it makes no more values. Waits while it runs.
+///
+/// # Panics
+///
+/// If it is the initialiser itself that calls this, and the platform tells threads apart. Nothing has
+/// changed then.
 ///
 /// # Safety
 ///
-/// `node` is of a [`register`] with this `ptr`, or with its cast to the type that `T` wraps. Nobody
-/// uses the values any more, and the node is not used again.
+/// `node` is of a [`register`], and not retired.
+pub(super) unsafe fn unlist(node: NonNull<Head>) {
+    let thread = Global::thread_id();
+    loop {
+        let mut list = LIST.lock();
+        // SAFETY: the node was not freed, says the caller.
+        let Some(runner) = unsafe { list.links(node) }.runner else {
+            // SAFETY: as above.
+            return unsafe { list.remove(node) };
+        };
+        drop(list);
+        assert!(
+            thread == 0 || runner != thread,
+            "an initialiser drops the box that it is of, which waits until the initialiser has returned"
+        );
+        Global::yield_now();
+    }
+}
+
+/// Drops every value that the copies hold, and frees the node of the initialiser, also when a destructor
+/// panics: then the other values are dropped, too.
+///
+/// # Safety
+///
+/// `node` is of a [`register`] with this `ptr`, or with its cast to the type that `T` wraps, and
+/// [off the list](unlist). Nobody uses the values any more, and the node is not used again.
 pub(super) unsafe fn retire<T>(node: NonNull<Head>, ptr: PerCpuPtr<T>) {
-    drop(Partial { node, ptr });
+    drop(Unlisted { node, ptr });
 }
 
 /// Calls every initialiser for a CPU whose unit has just got its memory, then `publish`: before any
 /// box is made that does not see the CPU as published.
 ///
-/// One caller at a time for each CPU. If an initialiser panics, `publish` is not called; a further
-/// call goes on where this one ended.
+/// One caller at a time. If an initialiser panics, `publish` is not called; a further call goes on where
+/// this one ended.
 pub(crate) fn initialise_copies(cpu: CpuId, publish: impl FnOnce()) {
     let mut list = LIST.lock();
     let mut next = list.first;
@@ -178,7 +208,7 @@ pub(crate) fn initialise_copies(cpu: CpuId, publish: impl FnOnce()) {
         let head = unsafe { node.as_ref() };
         if !head.made.contains(cpu) {
             // SAFETY: as above.
-            unsafe { list.links(node) }.busy += 1;
+            unsafe { list.links(node) }.runner = Some(Global::thread_id());
             drop(list);
             let busy = Busy(node);
             // SAFETY: the unit has memory and the copy no value; the caller is alone with this
@@ -200,7 +230,7 @@ impl Busy {
     fn end(self) -> MutexGuard<'static, List, Global> {
         let mut list = LIST.lock();
         // SAFETY: a busy node is listed.
-        unsafe { list.links(self.0) }.busy -= 1;
+        unsafe { list.links(self.0) }.runner = None;
         mem::forget(self);
         list
     }
@@ -252,42 +282,27 @@ unsafe fn free<T, F>(node: NonNull<Head>) {
     unsafe { node.0.drop_in_place() };
 }
 
-/// A node whose values were made for some of the CPUs. Dropping it drops those and frees the node.
-struct Partial<T> {
+/// A node that is not listed, whose values were made for some of the CPUs. Dropping it drops those and
+/// frees the node.
+struct Unlisted<T> {
     node: NonNull<Head>,
     ptr: PerCpuPtr<T>,
 }
 
-impl<T> Drop for Partial<T> {
+impl<T> Drop for Unlisted<T> {
     fn drop(&mut self) {
-        /// Frees the node when all the rest is done.
-        struct Free(NonNull<Head>);
-
-        impl Drop for Free {
-            fn drop(&mut self) {
-                // SAFETY: the node is on no list and its owner is at its end.
-                unsafe { (self.0.as_ref().free)(self.0) };
-            }
-        }
-
-        loop {
-            let mut list = LIST.lock();
-            // SAFETY: the node was not freed.
-            if unsafe { list.links(self.node) }.busy == 0 {
-                // SAFETY: as above.
-                unsafe { list.remove(self.node) };
-                break;
-            }
-            drop(list);
-            Global::yield_now();
-        }
-        let _free = Free(self.node);
+        let node = self.node;
+        let _free = AtEnd(|| {
+            // SAFETY: the node is on no list and its owner is at its end.
+            unsafe { (node.as_ref().free)(node) };
+        });
         if mem::needs_drop::<T>() {
-            // SAFETY: as above.
-            for cpu in unsafe { self.node.as_ref() }.made.iter() {
+            // SAFETY: the node is freed at the end of this scope.
+            let made = unsafe { node.as_ref() }.made.iter();
+            for_each_to_the_end(made, |cpu| {
                 // SAFETY: the copy holds a value, and this is its owner's end.
                 unsafe { copy_of(self.ptr, cpu).drop_in_place() };
-            }
+            });
         }
     }
 }

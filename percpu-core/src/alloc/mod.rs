@@ -178,9 +178,12 @@ impl<P: Platform> Allocator<P> {
             return Err(SetupError::AlreadySetUp);
         }
         let caches = Caches::new(first.unit_offsets.len())?;
-        first.units().iter().try_for_each(|unit| caches.add(unit.cpu))?;
+        // Calls may be logged already.
+        let tracked = self.leaks.is_active();
+        first.units().iter().try_for_each(|unit| caches.add(unit.cpu, tracked))?;
         let mut state = State::empty();
         state.start(&first, &caches)?;
+        state.tracked = tracked;
         self.publish(first, caches, state)
     }
 

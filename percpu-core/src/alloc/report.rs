@@ -22,7 +22,8 @@ impl<P: Platform> Allocator<P> {
     ///
     /// Writing it costs what [`statistics`](Self::statistics) and
     /// [`for_each_chunk`](Self::for_each_chunk) cost, and sleeps as they do: what it is written to
-    /// is called with the growth lock held, so it must not allocate per-CPU memory unless atomically.
+    /// is called with the growth lock held, so it must do no more than a
+    /// [visitor of chunks](Self::for_each_chunk) may. It may fail or panic.
     pub fn report(&self) -> Report<'_, P> {
         Report { allocator: self }
     }

@@ -12,7 +12,7 @@ use super::chunk::{Chunk, ChunkRef, NoArea};
 use super::index::Index;
 use super::ledger::Ledger;
 use super::slot::{self, Link, Slots};
-use super::{FreeError, Statistics, Table};
+use super::{AllocError, FreeError, MAX_ALIGN, MAX_ALLOC_SIZE, Statistics, Table};
 use crate::area::FirstChunk;
 use crate::platform::{NoMemory, Platform};
 use crate::sync::SpinLock;
@@ -37,6 +37,18 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// The request for `size` bytes at a multiple of `align`.
+    #[inline]
+    pub(crate) fn new(size: usize, align: usize) -> Result<Self, AllocError> {
+        if size == 0 || size > MAX_ALLOC_SIZE {
+            return Err(AllocError::Size(size));
+        }
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            return Err(AllocError::Align(align));
+        }
+        Ok(Self { len: (size as u32).div_ceil(GRANULE), align: (align as u32).div_ceil(GRANULE) })
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         (self.len * GRANULE) as usize
     }
@@ -79,6 +91,8 @@ pub(crate) struct State<P: Platform> {
     /// Bytes of the first chunk before the reserved and before the dynamic part.
     static_end: u32,
     reserved_end: u32,
+    /// Whether the leak tracker records what is handed out and counted here.
+    pub(crate) tracked: bool,
     pub(crate) statistics: Statistics,
     heads: Table<Link, P>,
 }
@@ -123,6 +137,7 @@ impl<P: Platform> State<P> {
             occupied: 0,
             static_end: 0,
             reserved_end: 0,
+            tracked: false,
             statistics: Statistics::new(),
             heads: Table::empty(),
         }

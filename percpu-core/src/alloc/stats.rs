@@ -199,9 +199,9 @@ impl<P: Platform> Allocator<P> {
     ///
     /// `visit` is called with the growth lock held, and no other, so that chunks stay. It must not
     /// allocate unless atomically, which leaves that lock alone, nor
-    /// [`balance`](Self::balance), [`add_unit`](Self::add_unit),
-    /// [scan for leaks](super::LeakTracker::scan) or come here again: it would wait for itself. Frees
-    /// are permitted.
+    /// [`balance`](Self::balance), [`add_unit`](Self::add_unit), start or stop the
+    /// [leak tracker](super::LeakTracker) or scan for leaks, or come here again: it would wait for itself,
+    /// which [panics](crate::sync::Mutex::lock). Frees are permitted. If it panics the lock is open again.
     ///
     /// Costs some twenty passes over a chunk's map for each chunk, one chunk at a time with
     /// interrupts masked.

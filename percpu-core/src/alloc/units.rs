@@ -60,7 +60,7 @@ impl<P: Platform> Allocator<P> {
         if result.is_ok()
             && let Some(caches) = self.caches()
         {
-            result = caches.add(cpu);
+            result = caches.add(cpu, self.leaks.is_active());
         }
         if let Err(error) = result {
             let undo = grown.take(done).chain(iter::once(first.pages_of(unit)));

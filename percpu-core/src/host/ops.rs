@@ -235,7 +235,8 @@ pub(super) fn adopt_boot_cpu(cpu: CpuId) {
     seat(cpu).set_holder(Holder::Free);
     // The first look into its mailbox: on a thread of the CPU's own, where a callback that another thread
     // has just registered may run.
-    thread::scope(|scope| scope.spawn(|| work(cpu)).join()).expect("panics of callbacks are caught");
+    thread::scope(|scope| scope.spawn(|| work(cpu)).join())
+        .expect("panics of callbacks are caught");
 }
 
 /// Spawns a thread of `cpu`'s. A panic in it ends the process: somebody waits for it for ever.

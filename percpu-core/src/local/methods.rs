@@ -148,7 +148,7 @@ macro_rules! methods {
             /// If one does all the same, in the middle of this, its amounts may be lost and readers
             /// may see some of the numbers of one moment and some of another. Nor does a handler
             /// read them on this CPU by anything but [`try_snapshot`](Self::try_snapshot): it would
-            /// wait for what it has interrupted.
+            /// wait for what it has interrupted, and panics.
             ///
             /// # Panics
             ///
@@ -161,18 +161,21 @@ macro_rules! methods {
                 unsafe { &*self.ptr().here() }.add(amounts);
             }
 
-            /// `cpu`'s numbers as of one moment. Waits while they are being written, which is not
+            /// Returns `cpu`'s numbers as of one moment. Waits while they are being written, which is not
             /// long. Linux: `u64_stats_fetch_begin` to `u64_stats_fetch_retry`.
             ///
             /// # Panics
             ///
-            /// If the CPU has no unit yet: it was never brought up.
+            /// If the CPU has no unit yet: it was never brought up. If this runs on `cpu` and has
+            /// interrupted the update of the numbers, for which it would wait for ever.
             pub fn snapshot(&self, cpu: CpuId) -> [u64; N] {
                 let mut spins = 0;
                 loop {
                     if let Some(numbers) = self.try_snapshot(cpu) {
                         return numbers;
                     }
+                    // SAFETY: as in `try_snapshot`.
+                    unsafe { &*self.ptr().on(cpu) }.refuse_interrupted(cpu);
                     Global::relax(spins);
                     spins = spins.saturating_add(1);
                 }

@@ -12,7 +12,10 @@
 //!   pairs with the release store: who sees the even sequence sees the numbers that belong to it.
 
 use crate::alloc::Zeroable;
+use crate::arch;
 use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::cpu::CpuId;
+use crate::irq;
 
 /// `N` 64-bit numbers to which this CPU adds, all at once for whoever reads them. Linux:
 /// `u64_stats_sync` and what it guards.
@@ -59,6 +62,27 @@ impl<const N: usize> SeqStats<N> {
             number.store(sum, Ordering::Relaxed);
         }
         self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Refuses to wait for an update that does not end before the caller returns. For a copy that could
+    /// not be read.
+    ///
+    /// # Panics
+    ///
+    /// If this runs on `cpu`, whose copy it is, in the middle of an update.
+    #[cold]
+    pub(super) fn refuse_interrupted(&self, cpu: CpuId) {
+        if !arch::is_cpu() {
+            return;
+        }
+        // While this stays on the CPU, an update there that has begun and not ended is one that this has
+        // interrupted: it keeps other threads off the CPU, and so does the guard.
+        let pin = irq::disable();
+        let is_whole = self.sequence.load(Ordering::Relaxed).is_multiple_of(2);
+        assert!(
+            pin.cpu() != cpu || is_whole,
+            "the numbers of {cpu:?} are read by what has interrupted their update on that CPU: a handler              reads them by try_snapshot"
+        );
     }
 
     /// All numbers as of one moment, unless they are being written.

@@ -211,7 +211,7 @@ macro_rules! percpu {
     (@ [define] [$($attr:tt)*] [$kind:ident]
         $vis:vis static $name:ident: PerCpu<$ty:ty> = $init:expr; $($rest:tt)*
     ) => {
-        $crate::__percpu_place! { $kind
+        $crate::__percpu_place! { unsafe $kind
             $($attr)*
             $vis static $name: $crate::var::PerCpu<$ty, $crate::var::$kind> = {
                 // A constant, not just a value: constants may be had any number of times, and so
@@ -244,28 +244,32 @@ macro_rules! percpu {
 }
 
 /// Puts a static where its kind belongs.
+///
+/// The sections are this crate's: what is in them has to be a [`PerCpu`](crate::var::PerCpu), since the
+/// bytes are copied for each CPU, and nobody may write the template meanwhile. So the word `unsafe` is part
+/// of the call.
 #[cfg(not(feature = "up"))]
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __percpu_place {
     // SAFETY: the sections belong to this crate, and only `percpu!` puts statics there.
-    (Plain $($item:tt)*) => {
+    (unsafe Plain $($item:tt)*) => {
         #[unsafe(link_section = "percpu")]
         $($item)*
     };
-    (Hot $($item:tt)*) => {
+    (unsafe Hot $($item:tt)*) => {
         #[unsafe(link_section = "percpu_hot")]
         $($item)*
     };
-    (ReadMostly $($item:tt)*) => {
+    (unsafe ReadMostly $($item:tt)*) => {
         #[unsafe(link_section = "percpu_read_mostly")]
         $($item)*
     };
-    (SharedAligned $($item:tt)*) => {
+    (unsafe SharedAligned $($item:tt)*) => {
         #[unsafe(link_section = "percpu_shared_aligned")]
         $($item)*
     };
-    (PageAligned $($item:tt)*) => {
+    (unsafe PageAligned $($item:tt)*) => {
         #[unsafe(link_section = "percpu_page_aligned")]
         $($item)*
     };
@@ -276,5 +280,5 @@ macro_rules! __percpu_place {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __percpu_place {
-    ($kind:ident $($item:tt)*) => { $($item)* };
+    (unsafe $kind:ident $($item:tt)*) => { $($item)* };
 }

@@ -261,6 +261,14 @@ unsafe impl Platform for Fake {
         CACHE_CPU.with(Cell::get)
     }
 
+    /// Under loom all threads are one.
+    fn thread_id() -> usize {
+        #[cfg(loom)]
+        return 0;
+        #[cfg(not(loom))]
+        IRQ_DEPTH.with(|depth| std::ptr::from_ref(depth).addr())
+    }
+
     fn clock_ns() -> u64 {
         0
     }

@@ -15,7 +15,7 @@ pub const EARLY_CALLS: usize = 200;
 #[derive(Clone, Copy)]
 pub(super) struct Area {
     pub(super) pointer: usize,
-    pub(super) size: u32,
+    pub(super) size: u16,
     pub(super) site: &'static Location<'static>,
     pub(super) born_ns: u64,
 }
@@ -24,7 +24,8 @@ pub(super) struct Area {
 #[derive(Clone, Copy)]
 enum Call {
     Alloc(Area),
-    Free(usize),
+    /// The pointer, and the flag of the lock under which the area was taken in.
+    Free(usize, bool),
 }
 
 /// The log of early calls; full, it only counts.
@@ -67,14 +68,16 @@ pub(super) struct Records<P: Platform> {
     pool: Pool<P>,
     /// Referenced areas that are still to be searched.
     pending: Option<NodeRef>,
-    /// The number of the latest scan.
-    pub(super) scan: u32,
+    /// The number of the latest start or early log.
+    era: u64,
+    /// The number of the latest scan. Does not come again in a lifetime.
+    pub(super) scan: u64,
     /// Whether it is searching: what is allocated now may have got the last reference to something.
     searching: bool,
     /// Recorded areas, and their bytes on one CPU.
     pub(super) areas: u64,
     pub(super) bytes: u64,
-    /// Areas that were not recorded.
+    /// Areas that were not recorded. While a start adds up what was live before, this may be less.
     pub(super) missed: u64,
     /// Every pointer that was ever recorded lies here, its area's bytes included.
     bounds: Range<usize>,
@@ -88,6 +91,7 @@ impl<P: Platform> Records<P> {
             tree: Tree::new(),
             pool: Pool::new(),
             pending: None,
+            era: 0,
             scan: 0,
             searching: false,
             areas: 0,
@@ -112,15 +116,31 @@ impl<P: Platform> Records<P> {
         for n in 0..self.early.len {
             match self.early.calls[n].take() {
                 Some(Call::Alloc(area)) => _ = self.record(area),
-                Some(Call::Free(pointer)) => self.forget(pointer),
+                Some(Call::Free(pointer, tracked)) => self.forget_freed(pointer, tracked),
                 None => {}
             }
         }
         self.early.len = 0;
     }
 
-    /// Takes note of an area that was just handed out. Whether that was possible.
-    pub(super) fn allocated(&mut self, area: Area) -> bool {
+    /// Begins an era, in which calls are recorded or logged. Returns its number, which is not 0.
+    pub(super) fn begin(&mut self, tracking: Tracking) -> u64 {
+        self.era += 1;
+        (self.tracking, self.missed) = (tracking, 0);
+        self.era
+    }
+
+    /// Counts the areas that were live when the era began.
+    pub(super) fn missed_before(&mut self, live: u64) {
+        self.missed = self.missed.wrapping_add(live);
+    }
+
+    /// Takes note of an area that was just handed out in the era `era`. Returns whether that was possible.
+    pub(super) fn allocated(&mut self, area: Area, era: u64) -> bool {
+        if era != self.era {
+            // It was live when this era began, or nothing is recorded.
+            return true;
+        }
         match self.tracking {
             Tracking::On => self.record(area),
             Tracking::Early => {
@@ -131,13 +151,19 @@ impl<P: Platform> Records<P> {
         }
     }
 
-    /// Takes note that an area is being freed. What is not recorded is none, which is the
-    /// allocator's to say.
-    pub(super) fn freed(&mut self, pointer: usize) {
+    /// Takes note that an area was taken in under a lock whose flag is `tracked`.
+    pub(super) fn freed(&mut self, pointer: usize, tracked: bool) {
         match self.tracking {
-            Tracking::On => self.forget(pointer),
-            Tracking::Early => self.early.push(Call::Free(pointer)),
+            Tracking::On => self.forget_freed(pointer, tracked),
+            Tracking::Early => self.early.push(Call::Free(pointer, tracked)),
             Tracking::Off | Tracking::Disabled => {}
+        }
+    }
+
+    fn forget_freed(&mut self, pointer: usize, tracked: bool) {
+        if self.forget(pointer) && !tracked {
+            // The sum of what was live before will have this free, and does not have the area.
+            self.missed = self.missed.wrapping_add(1);
         }
     }
 
@@ -146,7 +172,7 @@ impl<P: Platform> Records<P> {
     fn record(&mut self, area: Area) -> bool {
         self.forget(area.pointer);
         let Some(node) = self.pool.take(&mut self.tree) else {
-            self.missed += 1;
+            self.missed = self.missed.wrapping_add(1);
             return false;
         };
         let (scan, searching) = (self.scan, self.searching);
@@ -158,7 +184,7 @@ impl<P: Platform> Records<P> {
         self.tree.insert(node);
         self.areas += 1;
         self.bytes += u64::from(area.size);
-        let end = area.pointer.saturating_add(area.size as usize);
+        let end = area.pointer.saturating_add(area.size.into());
         if self.bounds.is_empty() {
             self.bounds = area.pointer..end;
         }
@@ -170,8 +196,9 @@ impl<P: Platform> Records<P> {
         true
     }
 
-    fn forget(&mut self, pointer: usize) {
-        let Some(node) = self.tree.remove(pointer) else { return };
+    /// Forgets the area at `pointer`. Returns whether there was a record of it.
+    fn forget(&mut self, pointer: usize) -> bool {
+        let Some(node) = self.tree.remove(pointer) else { return false };
         let Node { size, pending, .. } = *self.tree.get(node);
         self.areas -= 1;
         self.bytes -= u64::from(size);
@@ -179,6 +206,7 @@ impl<P: Platform> Records<P> {
         if !pending {
             self.pool.put(node, &mut self.tree);
         }
+        true
     }
 
     /// The nodes of a tracker that is not on, and so has no records; to be given back when
@@ -224,7 +252,7 @@ impl<P: Platform> Records<P> {
     /// Begins a scan: no area counts as referenced, those excepted that are pinned. Returns where
     /// pointers to recorded areas are.
     pub(super) fn begin_search(&mut self) -> Range<usize> {
-        self.scan = self.scan.wrapping_add(1);
+        self.scan += 1;
         self.searching = true;
         self.bounds.clone()
     }
@@ -239,7 +267,7 @@ impl<P: Platform> Records<P> {
     pub(super) fn refer(&mut self, pointer: usize) {
         let Some(node) = self.tree.floor(pointer) else { return };
         let this = self.tree.get(node);
-        if pointer - this.key < this.size as usize && this.seen != self.scan {
+        if pointer - this.key < this.size.into() && this.seen != self.scan {
             self.mark(node);
         }
     }
@@ -261,7 +289,7 @@ impl<P: Platform> Records<P> {
     }
 
     /// An area that is to be searched: its pointer and size.
-    pub(super) fn pop_pending(&mut self) -> Option<(usize, u32)> {
+    pub(super) fn pop_pending(&mut self) -> Option<(usize, u16)> {
         loop {
             let node = self.pending?;
             let this = self.tree.get_mut(node);
@@ -281,38 +309,77 @@ mod tests {
     use super::*;
     use crate::host::Host;
 
+    fn area(pointer: usize, size: u16, born_ns: u64) -> Area {
+        Area { pointer, size, site: Location::caller(), born_ns }
+    }
+
     #[test]
     fn the_next_area_at_a_place_has_the_record_of_one_that_a_late_free_took_in() {
         let mut records = Box::new(Records::<Host>::new());
         records.add_nodes(NewSlab::new().unwrap());
-        records.tracking = Tracking::On;
+        let era = records.begin(Tracking::On);
         let nodes = records.nr_free();
-        let area = |pointer, size, born_ns| {
-            let site = Location::caller();
-            Area { pointer, size, site, born_ns }
-        };
-        assert!(records.allocated(area(64, 16, 1)));
-        records.freed(64);
-        // The second free of it, before this one has the place and after: it has looked here in
-        // vain, and nothing is said to the tracker when it takes the area in.
-        records.freed(64);
-        assert!(records.allocated(area(64, 16, 2)));
-        assert!(records.allocated(area(64, 32, 3)));
-        assert!(records.allocated(area(96, 8, 4)));
+        assert!(records.allocated(area(64, 16, 1), era));
+        records.freed(64, true);
+        // The second free of it takes the next area at the place in before that is recorded: it looks
+        // here in vain.
+        records.freed(64, true);
+        assert!(records.allocated(area(64, 16, 2), era));
+        assert!(records.allocated(area(64, 32, 3), era));
+        assert!(records.allocated(area(96, 8, 4), era));
         assert_eq!((records.areas, records.bytes, records.nr_free()), (2, 40, nodes - 2));
         let node = records.tree.find(64).unwrap();
         assert_eq!((records.tree.get(node).born_ns, records.tree.get(node).size), (3, 32));
         // Also while it waits to be searched.
         records.begin_search();
         records.refer(64);
-        assert!(records.allocated(area(64, 24, 5)));
+        assert!(records.allocated(area(64, 24, 5), era));
         assert_eq!(records.pop_pending(), Some((64, 24)));
         assert_eq!(records.pop_pending(), None);
         records.end_search();
         assert_eq!((records.areas, records.bytes, records.nr_free()), (2, 32, nodes - 2));
-        records.freed(64);
-        records.freed(96);
+        records.freed(64, true);
+        records.freed(96, true);
         assert_eq!((records.areas, records.bytes, records.nr_free()), (0, 0, nodes));
         assert!(records.tree.ceiling(0).is_none());
+    }
+
+    #[test]
+    fn frees_are_made_up_for_if_the_sum_of_what_was_live_will_have_them() {
+        let mut records = Box::new(Records::<Host>::new());
+        records.add_nodes(NewSlab::new().unwrap());
+        let era = records.begin(Tracking::On);
+        // Handed out under a lock whose flag is set, and freed under one that has its turn later, whose
+        // counts are -1 then; another one is live since before, and freed under a lock of either kind.
+        assert!(records.allocated(area(64, 16, 1), era));
+        records.freed(64, false);
+        records.freed(96, false);
+        records.freed(128, true);
+        records.missed_before(0_u64.wrapping_sub(1));
+        assert_eq!((records.areas, records.missed), (0, 0));
+        // Of an era that is over nothing is recorded.
+        let nodes = records.reset();
+        assert!(records.allocated(area(64, 16, 1), era));
+        drop(nodes);
+        records.add_nodes(NewSlab::new().unwrap());
+        let next = records.begin(Tracking::Early);
+        assert!(records.allocated(area(64, 16, 1), era) && era != next);
+        assert!(records.allocated(area(96, 16, 1), next));
+        records.freed(96, false);
+        assert!(records.allocated(area(128, 16, 1), next));
+        records.replay();
+        assert_eq!((records.areas, records.missed), (1, 1));
+    }
+
+    #[test]
+    fn the_number_of_a_scan_does_not_come_again() {
+        let mut records = Box::new(Records::<Host>::new());
+        records.add_nodes(NewSlab::new().unwrap());
+        let era = records.begin(Tracking::On);
+        assert!(records.allocated(area(64, 16, 1), era));
+        records.scan = u32::MAX.into();
+        records.begin_search();
+        records.refer(64);
+        assert_eq!(records.pop_pending(), Some((64, 16)), "it was taken as searched");
     }
 }

@@ -96,8 +96,9 @@ impl<P: Platform> LeakTracker<'_, P> {
     /// the search is yet to come to where it has been, is not seen: what a scan of a system at work
     /// reports is suspect, what the next one reports again is a leak. What is allocated meanwhile is
     /// not reported. `roots` is asked with the growth lock held, so it must not allocate unless
-    /// atomically; `visit` is called with no lock held but the one that keeps other scans out. Neither
-    /// may ask the tracker to scan, to sum up or to stop. Either may panic, which ends the scan.
+    /// atomically, nor do anything else that takes that lock; `visit` is called with no lock held but the
+    /// one that keeps other scans out. Neither may ask the tracker to scan, to sum up or to stop: it would
+    /// wait for itself, which [panics](crate::sync::Mutex::lock). Either may panic, which ends the scan.
     ///
     /// Costs a load and two comparisons for each word, a step for each CPU if the word may be an
     /// address of an area's, and a search among the records if it may be one on that CPU.
@@ -233,7 +234,7 @@ impl<P: Platform> Records<P> {
         this.leaked = true;
         let leak = this.site.map(|site| Leak {
             pointer: this.key,
-            size: this.size,
+            size: this.size.into(),
             site,
             age_ns: now.saturating_sub(this.born_ns),
         });
@@ -242,7 +243,7 @@ impl<P: Platform> Records<P> {
 
     fn line(&self, node: NodeRef) -> Line {
         let this = self.tree.get(node);
-        Line { site: this.site, size: this.size, leaked: this.leaked }
+        Line { site: this.site, size: this.size.into(), leaked: this.leaked }
     }
 }
 
@@ -299,7 +300,7 @@ impl<'a, P: Platform> Search<'a, P> {
                 let start = pointer.wrapping_add(first.delta()).wrapping_add(unit.offset);
                 // SAFETY: the area was live while the growth lock was held, which still is; so its
                 // pages have had memory in every unit since, even if it was freed meanwhile.
-                unsafe { self.range(start..start + size as usize) };
+                unsafe { self.range(start..start + usize::from(size)) };
             }
         }
     }

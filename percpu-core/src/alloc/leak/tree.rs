@@ -8,20 +8,20 @@
 use core::panic::Location;
 use core::ptr::NonNull;
 
-use crate::alloc::Zeroable;
+use crate::alloc::{MAX_ALLOC_SIZE, Zeroable};
 
 /// What is known of an area, and the area's place in the tree.
 pub(super) struct Node {
     /// The per-CPU pointer.
     pub(super) key: usize,
-    /// Bytes.
-    pub(super) size: u32,
     /// The scan that has last found a reference to the area, or during which it was allocated.
-    pub(super) seen: u32,
+    pub(super) seen: u64,
     /// Who allocated it.
     pub(super) site: Option<&'static Location<'static>>,
     /// When.
     pub(super) born_ns: u64,
+    /// Bytes.
+    pub(super) size: u16,
     /// Allocated since the latest scan began, unless a scan has come by since.
     pub(super) newborn: bool,
     /// Referenced, and its contents are still to be searched: on the list of such nodes.
@@ -37,6 +37,8 @@ pub(super) struct Node {
     /// The next one on the list of free or of pending nodes.
     pub(super) next: Option<NodeRef>,
 }
+
+const _: () = assert!(MAX_ALLOC_SIZE <= u16::MAX as usize && size_of::<Node>() == 64);
 
 // SAFETY: integers, `bool`s and options of references and of non-null pointers, which are `None` as
 // zero.
