@@ -64,9 +64,9 @@ mod imp {
     /// As [`Platform::free_pages`](crate::platform::Platform::free_pages).
     pub(crate) unsafe fn free_pages(addr: usize, pages: usize) {
         let at = with_exposed_provenance_mut(addr);
-        // SAFETY: nobody uses the pages, which belong to a mapping of `reserve`.
-        let failed = unsafe { libc::madvise(at, pages * PAGE, libc::MADV_DONTNEED) };
-        debug_assert!(failed == 0, "madvise of a range of our own");
+        // It is refused where the process has locked its memory (`mlockall`), which keeps the pages.
+        // SAFETY: nothing uses the pages, which belong to a mapping of `reserve`.
+        let _ = unsafe { libc::madvise(at, pages * PAGE, libc::MADV_DONTNEED) };
     }
 
     /// # Safety

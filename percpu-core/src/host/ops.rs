@@ -6,7 +6,7 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::platform::{forget_irq_guards, irq_depth};
+use super::platform::{forget_irq_guards, irq_depth, log};
 use super::seat::{Holder, seat, sit_down, stand_up};
 use crate::arch;
 use crate::cpu::{self, CpuId};
@@ -206,15 +206,21 @@ pub(super) fn offer_to(cpu: u32, f: fn(usize), arg: usize) -> bool {
 
 /// Calls `f(arg)` on a CPU whose seat has been taken for that, and leaves the seat, also if `f` panics.
 fn run_in_seat(cpu: CpuId, f: fn(usize), arg: usize) {
-    let result = thread::scope(|scope| {
-        let on_cpu = scope.spawn(|| {
-            // SAFETY: the seat was taken for this thread.
-            let _seated = unsafe { Seated::new(cpu, Holder::Free) };
-            let _irq = irq::disable();
-            f(arg);
-            restore_preemption(cpu);
-        });
-        on_cpu.join()
+    let run = || {
+        // SAFETY: the seat was taken for the thread that runs this.
+        let _seated = unsafe { Seated::new(cpu, Holder::Free) };
+        let _irq = irq::disable();
+        f(arg);
+        restore_preemption(cpu);
+    };
+    // On a thread that ends with it: a guard that `f` leaves in a thread-local must not be dropped on
+    // another CPU.
+    let result = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, run) {
+        Ok(on_cpu) => on_cpu.join(),
+        Err(error) => {
+            log(format_args!("run_on_cpu: the process cannot have another thread: {error}"));
+            std::process::abort();
+        }
     });
     if let Err(panic) = result {
         resume_unwind(panic);

@@ -5,6 +5,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::ptr::NonNull;
 use core::time::Duration;
+use std::io::Write;
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -29,6 +30,11 @@ pub(super) fn irq_depth() -> usize {
     MASKED.get()
 }
 
+/// Writes a line to the standard error stream. A stream that takes none is no reason to panic.
+pub(super) fn log(args: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{args}");
+}
+
 /// The services of a Linux process.
 ///
 /// Memory comes from `mmap`; a page that is not populated faults. The log goes to the standard error
@@ -41,7 +47,8 @@ pub enum Host {}
 //    interrupts; there are no interrupt handlers. Whichever order guards go in, the count is right.
 // 2. The allocator of the standard library makes these promises.
 // 3. and 4. The kernel makes them about `mmap`, `mprotect` and `madvise`.
-// 5. Nothing here panics, unless a caller has passed what is none of ours.
+// 5. Nothing here panics, unless the caller has passed a CPU that is not up or a function that panics;
+//    a process that can have no further thread aborts.
 // 6. See `ops::run_on`; threads are started and joined.
 // 7. A thread is its CPU until it leaves, which it does not while it holds a guard.
 unsafe impl Platform for Host {
@@ -161,7 +168,7 @@ unsafe impl Platform for Host {
     fn log(args: fmt::Arguments<'_>) {
         static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("PERCPU_LOG").is_some());
         if *WANTED {
-            std::eprintln!("{args}");
+            log(args);
         }
     }
 }
