@@ -131,3 +131,24 @@ pub(crate) fn set(cpu: CpuId, count: u32) {
     // SAFETY: a live static, only accessed atomically.
     unsafe { PREEMPT_COUNT.ptr().write_on(cpu, NO_RESCHED | u64::from(count)) };
 }
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use super::*;
+    use crate::host;
+
+    #[test]
+    fn the_count_goes_on_where_32_bits_end() {
+        host::boot(2).unwrap();
+        let _cpu = host::enter_any().unwrap();
+        for guards in [(1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 2] {
+            PREEMPT_COUNT.write(NO_RESCHED | guards);
+            let guard = disable();
+            assert!(count() >= 1 << 31, "as if there were no guard");
+            assert!(!need_resched());
+            drop(guard);
+            assert_eq!(PREEMPT_COUNT.read(), NO_RESCHED | guards);
+        }
+        PREEMPT_COUNT.write(NO_RESCHED);
+    }
+}

@@ -196,3 +196,21 @@ impl<T, P: Platform> Drop for MutexGuard<'_, T, P> {
         self.lock.locked.store(0, Ordering::Release);
     }
 }
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_does_not_wait_for_itself() {
+        static LOCK: Mutex<u32> = Mutex::new(0);
+        let held = LOCK.lock();
+        assert!(catch_unwind(|| drop(LOCK.lock())).is_err());
+        let other = std::thread::spawn(|| *LOCK.lock() += 1);
+        drop(held);
+        other.join().unwrap();
+        assert_eq!(*LOCK.lock(), 1);
+    }
+}

@@ -10,7 +10,7 @@ pub(crate) fn for_each_to_the_end<T>(items: impl Iterator<Item = T>, f: impl FnM
 
     impl<I: Iterator, F: FnMut(I::Item)> Rest<I, F> {
         fn run(&mut self) {
-            while let Some(item) = self.items.next() {
+            for item in self.items.by_ref() {
                 (self.f)(item);
             }
         }

@@ -82,8 +82,11 @@ fn new(flags: RefFlags, open: &[usize]) -> (Ref, Arc<AtomicUsize>) {
     (object, releases)
 }
 
-/// What a context of a CPU does.
+/// What a context of a CPU does, or a thread that is none.
 type Context<W> = (usize, fn(&W));
+
+/// No CPU.
+const NONE: usize = usize::MAX;
 
 /// Does all of `contexts` at once, and gives the ref back.
 fn at_once<W: Send + Sync + 'static>(object: W, contexts: &[Context<W>]) -> W {
@@ -92,8 +95,10 @@ fn at_once<W: Send + Sync + 'static>(object: W, contexts: &[Context<W>]) -> W {
     let start = |&(n, work): &Context<W>| {
         let object = object.clone();
         spawn(move || {
-            // SAFETY: the CPU's other contexts use what is safe against interrupts only.
-            unsafe { arch::set_offset(area::offset(cpu(n))) };
+            if n != NONE {
+                // SAFETY: the CPU's other contexts use what is safe against interrupts only.
+                unsafe { arch::set_offset(area::offset(cpu(n))) };
+            }
             work(&object);
         })
     };
@@ -142,6 +147,40 @@ fn kill_beside_two_users(open: &[usize]) {
         ],
     );
     assert_eq!((total(&object), releases.load(Relaxed)), ((0, 0), 1));
+}
+
+#[test]
+fn a_thread_that_is_no_cpu_counts_with_those_that_are() {
+    let _system = system();
+    explore(3, || {
+        let (object, releases) = new(RefFlags::NONE, &[0]);
+        let object = at_once(
+            object,
+            &[
+                (0, |object| use_if_live(object, 0)),
+                (1, |object| object.kill().unwrap()),
+                (NONE, |object| use_if_live(object, 2)),
+            ],
+        );
+        assert_eq!((total(&object), releases.load(Relaxed)), ((0, 0), 1));
+    });
+    // It takes what a CPU gives back.
+    explore(3, || {
+        let (object, releases) = new(RefFlags::NONE, &[0, 1]);
+        object.get().into_raw();
+        let object = at_once(
+            object,
+            &[
+                (0, |object| {
+                    // SAFETY: the reference was taken above.
+                    let guard = unsafe { RefGuard::from_raw(object) };
+                    guard.is_used_by(0);
+                }),
+                (NONE, |object| object.kill().unwrap()),
+            ],
+        );
+        assert_eq!((total(&object), releases.load(Relaxed)), ((0, 0), 1));
+    });
 }
 
 #[test]

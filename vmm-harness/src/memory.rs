@@ -3,7 +3,16 @@
 //! The guest writes while we read, and a broken guest leaves anything behind: whatever is read
 //! here is a copy of bytes that may be torn, stale or nonsense. An address that leads nowhere is a
 //! [`Wild`], which the judge turns into a finding.
+//!
+//! # Implementation
+//!
+//! `vm-memory`'s own rules are: no reference to guest memory, volatile accesses only. Its `copy_to` and
+//! `copy_from` keep them up to eight bytes; more of them is a `memcpy`, of which the compiler may read the
+//! source again where the copy is used. A value that was checked would then be another one when it is
+//! used. So copies are made here by an instruction that the compiler neither repeats nor leaves out, and
+//! that moves a word at a time: every aligned word of a copy is one that was there.
 
+use std::arch::asm;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem::{MaybeUninit, size_of};
@@ -119,13 +128,13 @@ impl GuestMem {
 
     /// Copies bytes out of physical memory.
     pub fn read_into(&self, phys: u64, bytes: &mut [u8]) -> Result<(), Wild> {
-        self.slice(phys, bytes.len())?.copy_to(bytes);
+        copy_out(&self.slice(phys, bytes.len())?, bytes);
         Ok(())
     }
 
     /// Writes bytes into physical memory.
     pub fn write(&self, phys: u64, bytes: &[u8]) -> Result<(), Wild> {
-        self.slice(phys, bytes.len())?.copy_from(bytes);
+        copy_in(bytes, &self.slice(phys, bytes.len())?);
         Ok(())
     }
 
@@ -262,6 +271,67 @@ impl AddressSpace<'_> {
     }
 }
 
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+
+/// Copies guest memory that may change meanwhile: aligned words by one access each, what is before and
+/// behind them by bytes.
+fn copy_out(from: &VolatileSlice<'_>, into: &mut [u8]) {
+    assert_eq!(from.len(), into.len());
+    let guard = from.ptr_guard();
+    let mut from = guard.as_ptr();
+    let (head, rest) = into.split_at_mut(from.align_offset(WORD).min(into.len()));
+    let (words, tail) = rest.as_chunks_mut::<WORD>();
+    // SAFETY: `from` advances by as many bytes as are written of `into`, so it stays inside of the slice,
+    // which is mapped memory as long. It is aligned to a word from the end of `head` on.
+    unsafe {
+        for byte in head {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
+        let to = words.as_mut_ptr();
+        asm!(
+            "rep movsq",
+            inout("rcx") words.len() => _,
+            inout("rsi") from,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
+        for byte in tail {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
+    }
+}
+
+/// Copies into guest memory, likewise.
+fn copy_in(from: &[u8], into: &VolatileSlice<'_>) {
+    assert_eq!(from.len(), into.len());
+    let guard = into.ptr_guard_mut();
+    let mut into = guard.as_ptr();
+    let (head, rest) = from.split_at(into.align_offset(WORD).min(from.len()));
+    let (words, tail) = rest.as_chunks::<WORD>();
+    // SAFETY: as in `copy_out`, with the directions exchanged.
+    unsafe {
+        for &byte in head {
+            into.write_volatile(byte);
+            into = into.add(1);
+        }
+        let from = words.as_ptr();
+        asm!(
+            "rep movsq",
+            inout("rcx") words.len() => _,
+            inout("rsi") from => _,
+            inout("rdi") into,
+            options(nostack, preserves_flags)
+        );
+        for &byte in tail {
+            into.write_volatile(byte);
+            into = into.add(1);
+        }
+    }
+}
+
 /// A value out of the bytes of a file; `None` where their number is not its size.
 pub fn view_from_bytes<T: View>(bytes: &[u8]) -> Option<T> {
     if bytes.len() != size_of::<T>() {
@@ -274,14 +344,14 @@ pub fn view_from_bytes<T: View>(bytes: &[u8]) -> Option<T> {
     .ok()
 }
 
-/// Writes a value into physical memory, before the guest runs.
+/// Writes a value into physical memory while no CPU of the guest executes.
 pub fn write_view<T: View>(mem: &GuestMemoryMmap, phys: u64, value: &T) -> Result<(), Error> {
     let slice = mem
         .get_slice(GuestAddress(phys), size_of::<T>())
         .map_err(|_| Wild::new(phys, size_of::<T>(), Why::NoMemory))?;
     let guard = slice.ptr_guard_mut();
-    // SAFETY: the slice is `size_of::<T>()` bytes of mapped memory outside Rust's own, so it does
-    // not overlap `value`; copying bytes does not mind padding.
+    // SAFETY: the slice is `size_of::<T>()` bytes of mapped memory, to which `vm-memory` gives no
+    // reference, so it does not overlap `value`. Copying bytes does not mind padding.
     unsafe {
         ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), guard.as_ptr(), size_of::<T>())
     };
@@ -425,5 +495,58 @@ mod tests {
         mem.store_u64(TABLES + 2 * PAGE, 0).unwrap();
         assert_eq!(space.translate(VIRT + 16), Ok(0x5_1010));
         assert_eq!(why(mem.address_space().translate(VIRT)), Why::NotMapped);
+    }
+
+    #[test]
+    fn copies_are_whole_wherever_they_begin_and_end() {
+        let mem = memory();
+        let of = |start: usize, len: usize| -> Vec<u8> {
+            (start..start + len).map(|n| n as u8 ^ 0x5a).collect()
+        };
+        for start in 0..10 {
+            for len in [0, 1, 2, 7, 8, 9, 15, 16, 17, 64, 100] {
+                let at = 0x3_0000;
+                mem.write(at, &[0xee; 128]).unwrap();
+                mem.write(at + start as u64, &of(start, len)).unwrap();
+                let mut around = [0; 128];
+                mem.read_into(at, &mut around).unwrap();
+                let mut expected = [0xee; 128];
+                expected[start..start + len].copy_from_slice(&of(start, len));
+                assert_eq!(around, expected, "{len} bytes from {start} on");
+                let mut again = vec![0; len];
+                mem.read_into(at + start as u64, &mut again).unwrap();
+                assert_eq!(again, of(start, len), "{len} bytes from {start} on");
+            }
+        }
+    }
+
+    /// The guest goes on while the host reads.
+    #[test]
+    fn an_aligned_word_of_a_copy_is_one_that_was_there() {
+        use std::sync::atomic::AtomicBool;
+        const AT: u64 = 0x3_0000;
+        const WORDS: u64 = 64;
+        let mem = memory();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0_u64.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let value = [0, u64::MAX][(round % 2) as usize];
+                    (0..WORDS).for_each(|n| mem.store_u64(AT + n * 8, value).unwrap());
+                }
+            });
+            let torn = [0, 1, 5].into_iter().cycle().take(6000).find_map(|from| {
+                let mut bytes = vec![0; (WORDS * 8) as usize - 7];
+                mem.read_into(AT + from, &mut bytes).unwrap();
+                let words = &bytes[(8 - from as usize) % 8..];
+                let whole = |word: &&[u8]| *word == [0; 8] || *word == [0xff; 8];
+                words.chunks_exact(8).find(|word| !whole(word)).map(<[u8]>::to_vec)
+            });
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(torn, None);
+        });
     }
 }

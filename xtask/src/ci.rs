@@ -8,7 +8,7 @@ use xshell::cmd;
 
 use crate::parts::Parts;
 use crate::{
-    builds, cargo, dependencies, examples, fuzz, guest, kvm, loom, mutants, run, shuttle, test,
+    builds, cargo, dependencies, fuzz, guest, kvm, loom, mutants, run, shuttle, standalone, test,
 };
 
 #[derive(clap::Args)]
@@ -30,7 +30,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     let mut parts = Parts::default();
     parts.part("form", || {
         cargo::run(cmd!(sh, "{cargo} fmt --all --check").into())?;
-        examples::form()
+        standalone::form()
     });
     parts.part("lints", || {
         let lints = ["-D", "warnings"];
@@ -42,14 +42,14 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
             kernel.arg("--").args(lints);
             cargo::run(kernel)?;
         }
-        examples::lints()
+        standalone::lints()
     });
     parts.part("the bank of regressions", mutants::check);
     parts.part("dependencies", dependencies::check);
     parts.part("documentation", || {
         let doc = cmd!(sh, "{cargo} doc --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings");
         cargo::run(doc.into())?;
-        examples::documentation()
+        standalone::documentation()
     });
     parts.part("other machines, one CPU", builds::builds);
     let ahead = std::thread::spawn(build_ahead);

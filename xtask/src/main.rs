@@ -9,7 +9,6 @@ mod ci;
 mod completions;
 mod dependencies;
 mod doctor;
-mod examples;
 mod fuzz;
 mod fuzz_vmm;
 mod guest;
@@ -20,6 +19,7 @@ mod mutants;
 mod parts;
 mod run;
 mod shuttle;
+mod standalone;
 mod test;
 mod toolchain;
 

@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use xshell::cmd;
 
 use crate::parts::Parts;
-use crate::{cargo, examples, guest, kvm};
+use crate::{cargo, guest, kvm, standalone};
 
 /// Tells tests to have no virtual machines: guests run as threads, what needs KVM is left out.
 const NO_VM: &str = "PERCPU_NO_VM";
-/// The part of the crates below `examples`.
-const EXAMPLES: &str = "crates of their own, below examples";
+/// The part of the crates that are workspaces of their own.
+const STANDALONE: &str = "crates that are workspaces of their own";
 /// How the names of guest tests begin: by the ring they run in, or as threads.
 const GUEST_TESTS: [&str; 3] = ["ring0::", "ring3::", "threads::direct::"];
 
@@ -47,8 +47,8 @@ pub fn tests(args: &Args, parts: &mut Parts) -> Result<()> {
     let host = "host tests and the examples in the documentation";
     parts.part(host, || cargo::run(host_tests(args, &image)?));
     let no_vm = args.no_vm.then_some(NO_VM);
-    parts.part(EXAMPLES, || {
-        ensure!(examples::tests(args.filter.as_ref(), no_vm)?, "a test failed");
+    parts.part(STANDALONE, || {
+        ensure!(standalone::tests(args.filter.as_ref(), no_vm)?, "a test failed");
         Ok(())
     });
     let guest = match args.no_vm {

@@ -5,7 +5,7 @@
 //! gives an account of. It belongs to the allocator's short lock, its [ledger](super::ledger)
 //! excepted, with the boundary map and the live map: frees use those without that lock.
 
-use core::alloc::Layout;
+use core::alloc::{Layout, LayoutError};
 use core::mem::{offset_of, size_of};
 use core::ptr::NonNull;
 use core::slice;
@@ -113,18 +113,20 @@ struct MapsLayout {
 impl MapsLayout {
     fn new(nr_pages: u32) -> Result<Self, NoMemory> {
         let bits = nr_pages as usize * BLOCK_GRANULES as usize;
-        let words = |bits: usize| Layout::array::<u64>(bits.div_ceil(WORD_BITS));
-        let layout = || {
-            let whole = Layout::new::<Chunk>();
-            let (whole, ledger) = whole.extend(Layout::new::<Ledger>())?;
-            let (whole, blocks) = whole.extend(Layout::array::<BlockView>(nr_pages as usize)?)?;
-            let (whole, alloc) = whole.extend(words(bits)?)?;
-            let (whole, bound) = whole.extend(words(bits + 1)?)?;
-            let (whole, live) = whole.extend(words(bits)?)?;
-            let (whole, populated) = whole.extend(words(nr_pages as usize)?)?;
-            Ok(Self { whole, blocks, alloc, bound, live, populated, ledger })
+        let mut whole = Layout::new::<Chunk>();
+        let mut append = |part: Result<Layout, LayoutError>| {
+            let (longer, at) = whole.extend(part.map_err(|_| NoMemory)?).map_err(|_| NoMemory)?;
+            whole = longer;
+            Ok(at)
         };
-        layout().map_err(|_: core::alloc::LayoutError| NoMemory)
+        let words = |bits: usize| Layout::array::<u64>(bits.div_ceil(WORD_BITS));
+        let ledger = append(Ok(Layout::new::<Ledger>()))?;
+        let blocks = append(Layout::array::<BlockView>(nr_pages as usize))?;
+        let alloc = append(words(bits))?;
+        let bound = append(words(bits + 1))?;
+        let live = append(words(bits))?;
+        let populated = append(words(nr_pages as usize))?;
+        Ok(Self { whole, blocks, alloc, bound, live, populated, ledger })
     }
 }
 

@@ -181,8 +181,20 @@ impl<P: Platform> Allocator<P> {
         // Calls may be logged already.
         let tracked = self.leaks.is_active();
         first.units().iter().try_for_each(|unit| caches.add(unit.cpu, tracked))?;
-        let mut state = State::new(&first, &caches)?;
+        let mut state = State::empty();
+        state.start(&first, &caches)?;
         state.tracked = tracked;
+        self.publish(first, caches, state)
+    }
+
+    /// Shares what [`init`](Self::init) has made. A function of its own, so that its copies of the three
+    /// do not lie on the stack on which they are made.
+    fn publish(
+        &self,
+        first: FirstChunk<P>,
+        caches: Caches<P>,
+        state: State<P>,
+    ) -> Result<&FirstChunk<P>, SetupError> {
         self.index.set_shift(chunk_align(&first).trailing_zeros());
         let ledger = state.first_chunk().map(|chunk| state.ledger(chunk));
         let ledger = ledger.map_or(core::ptr::null_mut(), core::ptr::NonNull::as_ptr);

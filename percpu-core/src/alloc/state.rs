@@ -143,8 +143,13 @@ impl<P: Platform> State<P> {
         }
     }
 
-    /// The state over a first chunk, which is to live as long.
-    pub(crate) fn new(first: &FirstChunk<P>, caches: &Caches<P>) -> Result<Self, NoMemory> {
+    /// Makes the empty state one over `first`, which must live as long. After an error the state can
+    /// only be dropped.
+    pub(crate) fn start(
+        &mut self,
+        first: &FirstChunk<P>,
+        caches: &Caches<P>,
+    ) -> Result<(), NoMemory> {
         let nr_pages = (first.unit_size / PAGE as usize) as u32;
         let populated = Run { start: 0, end: first.populated_pages as u32 };
         let static_end = first.static_size.next_multiple_of(GRANULE as usize) as u32;
@@ -153,30 +158,29 @@ impl<P: Platform> State<P> {
         let (slots, heads) = Slots::new::<P>(first.unit_size)?;
 
         let dynamic_end = (first.populated_pages * PAGE as usize) as u32;
-        let mut state = Self::empty();
-        state.slots = slots;
-        state.heads = heads;
-        state.unit_size = first.unit_size;
-        state.unit_offset = first.unit_offsets.as_ptr();
-        state.delta = first.delta();
-        state.static_end = static_end;
-        state.reserved_end = reserved_end;
-        (state.caches, state.nr_caches) = caches.table();
+        self.slots = slots;
+        self.heads = heads;
+        self.unit_size = first.unit_size;
+        self.unit_offset = first.unit_offsets.as_ptr();
+        self.delta = first.delta();
+        self.static_end = static_end;
+        self.reserved_end = reserved_end;
+        (self.caches, self.nr_caches) = caches.table();
         if first.reserved_size != 0 {
             let hidden_end = unit_size - reserved_end;
             let chunk = Chunk::create::<P>(first.base, nr_pages, static_end, hidden_end)?;
-            state.reserved_chunk = chunk.as_ptr();
-            let chunk = state.chunk_mut(chunk);
+            self.reserved_chunk = chunk.as_ptr();
+            let chunk = self.chunk_mut(chunk);
             chunk.flags = CHUNK_RESERVED | CHUNK_IMMUTABLE;
             chunk.mark_populated(populated);
         }
         let hidden_end = unit_size - dynamic_end;
         let chunk = Chunk::create::<P>(first.base, nr_pages, reserved_end, hidden_end)?;
-        state.first_chunk = chunk.as_ptr();
-        state.chunk_mut(chunk).flags = CHUNK_IMMUTABLE;
-        state.link(chunk);
-        state.mark_populated(chunk, populated);
-        Ok(state)
+        self.first_chunk = chunk.as_ptr();
+        self.chunk_mut(chunk).flags = CHUNK_IMMUTABLE;
+        self.link(chunk);
+        self.mark_populated(chunk, populated);
+        Ok(())
     }
 
     /// The chunk, borrowed together with the state.

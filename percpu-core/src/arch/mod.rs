@@ -14,6 +14,12 @@
 //! | feature `host`, x86-64 | the thread's GS base | the kernel's instruction, after a check that the thread is a CPU |
 //! | feature `host` under Miri or on another machine | a thread-local | an atomic operation; on two words, a load and a store |
 //!
+//! A kernel's CPU without an offset works on the template: before set-up that is what the boot CPU
+//! does, later it is a fault of the kernel (a CPU was started without its offset, or its GS base was
+//! set to 0 by a load of the selector after [`set_offset`]). Builds with debug assertions panic at
+//! the first operation then. In other builds the CPU's changes are lost, but never come to any CPU's
+//! copy.
+//!
 //! # A new operation
 //!
 //! is a row of the table in `arch/operations.rs`, and its instruction in `arch/x86_64.rs`.
@@ -84,4 +90,47 @@ pub(crate) fn is_cpu() -> bool {
     return host::offset_of_thread().is_some();
     #[cfg(not(feature = "host"))]
     return true;
+}
+
+/// Panics if `offset`, this CPU's, is none although the areas are set up.
+#[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+#[inline]
+pub(crate) fn check_offset(offset: usize) {
+    if offset == 0 && crate::area::is_set_up() {
+        report_no_offset();
+    }
+}
+
+/// Panics, but not while it does so already: the kernel's panic handler may use per-CPU data.
+#[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+#[cold]
+#[inline(never)]
+fn report_no_offset() {
+    use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+
+    /// Where panics unwind, the handler is done when this is dropped.
+    struct Reported;
+
+    impl Drop for Reported {
+        fn drop(&mut self) {
+            REPORTING.store(false, Relaxed);
+        }
+    }
+
+    if !REPORTING.swap(true, Relaxed) {
+        let _reported = Reported;
+        no_offset();
+    }
+}
+
+/// The panic of a kernel's CPU that has no offset.
+#[cold]
+#[inline(never)]
+pub(crate) fn no_offset() -> ! {
+    panic!(
+        "this CPU has no offset: call `arch::set_offset(area::offset(cpu))` on it, after the last \
+         load of a segment selector, before it uses per-CPU data"
+    );
 }

@@ -105,7 +105,10 @@ unsafe fn operate_double<R>(
 /// Where this CPU's copy lies.
 #[inline]
 fn here<T>(addr: usize) -> *mut T {
-    core::ptr::with_exposed_provenance_mut(addr.wrapping_add(offset()))
+    let offset = offset();
+    #[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+    super::check_offset(offset);
+    core::ptr::with_exposed_provenance_mut(addr.wrapping_add(offset))
 }
 
 macro_rules! implement {
@@ -160,10 +163,10 @@ operations!(Self, implement! { operate {} bool });
 operations!(Self, implement! { operate {U} RawPtr<U> });
 operations!(Self, implement! { operate_double {} DoubleWord });
 
-/// Adds to this CPU's copy; whether the sum is negative.
+/// Adds to this CPU's copy. Returns whether the sum is negative, or this is no CPU: then nothing was
+/// added.
 ///
-/// Where other CPUs swap the copy ([`REMOTE_SAFE`](super::REMOTE_SAFE)), what the CPU did before is
-/// seen by who does.
+/// Another CPU that swaps the copy ([`REMOTE_SAFE`](super::REMOTE_SAFE)) sees what this one did before.
 ///
 /// # Safety
 ///
@@ -172,6 +175,9 @@ operations!(Self, implement! { operate_double {} DoubleWord });
 pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
     #[cfg(feature = "host")]
     {
+        if !super::is_cpu() {
+            return true;
+        }
         // SAFETY: the caller vouches for `addr`; all other accesses are atomic.
         let copy = unsafe { crate::atomic::AtomicI64::from_ptr(here(addr)) };
         copy.fetch_add(value, Ordering::AcqRel).wrapping_add(value) < 0

@@ -44,12 +44,25 @@ pub unsafe fn set_offset(offset: usize) {
     unsafe { asm!("wrgsbase {}", in(reg) offset, options(nostack, preserves_flags)) };
 }
 
-/// A kernel's CPU always has an offset; a thread of a process has one only while it is a CPU.
-/// Where CPUs run one at a time, another may come before the operation.
+/// The offset of this CPU.
+#[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+#[inline(always)]
+pub(crate) fn offset() -> usize {
+    let offset;
+    // SAFETY: reads a register. Not `pure`: the thread may have been moved since the last time.
+    unsafe { asm!("rdgsbase {}", out(reg) offset, options(nomem, nostack, preserves_flags)) };
+    offset
+}
+
+/// A kernel's CPU has an offset from set-up on, which builds with debug assertions check; a thread of
+/// a process has one only while it is a CPU. Where CPUs run one at a time, another may come before
+/// the operation.
 #[inline(always)]
 pub(crate) fn check() {
     #[cfg(feature = "host")]
     super::host::check();
+    #[cfg(all(debug_assertions, not(any(feature = "host", feature = "up"))))]
+    super::check_offset(offset());
     #[cfg(percpu_steps)]
     crate::steps::point();
 }
@@ -311,10 +324,10 @@ unsafe impl Word for DoubleWord {
     }
 }
 
-/// Adds to this CPU's copy; whether the sum is negative.
+/// Adds to this CPU's copy. Returns whether the sum is negative, or this is no CPU: then nothing was
+/// added.
 ///
-/// One instruction and a branch on its flags. Where other CPUs swap the copy
-/// ([`REMOTE_SAFE`](super::REMOTE_SAFE)) it locks the bus.
+/// One instruction and a branch on its flags. Where other CPUs swap the copy it locks the bus.
 ///
 /// # Safety
 ///
@@ -336,7 +349,11 @@ pub(crate) unsafe fn add_is_negative(addr: usize, value: i64) -> bool {
             }
         };
     }
-    check();
+    if !super::is_cpu() {
+        return true;
+    }
+    #[cfg(percpu_steps)]
+    crate::steps::point();
     #[cfg(feature = "host")]
     add!("lock add");
     #[cfg(not(feature = "host"))]

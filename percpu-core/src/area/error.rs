@@ -37,6 +37,14 @@ pub enum SetupError {
     DynamicTooSmall(usize),
     /// The reserved size is not a multiple of the allocation granule.
     ReservedUnaligned(usize),
+    /// An allocation of memory is not a multiple of the unit and of the atom, or has too many units.
+    AllocSize(usize),
+    /// There are more groups than there can be CPUs.
+    TooManyGroups(usize),
+    /// The groups have more units together than can be needed.
+    TooManyUnits(usize),
+    /// The group of this number has no unit.
+    GroupWithoutUnit(usize),
     /// A possible CPU has no unit.
     CpuWithoutUnit(u32),
     /// A CPU has more than one unit.
@@ -101,6 +109,19 @@ impl fmt::Display for SetupError {
             Self::ReservedUnaligned(size) => {
                 write!(f, "the reserved size must be a multiple of 4, not {size}")
             }
+            Self::AllocSize(size) => write!(
+                f,
+                "an allocation must be a multiple of the unit and of the atom, of at most {} units, \
+                 not of {size} bytes",
+                super::MAX_UNITS
+            ),
+            Self::TooManyGroups(groups) => {
+                write!(f, "there can be {} groups, not {groups}", crate::cpu::NR_CPUS)
+            }
+            Self::TooManyUnits(units) => {
+                write!(f, "groups can have {} units together, not {units}", super::MAX_UNITS)
+            }
+            Self::GroupWithoutUnit(group) => write!(f, "group {group} has no unit"),
             Self::CpuWithoutUnit(cpu) => write!(f, "possible CPU {cpu} has no unit"),
             Self::CpuWithTwoUnits(cpu) => write!(f, "CPU {cpu} has more than one unit"),
             Self::UnitOfImpossibleCpu(cpu) => {

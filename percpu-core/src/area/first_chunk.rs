@@ -51,6 +51,11 @@ impl Template {
         Self { start: var::template().start, sections: Some(sections) }
     }
 
+    /// Whether variables may be added after set-up, as in the linker's template under Miri.
+    fn grows(&self) -> bool {
+        cfg!(miri) && self.sections.is_some()
+    }
+
     /// Copies a template of `size` bytes to a unit.
     ///
     /// # Safety
@@ -78,7 +83,10 @@ impl Template {
 pub struct FirstChunk<P: Platform> {
     pub(crate) base: usize,
     pub(crate) template: usize,
-    source: Template,
+    /// The template as it was at set-up, from which units that are made later are copied: a CPU that
+    /// runs without its offset writes to the template itself. Empty if every unit has memory, or if
+    /// the template [grows](Template::grows).
+    pristine: Table<u8, P>,
     pub(crate) static_size: usize,
     pub(crate) reserved_size: usize,
     pub(crate) unit_size: usize,
@@ -118,21 +126,18 @@ impl<P: Platform> FirstChunk<P> {
     /// # Safety
     ///
     /// `info` passed [`verify`](AllocInfo::verify) with a set of possible CPUs that has all of `cpus`.
-    /// As long as the first chunk lives, the template's `info.static_size` bytes are readable
-    /// and have exposed provenance, and nobody writes them while a unit gets its memory.
+    /// During this call the template's `info.static_size` bytes are readable and have exposed
+    /// provenance, and nothing writes them.
     pub unsafe fn embed(
         info: &AllocInfo,
         template: impl Into<Template>,
         span_limit: usize,
         cpus: &CpuSet,
     ) -> Result<Self, SetupError> {
-        let mut first = Self::reserve(info, template.into())?;
-        if first.span > span_limit {
-            return Err(SetupError::SpanTooWide { span: first.span, limit: span_limit });
-        }
-        first.pages_at_once = first.populated_pages;
+        let template = template.into();
+        let mut first = Self::new(info, &template);
         // SAFETY: passed on to the caller.
-        unsafe { first.populate_units(cpus)? };
+        unsafe { first.get_memory(info, &template, Some(span_limit), cpus)? };
         Ok(first)
     }
 
@@ -152,23 +157,61 @@ impl<P: Platform> FirstChunk<P> {
         template: impl Into<Template>,
         cpus: &CpuSet,
     ) -> Result<Self, SetupError> {
-        let first = Self::reserve(info, template.into())?;
+        let template = template.into();
+        let mut first = Self::new(info, &template);
         // SAFETY: passed on to the caller.
-        unsafe { first.populate_units(cpus)? };
+        unsafe { first.get_memory(info, &template, None, cpus)? };
         Ok(first)
     }
 
-    /// Gives the units of `cpus` their memory.
+    /// Reserves address space, if there is a limit within it and else page by page, and gives the
+    /// units of `cpus` their memory. `self` is [new](Self::new), made of the same `info`.
+    ///
+    /// # Safety
+    ///
+    /// As [`embed`](Self::embed); without a limit as [`page`](Self::page).
+    pub(super) unsafe fn get_memory(
+        &mut self,
+        info: &AllocInfo,
+        template: &Template,
+        span_limit: Option<usize>,
+        cpus: &CpuSet,
+    ) -> Result<(), SetupError> {
+        self.make_tables(info)?;
+        self.reserve(info)?;
+        if let Some(limit) = span_limit {
+            if self.span > limit {
+                return Err(SetupError::SpanTooWide { span: self.span, limit });
+            }
+            self.pages_at_once = self.populated_pages;
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.populate_units(template, cpus)? };
+        Ok(())
+    }
+
+    /// Gives the units of `cpus` their memory, and keeps the template for the other ones.
     ///
     /// # Safety
     ///
     /// As [`embed`](Self::embed); nobody else has the first chunk yet.
-    unsafe fn populate_units(&self, cpus: &CpuSet) -> Result<(), NoMemory> {
+    unsafe fn populate_units(
+        &mut self,
+        template: &Template,
+        cpus: &CpuSet,
+    ) -> Result<(), NoMemory> {
+        if cpus.count() < self.possible_units() && !template.grows() {
+            self.pristine = Table::zeroed(self.static_size)?;
+            let copy = self.pristine.as_ptr().expose_provenance();
+            // SAFETY: the template is readable, says the caller; the table is as large and new.
+            unsafe { template.copy_to(copy, self.static_size) };
+        }
         for cpu in cpus.iter() {
             let unit = self.place(cpu).expect("a possible CPU has a unit");
-            // SAFETY: the unit has no memory yet, a set names it once, and nobody else is here.
+            // SAFETY: the unit has no memory yet, a set names it once, and nobody else is here. The
+            // template is readable, says the caller.
             unsafe {
-                self.populate_unit(unit)?;
+                self.populate_from(template, unit)?;
                 self.publish_unit(unit);
             }
         }
@@ -182,6 +225,22 @@ impl<P: Platform> FirstChunk<P> {
     ///
     /// The unit has no memory, and nobody else gives it any meanwhile.
     pub(crate) unsafe fn populate_unit(&self, unit: Unit) -> Result<(), NoMemory> {
+        let template = if self.pristine.is_empty() {
+            Template::from(self.template)
+        } else {
+            Template::from(self.pristine.as_ptr().addr())
+        };
+        // SAFETY: `populate_units` has exposed the copy, which lives as long as the first chunk and is
+        // never written again. Without one the template has no bytes, or it grows: then it lives as
+        // long as the program, and variables are not added while a CPU gets its unit. The rest is
+        // passed on to the caller.
+        unsafe { self.populate_from(&template, unit) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`populate_unit`](Self::populate_unit); the template is readable and not being written.
+    unsafe fn populate_from(&self, template: &Template, unit: Unit) -> Result<(), NoMemory> {
         let all = self.pages_of(unit);
         let mut done = 0;
         while done < all.count {
@@ -197,10 +256,10 @@ impl<P: Platform> FirstChunk<P> {
             }
             done += count;
         }
-        // SAFETY: the template is readable and not being written, by the contract of whoever made
-        // the first chunk; the unit's pages, at least size_sum bytes and so at least the
-        // template's, are memory since the loop above, and new, so not the template's own.
-        unsafe { self.source.copy_to(all.addr, self.static_size) };
+        // SAFETY: the template is readable and not being written, says the caller; the unit's pages,
+        // at least size_sum bytes and so at least the template's, are memory since the loop above,
+        // and new, so not the template's own.
+        unsafe { template.copy_to(all.addr, self.static_size) };
         Ok(())
     }
 
@@ -227,50 +286,63 @@ impl<P: Platform> FirstChunk<P> {
         unsafe { self.units.push(unit) };
     }
 
-    /// Reserves the address space and computes where the units lie in it.
-    fn reserve(info: &AllocInfo, source: Template) -> Result<Self, SetupError> {
-        let cpus = || info.groups().flatten().filter(|&&cpu| cpu != NO_CPU);
-        let nr_cpu_ids = cpus().max().map_or(0, |&cpu| cpu as usize + 1);
-        let mut first = Self {
+    /// A first chunk without tables and address space.
+    pub(super) fn new(info: &AllocInfo, template: &Template) -> Self {
+        Self {
             base: usize::MAX,
-            template: source.start,
-            source,
+            template: template.start,
+            pristine: Table::empty(),
             static_size: info.static_size,
             reserved_size: info.reserved_size,
             unit_size: info.unit_size,
             atom_size: info.atom_size,
             span: 0,
             populated_pages: info.size_sum() / PAGE as usize,
-            unit_offsets: Table::zeroed(nr_cpu_ids)?,
-            unit_map: Table::zeroed(nr_cpu_ids)?,
-            units: UnitList::with_room(cpus().count())?,
-            reservations: Table::zeroed(info.nr_groups)?,
+            unit_offsets: Table::empty(),
+            unit_map: Table::empty(),
+            units: UnitList::empty(),
+            reservations: Table::empty(),
             pages_at_once: 1,
-        };
+        }
+    }
+
+    /// Makes the tables, in place: the first chunk is set up on a small stack.
+    fn make_tables(&mut self, info: &AllocInfo) -> Result<(), NoMemory> {
+        let cpus = || info.groups().flatten().filter(|&&cpu| cpu != NO_CPU);
+        let nr_cpu_ids = cpus().max().map_or(0, |&cpu| cpu as usize + 1);
+        self.unit_offsets = Table::zeroed(nr_cpu_ids)?;
+        self.unit_map = Table::zeroed(nr_cpu_ids)?;
+        self.units = UnitList::with_room(cpus().count())?;
+        self.reservations = Table::zeroed(info.nr_groups)?;
+        Ok(())
+    }
+
+    /// Reserves the address space and computes where the units lie in it.
+    fn reserve(&mut self, info: &AllocInfo) -> Result<(), NoMemory> {
         let mut end = 0;
-        for (group, reservation) in info.groups().zip(first.reservations.iter_mut()) {
+        for (group, reservation) in info.groups().zip(self.reservations.iter_mut()) {
             let size = group.len() * info.unit_size;
             let addr = P::reserve(size, info.atom_size).ok_or(NoMemory)?;
             *reservation = Reservation { addr, size };
-            first.base = first.base.min(addr);
+            self.base = self.base.min(addr);
             end = end.max(addr + size);
         }
-        first.span = end - first.base;
+        self.span = end - self.base;
 
-        first.unit_offsets.fill(NO_UNIT);
-        first.unit_map.fill(NO_UNIT);
+        self.unit_offsets.fill(NO_UNIT);
+        self.unit_map.fill(NO_UNIT);
         let mut unit = 0;
-        for (group, reservation) in info.groups().zip(first.reservations.iter()) {
+        for (group, reservation) in info.groups().zip(self.reservations.iter()) {
             for (i, &cpu) in group.iter().enumerate() {
                 if cpu != NO_CPU {
-                    let offset = reservation.addr - first.base + i * info.unit_size;
-                    first.unit_offsets[cpu as usize] = offset;
-                    first.unit_map[cpu as usize] = unit;
+                    let offset = reservation.addr - self.base + i * info.unit_size;
+                    self.unit_offsets[cpu as usize] = offset;
+                    self.unit_map[cpu as usize] = unit;
                 }
                 unit += 1;
             }
         }
-        Ok(first)
+        Ok(())
     }
 
     /// What is subtracted from an address in unit space (a unit's address less its offset) to make

@@ -33,10 +33,11 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 pub use bring_up::add_unit;
 pub use error::SetupError;
 pub use first_chunk::{FirstChunk, Template};
+use info::MAX_UNITS;
 pub use info::{AllocInfo, CpuSet, NO_CPU};
 pub(crate) use units::Unit;
 
-use crate::alloc;
+use crate::alloc::{self, Table};
 use crate::cpu::{self, CpuId, NR_CPUS};
 use crate::platform::{Global, Platform};
 use crate::var::{self, PerCpuPtr};
@@ -257,10 +258,17 @@ pub fn phys_addr<T>(ptr: PerCpuPtr<T>, cpu: CpuId) -> Option<usize> {
 /// Makes every possible CPU's area, or with [`Config::units_on_demand`] the boot CPU's: freezes the
 /// possible mask, copies the template, and starts the allocator. Linux: `setup_per_cpu_areas`.
 ///
+/// Needs 8 KiB of stack at most, in builds without optimisation too, and in that the platform's own
+/// calls if 2 KiB suffice for them.
+///
 /// # Errors
 ///
 /// The rule that would have been broken; [`AlreadySetUp`](SetupError::AlreadySetUp) on a second
-/// call. An error changes nothing.
+/// call, or on one from within `possible` or [`Config::distance`]. An error changes nothing.
+///
+/// # Panics
+///
+/// If `possible` or [`Config::distance`] does. Nothing has changed then.
 ///
 /// # Safety
 ///
@@ -276,19 +284,34 @@ pub unsafe fn setup_per_cpu_areas(
     if begin.is_err() {
         return Err(SetupError::AlreadySetUp);
     }
+    let mut outcome = Outcome(NOT_SET_UP);
+    let mut cpus = CpuSet::EMPTY;
+    cpus.extend(possible)?;
     // SAFETY: passed on to the caller.
-    let result = unsafe { set_up(possible, config) };
-    STATE.store(if result.is_ok() { SET_UP } else { NOT_SET_UP }, Ordering::Release);
-    result
+    unsafe { set_up(&cpus, config)? };
+    outcome.0 = SET_UP;
+    Ok(())
+}
+
+/// What [`STATE`] becomes when a set-up ends, also by a panic in [`Config::distance`] or in the
+/// iterator of possible CPUs.
+struct Outcome(u32);
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        STATE.store(self.0, Ordering::Release);
+    }
 }
 
 /// As [`setup_per_cpu_areas`]; to be called once.
 ///
+/// It runs on a boot stack. What is large lies in metadata memory, and what is needed for one step only
+/// is in a function of its own: frames that are not optimised have room for all values of all branches.
+///
 /// # Safety
 ///
 /// As there.
-unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result<(), SetupError> {
-    let possible = CpuSet::new(possible)?;
+unsafe fn set_up(possible: &CpuSet, config: &Config) -> Result<(), SetupError> {
     if cfg!(feature = "up") && possible.count() != 1 {
         return Err(SetupError::OneCpu(possible.count()));
     }
@@ -297,16 +320,82 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
     if foreign > MAX_FOREIGN_BYTES {
         return Err(SetupError::Scattered(foreign));
     }
-    let boot = config.boot_cpu_of(&possible)?;
-    let with_unit = config.units_at_set_up(&possible)?;
+    let boot = config.boot_cpu_of(possible)?;
+    let mut only_boot = CpuSet::EMPTY;
+    only_boot.insert(boot);
+    let with_unit = if config.units_on_demand { &only_boot } else { possible };
+    // In metadata memory.
+    let mut info = Table::<AllocInfo, Global>::zeroed(1)?;
+    let info = &mut info[0];
     // SAFETY: passed on to the caller.
-    let (info, mut first, method) = unsafe { make_first_chunk(&possible, &with_unit, config)? };
+    let (first, method) = unsafe { start_allocator(info, possible, with_unit, config)? };
+    publish_areas(info, first, possible, boot);
+    log_areas(info, first, method);
+    Ok(())
+}
+
+type StaticFirstChunk = &'static FirstChunk<Global>;
+
+/// Makes the first chunk, by the method that was asked for or that works, and gives it to the
+/// allocator. Returns it and the method's name, and leaves its description in `info`.
+///
+/// # Safety
+///
+/// As [`setup_per_cpu_areas`].
+unsafe fn start_allocator(
+    info: &mut AllocInfo,
+    possible: &CpuSet,
+    with_unit: &CpuSet,
+    config: &Config,
+) -> Result<(StaticFirstChunk, &'static str), SetupError> {
+    if config.method != Method::Page {
+        describe(info, possible, config)?;
+        // SAFETY: `describe` has verified it, and units are for possible CPUs; the rest is passed on
+        // to the caller.
+        match unsafe { start_with(info, Some(config.span_limit()), with_unit) } {
+            Ok(first) => return Ok((first, "embedded")),
+            Err(error) if config.method == Method::Embed => return Err(error),
+            Err(error) => log_fallback(error),
+        }
+    }
+    describe(info, possible, &config.by_page())?;
+    // SAFETY: as above, and the description is one by page.
+    let first = unsafe { start_with(info, None, with_unit)? };
+    Ok((first, "page by page"))
+}
+
+/// Describes the first chunk and verifies the description.
+fn describe(info: &mut AllocInfo, possible: &CpuSet, config: &Config) -> Result<(), SetupError> {
+    info.lay_out(var::template().len(), config, possible)?;
+    info.verify(possible)
+}
+
+/// Makes the first chunk as `info` says, embedded if there is a limit of its span, and gives it to the
+/// allocator.
+///
+/// # Safety
+///
+/// `info` describes the linker's template and has passed [`AllocInfo::verify`] with a set of CPUs
+/// that has all of `with_unit`. Without a limit it is by page. And as [`setup_per_cpu_areas`].
+unsafe fn start_with(
+    info: &AllocInfo,
+    span_limit: Option<usize>,
+    with_unit: &CpuSet,
+) -> Result<StaticFirstChunk, SetupError> {
+    let template = Template::linked();
+    let mut first = FirstChunk::new(info, &template);
+    // SAFETY: the linker made the template, its provenance is exposed, and the caller vouches for
+    // there being no writer. The rest is passed on to the caller.
+    unsafe { first.get_memory(info, &template, span_limit, with_unit)? };
     if cfg!(feature = "up") {
         // The template is empty, and the one unit is its own: per-CPU pointers are addresses.
         first.template = first.base;
     }
-    let first = alloc::global().init(first)?;
+    alloc::global().init(first)
+}
 
+/// Fills the masks, the tables and the units' own numbers.
+fn publish_areas(info: &AllocInfo, first: &FirstChunk<Global>, possible: &CpuSet, boot: u32) {
     for cpu in possible.iter() {
         cpu::MASKS.possible.set_index(cpu as usize, true);
     }
@@ -328,6 +417,9 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
     AREAS.dynamic_size.store(info.dyn_size, Ordering::Relaxed);
     AREAS.unit_size.store(info.unit_size, Ordering::Relaxed);
     AREAS.base.store(first.base, Ordering::Relaxed);
+}
+
+fn log_areas(info: &AllocInfo, first: &FirstChunk<Global>, method: &str) {
     Global::log(format_args!(
         "percpu: {method} {} pages a CPU (static {} + reserved {} + dynamic {} bytes), units of {} \
          bytes, {} in an allocation, {} CPUs in {} groups from {:#x}, {} with memory",
@@ -337,42 +429,15 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
         info.dyn_size,
         info.unit_size,
         info.units_per_alloc(),
-        possible.count(),
+        first.possible_units(),
         info.nr_groups,
         first.base,
         first.units().len(),
     ));
-    Ok(())
 }
 
-/// Gets the first chunk its memory, by the method that was asked for or that works; says which.
-///
-/// # Safety
-///
-/// As [`setup_per_cpu_areas`].
-unsafe fn make_first_chunk(
-    possible: &CpuSet,
-    with_unit: &CpuSet,
-    config: &Config,
-) -> Result<(AllocInfo, FirstChunk<Global>, &'static str), SetupError> {
-    let template = var::template();
-    if config.method != Method::Page {
-        let info = AllocInfo::build(template.len(), config, possible)?;
-        info.verify(possible)?;
-        let limit = config.span_limit();
-        // SAFETY: verified above, and units are for possible CPUs. The linker made the template, its
-        // provenance is exposed, and the caller vouches for there being no writer, now or later.
-        match unsafe { FirstChunk::embed(&info, Template::linked(), limit, with_unit) } {
-            Ok(first) => return Ok((info, first, "embedded")),
-            Err(error) if config.method == Method::Embed => return Err(error),
-            Err(error) => Global::log(format_args!(
-                "percpu: cannot embed the first chunk ({error}), falling back to pages"
-            )),
-        }
-    }
-    let info = AllocInfo::build(template.len(), &config.by_page(), possible)?;
-    info.verify(possible)?;
-    // SAFETY: as above, and the description is one by page.
-    let first = unsafe { FirstChunk::page(&info, Template::linked(), with_unit)? };
-    Ok((info, first, "page by page"))
+fn log_fallback(error: SetupError) {
+    Global::log(format_args!(
+        "percpu: cannot embed the first chunk ({error}), falling back to pages"
+    ));
 }

@@ -28,6 +28,11 @@ pub(crate) struct UnitList<P: Platform> {
 }
 
 impl<P: Platform> UnitList<P> {
+    /// A list without room.
+    pub(crate) const fn empty() -> Self {
+        Self { entries: Table::empty(), capacity: 0, len: AtomicUsize::new(0) }
+    }
+
     /// An empty list with room for `capacity` units.
     pub(crate) fn with_room(capacity: usize) -> Result<Self, NoMemory> {
         Ok(Self { entries: Table::zeroed(capacity)?, capacity, len: AtomicUsize::new(0) })

@@ -7,7 +7,7 @@
 //! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ starting ∪ online ∪ dying.
 
 use super::id::{CpuId, NR_CPUS};
-use crate::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const WORDS: usize = NR_CPUS / 64;
 
@@ -186,4 +186,21 @@ pub fn counted() -> impl Iterator<Item = CpuId> {
         (0..live_words())
             .map(|i| MASKS.starting.word(i) | MASKS.online.word(i) | MASKS.dying.word(i)),
     )
+}
+
+/// Whether [`hotplug::init`](crate::hotplug::init) was called.
+static HOTPLUG: AtomicBool = AtomicBool::new(false);
+
+/// Records that hotplug has begun.
+pub(crate) fn set_hotplug_has_begun() {
+    HOTPLUG.store(true, Ordering::Release);
+}
+
+/// Returns whether [`Platform::run_on_cpu`](crate::platform::Platform::run_on_cpu) reaches `cpu`:
+/// hotplug has begun, and the CPU is online. Before that the online mask says no more than which CPU
+/// booted, and a kernel without hotplug need not be able to call another CPU.
+///
+/// Hold the hotplug read guard, or be the CPU with interrupts masked, for the answer to stay true.
+pub(crate) fn takes_calls(cpu: CpuId) -> bool {
+    HOTPLUG.load(Ordering::Acquire) && online().contains(cpu)
 }

@@ -7,7 +7,7 @@ pub use id::{CpuId, NR_CPUS, nr_cpu_ids};
 pub use mask::{CpuMask, active, booted_once, counted, dying, online, possible, present, starting};
 
 pub(crate) use id::set_nr_cpu_ids;
-pub(crate) use mask::MASKS;
+pub(crate) use mask::{MASKS, set_hotplug_has_begun, takes_calls};
 
 use crate::percpu;
 
@@ -49,7 +49,8 @@ pub fn this_cpu_raw() -> u32 {
 ///
 /// # Panics
 ///
-/// Before the per-CPU areas are set up.
+/// Before the per-CPU areas are set up, and on a CPU of a kernel that has no
+/// [offset](crate::arch::set_offset).
 #[inline]
 pub fn current() -> CpuId {
     match CPU_NUMBER.read() {
@@ -70,9 +71,13 @@ pub(crate) fn this_cpu_offset() -> usize {
     }
 }
 
+/// The panic of a CPU that works on the template.
 #[cold]
 #[inline(never)]
 fn not_set_up() -> ! {
+    if crate::area::is_set_up() {
+        crate::arch::no_offset();
+    }
     panic!("the per-CPU areas are not set up yet");
 }
 

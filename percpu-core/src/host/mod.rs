@@ -140,7 +140,7 @@ pub fn boot_with(cpus: usize, up: usize, config: &Config) -> Result<(), BootErro
     }
     static BOOTED: Mutex<Option<Booted>> = Mutex::new(None);
 
-    // Its hotplug thread becomes the boot CPU here for a moment, and counts guards from 0.
+    // It waits for other threads.
     assert!(irq_depth() == 0, "a thread boots while it holds an irq guard");
     let up = up.clamp(1, cpus.max(1));
     let mut booted = BOOTED.lock();

@@ -233,8 +233,10 @@ fn restore_preemption(cpu: CpuId) {
 /// Makes the boot CPU, which was never started, one that is up and has a hotplug thread.
 pub(super) fn adopt_boot_cpu(cpu: CpuId) {
     seat(cpu).set_holder(Holder::Free);
-    // The first look into its mailbox.
-    work(cpu);
+    // The first look into its mailbox: on a thread of the CPU's own, where a callback that another thread
+    // has just registered may run.
+    thread::scope(|scope| scope.spawn(|| work(cpu)).join())
+        .expect("panics of callbacks are caught");
 }
 
 /// Spawns a thread of `cpu`'s. A panic in it ends the process: somebody waits for it for ever.

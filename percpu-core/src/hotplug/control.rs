@@ -68,16 +68,16 @@ pub(super) fn refuse_occupied() {
     }
 }
 
-/// Refuses to run a step's callbacks on the CPUs that are up if this thread occupies one of them.
+/// Refuses to run a step's callback on the CPUs that are up if this thread occupies one of them.
 ///
 /// # Panics
 ///
 /// If the request would wait until this thread leaves its CPU.
 #[track_caller]
-pub(super) fn refuse_to_visit_occupied(step: &Step) {
+pub(super) fn refuse_to_visit_occupied(step: &Step, request: Request) {
     if let Some(cpu) = try_ops().and_then(CpuOps::occupied)
         && cpu::online().contains(cpu)
-        && is_for_hotplug_thread(step, cpu, Request::Undo, true)
+        && is_for_hotplug_thread(step, cpu, request, true)
     {
         occupied(cpu);
     }
@@ -110,6 +110,7 @@ pub fn init(ops: &'static dyn CpuOps, boot: CpuId) {
     set_state(boot, CpuState::Online);
     MASKS.present.set(boot, true);
     MASKS.active.set(boot, true);
+    cpu::set_hotplug_has_begun();
 }
 
 /// Records that `cpu` is plugged in. Linux: `set_cpu_present`.
@@ -171,7 +172,8 @@ impl Drop for GoingUp {
                 set_state(cpu, CpuState::GoingDown(Some(step.id)));
                 undo(&step, cpu, None);
             });
-            if take_down(cpu).is_err() {
+            // Dropped at once if there is a CPU that dies.
+            if ask_to_die(cpu).is_err() {
                 Global::log(format_args!(
                     "hotplug: CPU {cpu} is up, but cannot be taken down: its hotplug thread does not \
                      answer"
@@ -262,7 +264,8 @@ fn start_up(cpu: CpuId, position: usize) -> Result<(), HotplugError> {
     run(&step, cpu, Request::StartUp, None).map_err(|error| failed(&step, error))
 }
 
-/// A CPU on its way down, of which ONLINE steps were undone. Dropping it does them again: the CPU is up.
+/// A CPU on its way down, of which ONLINE steps were undone. Dropping it does them again: the CPU is up,
+/// unless it has died.
 struct GoingDown {
     cpu: CpuId,
     /// The steps that were undone.
@@ -274,6 +277,9 @@ struct GoingDown {
 impl Drop for GoingDown {
     fn drop(&mut self) {
         let (cpu, answers) = (self.cpu, self.answers);
+        if !cpu::online().contains(cpu) {
+            return;
+        }
         let _end = AtEnd(|| {
             set_state(cpu, CpuState::Online);
             MASKS.active.set(cpu, true);
@@ -334,11 +340,10 @@ pub fn cpu_down(cpu: CpuId) -> Result<(), HotplugError> {
             return Err(failed(&step, error));
         }
     }
-    if let Err(error) = take_down(cpu) {
-        way.answers = false;
-        return Err(error);
-    }
+    way.answers = false;
+    let dying = ask_to_die(cpu)?;
     mem::forget(way);
+    drop(dying);
     Ok(())
 }
 
@@ -379,7 +384,8 @@ fn kick(cpu: CpuId) -> Result<(), HotplugError> {
     }
 }
 
-/// A CPU that was asked to go down. Dropping it waits until the CPU is dead and ends its life.
+/// A CPU that has taken up the request to go down. Dropping it waits until the CPU is dead and ends its
+/// life.
 struct Dying(CpuId);
 
 impl Drop for Dying {
@@ -403,10 +409,10 @@ impl Drop for Dying {
     }
 }
 
-/// Takes an online CPU down, of which all ONLINE steps are undone.
+/// Asks an online CPU to go down, of which all ONLINE steps are undone, and waits until it takes that up.
 ///
-/// An error says that the CPU's hotplug thread did not take up the request, and that the CPU is up.
-fn take_down(cpu: CpuId) -> Result<(), HotplugError> {
+/// An error says that the CPU's hotplug thread did not, and that the CPU is up.
+fn ask_to_die(cpu: CpuId) -> Result<Dying, HotplugError> {
     // There is no answer for a drop to wait for: the CPU dies.
     let posted = ManuallyDrop::new(record(cpu).post(Request::Die, 0, None));
     // If this panics the CPU may have taken the request up already.
@@ -423,8 +429,7 @@ fn take_down(cpu: CpuId) -> Result<(), HotplugError> {
             return Err(HotplugError::Unresponsive);
         }
     }
-    drop(Dying(cpu));
-    Ok(())
+    Ok(Dying(cpu))
 }
 
 /// Runs PREPARE tear-downs in reverse for a CPU that is not up, which is down then.
@@ -443,7 +448,7 @@ pub(super) fn start_up_where_online(
     step: &Step,
     instance: Option<InstanceRef>,
 ) -> Result<(), RegisterError> {
-    refuse_to_visit_occupied(step);
+    refuse_to_visit_occupied(step, Request::StartUp);
     for cpu in cpu::online().iter() {
         let undo_others = AtEnd(|| {
             let below = (0..cpu.index()).rev().filter_map(CpuId::new);

@@ -10,6 +10,7 @@ use super::control::{self, undo};
 use super::instances::{
     self, Head, InstanceRef, InstanceStartup, InstanceTeardown, Instances, Node, Unowned,
 };
+use super::record::Request;
 use super::steps::{self, Callbacks, Owner, Section, Step, StepId};
 use crate::cpu;
 use crate::unwind::{AtEnd, for_each_to_the_end};
@@ -144,6 +145,9 @@ impl<T: Send + Sync + 'static> MultiStep<T> {
     /// The node is on this step's list, and not used again.
     unsafe fn remove(&self, node: NonNull<Head>, calls: bool) {
         let mut control = Some(control::lock());
+        if calls {
+            control::refuse_to_visit_occupied(&self.step(), Request::Undo);
+        }
         // Also when a tear-down panics. Without the lock: a destructor may be about hotplug, too.
         let _free = AtEnd(move || {
             drop(control.take());
@@ -190,7 +194,9 @@ impl<T: Send + Sync + 'static> fmt::Debug for MultiStep<T> {
 ///
 /// Dropping it runs the tear-down for the CPUs that are up, in ascending order, and then drops the
 /// value; the caller may sleep, is no step's callback, and holds no
-/// [`CpusReadGuard`](super::CpusReadGuard). Linux: `cpuhp_state_remove_instance`.
+/// [`CpusReadGuard`](super::CpusReadGuard). Where it would wait for ever, as
+/// [`unregister`](super::unregister), it panics, and the instance stays until the step is dropped. Linux:
+/// `cpuhp_state_remove_instance`.
 pub struct Instance<'step, T: Send + Sync + 'static> {
     step: &'step MultiStep<T>,
     node: NonNull<Node<T>>,

@@ -2,6 +2,7 @@
 
 use super::RegisterError;
 use super::control::{self, undo};
+use super::record::Request;
 use super::steps::{self, Callbacks, Owner, Section, Startup, Step, StepId, Teardown};
 use crate::cpu;
 use crate::unwind::{AtEnd, for_each_to_the_end};
@@ -91,7 +92,7 @@ pub fn register_nocalls(
 pub fn unregister(id: StepId) {
     let _control = control::lock();
     if let Some(step) = removable(id) {
-        control::refuse_to_visit_occupied(&step);
+        control::refuse_to_visit_occupied(&step, Request::Undo);
         let _remove = AtEnd(|| steps::remove(id));
         for_each_to_the_end(cpu::online().iter(), |cpu| undo(&step, cpu, None));
     }

@@ -9,7 +9,7 @@ use super::{PercpuRef, Release};
 /// A reference to what a [`PercpuRef`] holds, given back when it is dropped.
 ///
 /// While it exists the ref was not released, and by its lifetime not dropped either. It may be sent
-/// to another thread and given back on another CPU.
+/// to another thread and given back on another CPU, or on a thread that is no CPU.
 ///
 /// ```compile_fail,E0505
 /// # use percpu_core::refcount::{PercpuRef, RefFlags};
@@ -44,8 +44,12 @@ impl<'a, T: Release> RefGuard<'a, T> {
 }
 
 impl<T: Release> Clone for RefGuard<'_, T> {
-    /// Takes a further reference, which there always is to be had. Two instructions in per-CPU
-    /// mode. Linux: `percpu_ref_get`.
+    /// Takes a further reference. Two instructions in per-CPU mode. Linux: `percpu_ref_get`.
+    ///
+    /// # Panics
+    ///
+    /// If there are [too many](crate::refcount#how-many-references-there-can-be) references. None is
+    /// taken then.
     #[inline]
     fn clone(&self) -> Self {
         self.object.count.get_more(1);

@@ -1,9 +1,9 @@
-//! Reference counts that many CPUs change at once, and that somebody kills. Linux: `percpu_ref`.
+//! Reference counts that many CPUs change at once, until the owner kills them. Linux: `percpu_ref`.
 //!
-//! A [`PercpuRef`] begins with one reference. As long as that is there the count cannot be 0, so
-//! nobody needs to know it: each CPU adds to a word of its own. [`kill`](PercpuRef::kill) takes that
-//! reference back and collects the CPUs' words in a shared atomic count, which the last one to give
-//! a reference back takes to 0: he calls [`Release::release`], once.
+//! A [`PercpuRef`] begins with one reference. As long as that is there the count cannot be 0 and
+//! need not be known: each CPU adds to a word of its own. [`kill`](PercpuRef::kill) takes that
+//! reference back and collects the CPUs' words in a shared atomic count. The caller that gives the
+//! last reference back takes that count to 0 and calls [`Release::release`], once.
 //!
 //! ```
 //! use core::sync::atomic::{AtomicBool, Ordering};
@@ -47,19 +47,47 @@
 //! for holders of a [`CpusReadGuard`](crate::hotplug::CpusReadGuard). Everything else is for any
 //! context but an NMI's; mind that giving the last reference back calls `release` there and then.
 //!
+//! # Where operations are atomic in per-CPU mode, too
+//!
+//! - On a thread that is no CPU (feature `host`). References may be sent to and given back by any
+//!   thread; all methods work on any thread.
+//! - On a CPU that the thread that kills could not call: before
+//!   [`hotplug::init`](crate::hotplug::init), in a kernel that never calls it, and on a CPU that is not
+//!   in the online mask. The exception is a kernel with the feature `up`, which has no other CPU.
+//!
+//! # How many references there can be
+//!
+//! At least 2^59. A method that takes references panics where the shared count would go beyond that.
+//! What CPUs have in their own words is not in the shared count: up to 2^40 of
+//! [`get_many`](PercpuRef::get_many) on each CPU, and whatever else was taken one by one. On 1024
+//! CPUs that each take a reference every nanosecond and never give it back, it takes 6 days to come to
+//! 2^59. If there are more than 3 * 2^58 when the words are collected, [`kill`](PercpuRef::kill) or
+//! [`switch_to_atomic`](PercpuRef::switch_to_atomic) panics, and the ref is **never released**: the
+//! references leak, and none of them is to something that was released. The word of one CPU that only
+//! takes, or only gives back, one reference a nanosecond, is good for 146 years.
+//!
+//! # Panics in `release` and `confirm`
+//!
+//! Both run after the ref has become what it will be. If `confirm` panics, the ref is dead, and the
+//! reference with which it began is given back. If `release` panics, the ref counts as released. The
+//! panic goes on through the call, which may be the drop of a [`RefGuard`].
+//!
+//! `release` may use the ref: it is dead and without references, so all methods that take one say so;
+//! [`reinit`](PercpuRef::reinit) and [`resurrect`](PercpuRef::resurrect) begin the next life while this
+//! `release` is still running.
+//!
 //! # There is no grace period
 //!
 //! Linux waits for an RCU grace period between `percpu_ref_kill` and the release, and code has come
-//! to rely on that. Here `release` may be called before `kill` returns. The ref protects those
-//! who *have* a reference. Who gets at the ref by a pointer, out of a table say, has none until
-//! [`tryget_live`](PercpuRef::tryget_live) has said so; that the ref itself is still there until
-//! then is for whoever frees it to see to: by RCU, by a lock around looking up and taking the
-//! reference, by never freeing. Safe code cannot do otherwise: it has a `&PercpuRef`, which keeps
-//! the ref and the value in it alive, and reaches the value through a [`RefGuard`] alone, of which
-//! there is none after the release.
+//! to rely on that. Here `release` may be called before `kill` returns. The ref protects callers
+//! that *have* a reference. A caller that finds the ref by a pointer, in a table say, has none until
+//! [`tryget_live`](PercpuRef::tryget_live) succeeds. Until then the code that frees the ref must keep
+//! it: by RCU, by a lock around looking up and taking the reference, by never freeing. Safe code
+//! cannot do otherwise: it has a `&PercpuRef`, which keeps the ref and the value in it alive, and
+//! reaches the value through a [`RefGuard`] alone, of which there is none after the release.
 //!
-//! `release` says that nobody has a reference any more; it does not free the ref. Dropping the ref
-//! does (Linux: `percpu_ref_exit`), which whoever owns it does later.
+//! `release` says that there are no references any more; it does not free the ref. Dropping the ref
+//! does (Linux: `percpu_ref_exit`), which its owner does later.
 //!
 //! # Implementation
 //!
@@ -78,15 +106,17 @@ use crate::alloc::AllocError;
 pub use guard::RefGuard;
 
 use count::Count;
+use shared::too_many;
 
-/// What is to be done when nobody has a reference any more.
+/// What is to be done when there are no references any more.
 ///
 /// Closures implement it: `PercpuRef::new(|| wake_the_owner(), RefFlags::NONE)`.
 pub trait Release {
-    /// Called once for each life of the ref, by the one who gives the last reference back, in his
-    /// context. Linux: `percpu_ref_func_t *release`.
+    /// Called once for each life of the ref, in the context of the caller that gives the last
+    /// reference back. Linux: `percpu_ref_func_t *release`.
     ///
     /// The ref itself is still in use by that caller: only something that happens later may drop it.
+    /// No lock is held.
     fn release(&self);
 }
 
@@ -145,7 +175,7 @@ impl fmt::Display for RefError {
         f.write_str(match self {
             Self::Dead => "the ref has been killed already",
             Self::Alive => "the ref is alive",
-            Self::InUse => "somebody still has a reference",
+            Self::InUse => "there are references left",
             Self::Final => "the ref was made without ALLOW_REINIT",
         })
     }
@@ -180,12 +210,13 @@ impl<T: Release> PercpuRef<T> {
     /// Takes a reference to a ref that is known not to be released, dead or alive. Linux:
     /// `percpu_ref_get`.
     ///
-    /// One instruction and a branch in per-CPU mode. Who has a guard clones that: then there is
-    /// nothing to be checked.
+    /// One instruction and a branch in per-CPU mode. A caller that has a guard clones that: then
+    /// there is nothing to be checked.
     ///
     /// # Panics
     ///
-    /// If the ref was released.
+    /// If the ref was released, or if there are [too many](self#how-many-references-there-can-be)
+    /// references.
     #[inline]
     #[track_caller]
     pub fn get(&self) -> RefGuard<'_, T> {
@@ -199,6 +230,10 @@ impl<T: Release> PercpuRef<T> {
     /// `percpu_ref_tryget`.
     ///
     /// One instruction and a branch in per-CPU mode.
+    ///
+    /// # Panics
+    ///
+    /// If there are [too many](self#how-many-references-there-can-be) references.
     #[inline]
     pub fn tryget(&self) -> Option<RefGuard<'_, T>> {
         // SAFETY: the reference has just been taken.
@@ -209,6 +244,10 @@ impl<T: Release> PercpuRef<T> {
     ///
     /// Never succeeds from when [`kill`](Self::kill) confirms until the ref is revived; before that
     /// it may, on some CPUs longer than on others. One instruction and a branch in per-CPU mode.
+    ///
+    /// # Panics
+    ///
+    /// If there are [too many](self#how-many-references-there-can-be) references.
     #[inline]
     pub fn tryget_live(&self) -> Option<RefGuard<'_, T>> {
         // SAFETY: the reference has just been taken.
@@ -220,7 +259,8 @@ impl<T: Release> PercpuRef<T> {
     ///
     /// # Panics
     ///
-    /// If the ref was released, or if there are 2^59 references.
+    /// If the ref was released, or if there are [2^59](self#how-many-references-there-can-be)
+    /// references. None is taken then.
     #[inline]
     #[track_caller]
     pub fn get_many(&self, amount: u32) {
@@ -234,13 +274,17 @@ impl<T: Release> PercpuRef<T> {
     ///
     /// # Panics
     ///
-    /// If there are 2^59 references.
+    /// If there are [2^59](self#how-many-references-there-can-be) references. None is taken then.
     #[inline]
+    #[track_caller]
     #[must_use = "if it is false there is nothing to give back"]
     pub fn tryget_many(&self, amount: u32) -> bool {
         let taken = self.count.tryget(amount);
-        if taken && amount > 1 {
-            self.count.recentre();
+        // As long as there certainly is one.
+        if taken && amount > 1 && !self.count.recentre(i64::from(amount)) {
+            // SAFETY: they have just been taken.
+            unsafe { self.put_many(amount) };
+            too_many();
         }
         taken
     }
@@ -252,7 +296,7 @@ impl<T: Release> PercpuRef<T> {
     /// # Safety
     ///
     /// The caller has the reference, and does not use it any more. The ref stays until this returns,
-    /// also if somebody else learns that it was released.
+    /// also if other code learns that it was released.
     #[inline]
     pub unsafe fn put(&self) {
         if self.count.put(1) {
@@ -269,7 +313,8 @@ impl<T: Release> PercpuRef<T> {
     pub unsafe fn put_many(&self, amount: u32) {
         if amount > 1 {
             // Before they are given back, as long as there certainly is one.
-            self.count.recentre();
+            let counted = self.count.recentre(-i64::from(amount));
+            debug_assert!(counted, "there is room for fewer references");
         }
         if self.count.put(amount) {
             self.value.release();
@@ -280,11 +325,17 @@ impl<T: Release> PercpuRef<T> {
     /// began. When this returns [`tryget_live`](Self::tryget_live) succeeds no more. Linux:
     /// `percpu_ref_kill`.
     ///
-    /// May sleep. Interrupts each CPU that is up, if the ref is in per-CPU mode.
+    /// May sleep. Interrupts each CPU that has used the ref, if that is in per-CPU mode.
     ///
     /// # Errors
     ///
-    /// [`Dead`](RefError::Dead): somebody else killed it before.
+    /// [`Dead`](RefError::Dead): it was killed before.
+    ///
+    /// # Panics
+    ///
+    /// If there are [too many](self#how-many-references-there-can-be) references: the ref is never
+    /// released. If the caller must not change modes here (see [above](self#modes)) and that is
+    /// noticed: nothing has changed then.
     pub fn kill(&self) -> Result<(), RefError> {
         self.kill_and_confirm(|| ())
     }
@@ -293,11 +344,17 @@ impl<T: Release> PercpuRef<T> {
     /// no more: before the release, in the context of the caller. Linux:
     /// `percpu_ref_kill_and_confirm`.
     ///
-    /// `confirm` must not change the ref's mode nor revive it: that waits for this call to be over.
+    /// `confirm` must not change the ref's mode nor kill or revive it: that waits for this call to be
+    /// over.
     ///
     /// # Errors
     ///
     /// As [`kill`](Self::kill); `confirm` is not called then.
+    ///
+    /// # Panics
+    ///
+    /// As [`kill`](Self::kill), before `confirm` is called; or as `confirm` does, when the reference
+    /// with which the ref began has been given back.
     pub fn kill_and_confirm(&self, confirm: impl FnOnce()) -> Result<(), RefError> {
         /// The reference with which the ref began.
         struct First<'a, T: Release>(&'a PercpuRef<T>);
@@ -338,7 +395,8 @@ impl<T: Release> PercpuRef<T> {
     ///
     /// # Errors
     ///
-    /// It is not dead, or killed for good.
+    /// It is not dead, or killed for good; [`InUse`](RefError::InUse) if it is never released because
+    /// there were [too many](self#how-many-references-there-can-be) references.
     pub fn resurrect(&self) -> Result<(), RefError> {
         self.count.revive(false)
     }
@@ -347,7 +405,11 @@ impl<T: Release> PercpuRef<T> {
     /// [`switch_to_percpu`](Self::switch_to_percpu), also when it is killed and revived. Linux:
     /// `percpu_ref_switch_to_atomic_sync`.
     ///
-    /// May sleep. Interrupts each CPU that is up, if the ref is in per-CPU mode.
+    /// May sleep. Interrupts each CPU that has used the ref, if that is in per-CPU mode.
+    ///
+    /// # Panics
+    ///
+    /// As [`kill`](Self::kill).
     pub fn switch_to_atomic(&self) {
         self.count.switch_to_atomic();
     }
@@ -356,6 +418,11 @@ impl<T: Release> PercpuRef<T> {
     /// `percpu_ref_switch_to_percpu`.
     ///
     /// May sleep.
+    ///
+    /// # Panics
+    ///
+    /// If the ref is never released because there were
+    /// [too many](self#how-many-references-there-can-be) references.
     pub fn switch_to_percpu(&self) {
         self.count.switch_to_percpu();
     }
@@ -365,7 +432,7 @@ impl<T: Release> PercpuRef<T> {
         self.count.is_dead()
     }
 
-    /// Whether nobody has a reference: the ref was released, or is about to be. One load. Linux:
+    /// Whether there are no references: the ref was released, or is about to be. One load. Linux:
     /// `percpu_ref_is_zero`.
     pub fn is_zero(&self) -> bool {
         self.count.is_zero()

@@ -1,9 +1,12 @@
 //! The hotplug state machine, with threads as CPUs.
 
 mod arrival;
+mod ids;
 mod instances;
 mod model;
+mod panics;
 mod steps;
+mod waits;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -64,6 +64,10 @@ unsafe impl Platform for Kernel {
         sched::yield_to_others();
     }
 
+    fn thread_id() -> usize {
+        sched::current()
+    }
+
     fn clock_ns() -> u64 {
         tsc::now_ns()
     }

@@ -10,7 +10,8 @@ use core::sync::atomic::Ordering;
 fn region() -> &'static Shared {
     let region = core::ptr::with_exposed_provenance::<Shared>(SHARED as usize);
     // SAFETY: the region is RAM mapped for good and used for nothing else. What changes in it is
-    // atomic; the rest the host wrote before the first instruction.
+    // atomic, but for the orders: the host writes those before the first instruction and, in the
+    // deterministic machine, while the guest rings `Ready`. No reference to them is kept across that.
     unsafe { &*region }
 }
 

@@ -96,7 +96,11 @@ impl ImageArg {
 /// again and again.
 fn keep_memory() {
     const KEEP: i32 = 256 << 20;
-    // SAFETY: no other thread exists yet.
+    // A program may have started threads before it called `main_with`.
+    if !std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1) {
+        return;
+    }
+    // SAFETY: glibc calls mallopt unsafe beside other threads ("MT-Unsafe init"), and there is none.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP);

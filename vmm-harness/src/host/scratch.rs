@@ -82,7 +82,8 @@ impl Scratch {
             memory_size: MEMORY as u64,
             userspace_addr: host as u64,
         };
-        // SAFETY: the region is the mapping just made, and `Scratch` drops it after the VM.
+        // SAFETY: `userspace_addr` is the mapping just made, the one region. `Scratch` drops it after the
+        // vCPU and the VM; before there is a `Scratch` the vCPU does not run.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
         fill(&memory).map_err(Error::guest_memory)?;

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::error::Error;
 
 const PAGE: u64 = 4096;
-const LARGE_PAGE: u64 = 2 << 20;
+pub(super) const LARGE_PAGE: u64 = 2 << 20;
 
 /// Present, writable, reachable from ring 3: ring 0 and ring 3 run on the same tables.
 const PTE: u64 = 1 | 2 | 4;

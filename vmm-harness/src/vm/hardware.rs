@@ -18,7 +18,7 @@ pub struct VmConfig {
     pub engine: Engine,
     /// The guest's orders; memory bounds are filled in, and so is the clock's rate if it is 0.
     pub boot: BootParams,
-    /// Bytes of guest memory, a multiple of 2 MiB.
+    /// Bytes of guest memory, a multiple of 2 MiB, and no more than are below [`abi::DOORBELL`].
     pub memory: u64,
     /// Bytes at the end of it that the guest is not told of.
     pub kept: u64,
@@ -54,6 +54,7 @@ impl Hardware {
         config: VmConfig,
         whole: bool,
     ) -> Result<(Self, Box<dyn Cpu>), Error> {
+        check_memory(&config)?;
         let (board, mem): (Box<dyn Board>, _) = match config.engine {
             Engine::Kvm => {
                 let (board, mem) = KvmBoard::new(config.memory)?;
@@ -104,5 +105,40 @@ impl Hardware {
     /// Raises `vector` on CPU `cpu`, as a device's message-signalled interrupt does.
     pub(super) fn interrupt(&self, cpu: u32, vector: u8) -> Result<(), Error> {
         self.board.interrupt(cpu, vector)
+    }
+}
+
+/// Refuses memory for which the identity map and the devices leave no room.
+fn check_memory(config: &VmConfig) -> Result<(), Error> {
+    let VmConfig { memory, kept, .. } = *config;
+    let fits = memory > 0 && memory.is_multiple_of(boot::LARGE_PAGE) && memory <= abi::DOORBELL;
+    if fits && kept <= memory {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "a guest cannot have {memory:#x} bytes of memory, {kept:#x} of them kept back: it takes a \
+         multiple of {:#x}, {:#x} at most (lower --max-cpus)",
+        boot::LARGE_PAGE,
+        abi::DOORBELL
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_no_guest_can_have_is_refused() {
+        let boot = crate::memory::view_from_bytes(&[0; size_of::<BootParams>()]).unwrap();
+        let check = |memory, kept| {
+            check_memory(&VmConfig { kept, ..VmConfig::new(Engine::Threads, boot, memory) })
+        };
+        for memory in [2 << 20, VmConfig::memory_for(abi::MAX_CPUS as u32), abi::DOORBELL] {
+            assert!(check(memory, 0).is_ok() && check(memory, memory).is_ok(), "{memory:#x}");
+            assert!(check(memory, memory + 1).is_err(), "{memory:#x}");
+        }
+        for memory in [0, 4096, (2 << 20) + 4096, abi::DOORBELL + (2 << 20), u64::MAX] {
+            assert!(check(memory, 0).is_err(), "{memory:#x}");
+        }
     }
 }

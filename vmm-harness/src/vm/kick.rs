@@ -1,13 +1,17 @@
 //! The signal that brings a thread out of the guest it executes.
+//!
+//! It is a standard signal, not a real-time one. The kernel marks a standard signal as pending in any case.
+//! A real-time signal is refused where the user has as many queued as `ulimit -i` allows, and a kick that
+//! is lost is a guest that nothing ends.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// The signal.
+/// The signal: "stack fault on coprocessor", which Linux never sends.
 pub(super) fn signal() -> libc::c_int {
-    libc::SIGRTMIN()
+    libc::SIGSTKFLT
 }
 
 /// Lets the signal do that and nothing else: it ends a `KVM_RUN` by being there, and native code of a

@@ -95,8 +95,7 @@ enum Order {
 pub(super) struct VcpuHandle {
     orders: Sender<Order>,
     stopper: Arc<dyn Stopper>,
-    /// The thread leaves its CPU behind, so that the stopper's word stays mapped until it is joined.
-    thread: Option<JoinHandle<Box<dyn Cpu>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl VcpuHandle {
@@ -158,31 +157,21 @@ impl Drop for VcpuHandle {
 
 /// Asks the host's scheduler for short turns. Where it knows no such thing, turns stay long.
 fn ask_for_short_turns() {
-    #[repr(C)]
-    struct SchedAttr {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    }
     // SAFETY: getpriority touches no memory.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    let attr = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
-        policy: 0,
-        flags: 0,
-        nice,
-        priority: 0,
-        runtime: SLICE.as_nanos() as u64,
-        deadline: 0,
-        period: 0,
+    let mut attr = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: 0,
+        sched_runtime: SLICE.as_nanos() as u64,
+        sched_deadline: 0,
+        sched_period: 0,
     };
-    // SAFETY: sched_setattr reads `size` bytes at `attr`, which lives across the call.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
+    // SAFETY: sched_setattr reads `size` bytes at `attr`, and writes its first field where it does not
+    // take that size. `attr` lives across the call.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw mut attr, 0) };
 }
 
 /// The thread's side.
@@ -203,7 +192,7 @@ enum Stop {
 }
 
 impl Vcpu {
-    fn main(mut self) -> Box<dyn Cpu> {
+    fn main(mut self) {
         ask_for_short_turns();
         while let Some(order) = self.next.take().or_else(|| self.inbox.recv().ok()) {
             let prepared = match order {
@@ -232,7 +221,6 @@ impl Vcpu {
                 break;
             }
         }
-        self.engine
     }
 
     fn run(&mut self) -> Stop {

@@ -1,5 +1,7 @@
 //! Calls of the host.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use crate::abi::{DOORBELL, Doorbell};
 
 /// Tells the host `bell` with an argument below 2^56. The host has acted when the call returns.
@@ -21,6 +23,8 @@ pub(super) fn call(bell: Doorbell, argument: u64) {
     let page = core::ptr::without_provenance_mut::<u64>(DOORBELL as usize);
     // SAFETY: the doorbell page is mapped and has no memory behind it; the store is a call.
     unsafe { page.write_volatile(argument << 8 | u64::from(bell as u8)) };
+    // The host may have written its orders meanwhile: nothing that was read before is still known.
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Tells the host `bell` and executes nothing more.

@@ -258,6 +258,11 @@ pub fn is_bound() -> bool {
     current == 0 || thread::is_bound(current)
 }
 
+/// Returns the address of the current thread, or 0 in an idle loop and before threads are run.
+pub fn current() -> usize {
+    CURRENT.read()
+}
+
 /// The ledger row of the current thread, `u32::MAX` if it has none.
 pub fn current_row() -> u32 {
     match CURRENT.read() {

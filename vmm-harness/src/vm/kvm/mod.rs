@@ -50,7 +50,8 @@ impl KvmBoard {
             memory_size: bytes,
             userspace_addr: host as u64,
         };
-        // SAFETY: the region is the mapping just made; `_mem` keeps it as long as `fd`.
+        // SAFETY: `userspace_addr` is the mapping just made, of `bytes` bytes; it is the one region. `_mem`
+        // keeps it as long as this board, and no vCPU runs for longer (see `Board::create_cpu`).
         unsafe { fd.set_user_memory_region(region) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
         Ok((Self { kvm, fd, cpuid, _mem: mem.clone() }, mem))

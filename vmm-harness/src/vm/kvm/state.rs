@@ -61,8 +61,9 @@ impl CpuState {
         fd.set_mp_state(self.mp).map_err(Error::kvm("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(Error::kvm("KVM_SET_REGS"))?;
         fd.set_sregs(&self.sregs).map_err(Error::kvm("KVM_SET_SREGS"))?;
-        // SAFETY: no dynamically enabled XSAVE feature (AMX) is in use, so the area KVM reads is
-        // the fixed structure itself.
+        // SAFETY: KVM reads more than the structure only if an XSAVE feature such as AMX was enabled for
+        // guests by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing here calls. Without it
+        // KVM_GET_SUPPORTED_CPUID, and so the vCPU, has none.
         unsafe { fd.set_xsave(&self.xsave) }.map_err(Error::kvm("KVM_SET_XSAVE"))?;
         if let Some(xcrs) = &self.xcrs {
             fd.set_xcrs(xcrs).map_err(Error::kvm("KVM_SET_XCRS"))?;

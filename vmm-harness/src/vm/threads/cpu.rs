@@ -39,10 +39,6 @@ pub(super) struct ThreadCpu {
     stay: Option<Stay>,
 }
 
-// SAFETY: what of a seat is bound to a thread is made anew on another one. Handlers have the pointer only
-// during `run`, which does not return before they have done with it.
-unsafe impl Send for ThreadCpu {}
-
 impl ThreadCpu {
     pub(super) fn new(cpu: u32, common: Arc<Common>, lodges: bool) -> Self {
         let seat = Seat {
@@ -62,13 +58,12 @@ impl ThreadCpu {
     /// What a run needs of the thread it is on.
     fn prepare_thread(&mut self) -> Result<(), Error> {
         signals::ensure_stack().map_err(|errno| Error::os("sigaltstack", errno))?;
-        let thread = kick::this_thread();
         let seat = self.seat.get_mut();
-        if seat.timer.as_ref().is_none_or(|timer| timer.thread() != thread) {
-            let timer = Timer::new(thread).map_err(|errno| Error::os("timer_create", errno))?;
+        if !seat.timer.as_ref().is_some_and(Timer::is_of_this_thread) {
+            let timer = Timer::new().map_err(|errno| Error::os("timer_create", errno))?;
             seat.timer = Some(timer);
             signals::hold_nudges();
-            seat.lapic().is_on(thread);
+            seat.lapic().is_on(kick::this_thread());
         }
         Ok(())
     }
@@ -211,4 +206,49 @@ fn measure_tsc() -> u32 {
     let (elapsed, last) = (began.elapsed(), ticks());
     let khz = u128::from(last.wrapping_sub(first)) * 1_000_000 / elapsed.as_nanos().max(1);
     u32::try_from(khz).unwrap_or(u32::MAX).max(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use percpu_guest::abi::{DOORBELL, ImageHeader};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::super::boot;
+    use super::super::super::engine::Board;
+    use super::super::{ThreadBoard, check, seat};
+    use super::*;
+
+    const BYTES: u64 = 4 << 20;
+    const CODE: u64 = 0x20_0000;
+
+    /// A thread that is a CPU of `percpu_core::host` has its offset there.
+    #[test]
+    fn the_gs_base_of_the_thread_is_what_it_was_when_the_guest_is_left() {
+        if let Err(why) = check() {
+            eprintln!("{why}: left out");
+            return;
+        }
+        const HOST: u64 = 0x1234_5000;
+        const GUEST: u64 = 0x7000;
+        let header = [0; size_of::<ImageHeader>()];
+        let header: ImageHeader = crate::memory::view_from_bytes(&header).unwrap();
+        let (board, mem) = ThreadBoard::new(BYTES, &header, false).unwrap();
+        boot::write_page_tables(&mem, BYTES).unwrap();
+        // mov rax, DOORBELL; mov [rax], edi
+        let code = [&[0x48, 0xb8], &DOORBELL.to_le_bytes()[..], &[0x89, 0x38]].concat();
+        mem.write_slice(&code, GuestAddress(CODE)).unwrap();
+        let mut cpu = board.create_cpu(0).unwrap();
+        let arg = 5;
+        let entry = Entry { rip: CODE, rsp: CODE, arg, gs_base: GUEST, tables: 0, idt: 0, ring: 3 };
+        cpu.begin(&entry).unwrap();
+
+        let before = seat::gs_base();
+        seat::set_gs_base(HOST);
+        let exit = cpu.run();
+        let after = seat::gs_base();
+        seat::set_gs_base(before);
+        assert!(matches!(exit, Exit::Doorbell(5)), "{exit:?}");
+        assert_eq!(after, HOST);
+        assert_eq!(cpu.registers().unwrap().gs_base, GUEST);
+    }
 }

@@ -69,12 +69,6 @@ pub(super) struct Stay(());
 impl Lodger {
     /// New memory, zeroed.
     pub(super) fn new(bytes: u64) -> Result<(Self, GuestMemoryMmap), Error> {
-        if bytes > DOORBELL {
-            return Err(Error::Threads(format!(
-                "{} MiB of memory reach beyond the device at {DOORBELL:#x}: lower --max-cpus",
-                bytes >> 20
-            )));
-        }
         let file = memory_file(bytes).map_err(|source| match source.raw_os_error() {
             Some(libc::EFBIG) => Error::Threads(format!(
                 "its memory is a file of {} MiB, more than this process may make: raise the limit \

@@ -34,8 +34,9 @@ impl Ram {
     }
 
     fn word32(&self, phys: u64) -> Option<&AtomicU32> {
-        // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as this. Others
-        // reach the memory by atomics, or from outside of what Rust knows.
+        // SAFETY: `at` gives an aligned address inside the mapping, which lives as long as this. While a
+        // guest is there, other host threads reach its memory by atomics and by single instructions
+        // (`crate::memory`), and the guest reaches it by machine code at other addresses.
         self.at(phys).map(|word| unsafe { AtomicU32::from_ptr(word) })
     }
 
@@ -60,8 +61,8 @@ impl Ram {
         let into = &mut into[..len];
         for (i, byte) in into.iter_mut().enumerate() {
             let Some(at) = self.at::<u8>(phys + i as u64) else { break };
-            // SAFETY: inside the mapping, as above; a byte that another CPU writes meanwhile is one or
-            // the other.
+            // SAFETY: inside the mapping, as above. A byte that another CPU writes meanwhile is read as it
+            // was or as it is.
             *byte = unsafe { at.read_volatile() };
         }
         into

@@ -36,8 +36,8 @@ pub(super) struct Seat {
     pub(super) inside: bool,
     /// Whoever does not.
     pub(super) other: Flow,
-    /// The guest's GS base while it does not execute. The host has no use for the register, so that it is
-    /// not put back.
+    /// GS base of the one that does not execute. The host's may be a CPU's offset, where the thread is one
+    /// of `percpu_core::host`.
     pub(super) gs_base: u64,
     /// The last faulting address.
     pub(super) cr2: u64,
@@ -107,7 +107,7 @@ impl Seat {
             return;
         }
         context.exchange(&mut self.other);
-        set_gs_base(self.gs_base);
+        self.exchange_gs_base();
         self.inside = true;
         self.look(context);
     }
@@ -115,9 +115,15 @@ impl Seat {
     /// Lets the host go on in place of the guest.
     pub(super) fn leave(&mut self, context: &mut Context, why: Left) {
         context.exchange(&mut self.other);
-        self.gs_base = gs_base();
+        self.exchange_gs_base();
         self.inside = false;
         self.left = why;
+    }
+
+    fn exchange_gs_base(&mut self) {
+        let before = gs_base();
+        set_gs_base(self.gs_base);
+        self.gs_base = before;
     }
 
     /// Before the guest goes on: is it to stop, or to be interrupted?
@@ -225,9 +231,10 @@ pub(super) fn gs_base() -> u64 {
     base
 }
 
-fn set_gs_base(base: u64) {
-    // SAFETY: as above; the value was checked to be canonical, and neither this program nor its C library
-    // uses GS.
+pub(super) fn set_gs_base(base: u64) {
+    // SAFETY: as above. The value is canonical: the guest's was checked, the host's was in the register.
+    // Nothing of the host's that uses GS executes before the host's value is back: handlers do not, and
+    // all signals but theirs are blocked in the guest.
     unsafe {
         std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags))
     };

@@ -1,7 +1,8 @@
 //! Signal handlers: how they are installed, and what becomes of signals that are not about a guest.
 //!
 //! A handler here runs with all signals blocked, on the thread's alternate stack. It calls nothing that
-//! is not async-signal-safe, and leaves `errno` as it was.
+//! is not async-signal-safe, and leaves `errno` as it was. (The C library keeps two or three signals of
+//! its own unblocked, for `setuid` and for cancelling threads. Their handlers touch nothing of ours.)
 
 use std::cell::OnceCell;
 use std::mem::MaybeUninit;
@@ -19,9 +20,10 @@ pub(super) const FAULTS: [libc::c_int; 5] =
 /// What was installed for [`FAULTS`] before.
 static BEFORE: OnceLock<[libc::sigaction; FAULTS.len()]> = OnceLock::new();
 
-/// The signal by which a CPU is told that an interrupt is raised for it.
+/// The signal by which a CPU is told that an interrupt is raised for it. A standard one, as
+/// [`kick`](super::super::kick) says; this is ignored by default.
 pub(super) fn nudge() -> libc::c_int {
-    libc::SIGRTMIN() + 1
+    libc::SIGURG
 }
 
 /// Installs `handler`; the error number if that fails.
@@ -56,29 +58,47 @@ pub(super) fn install_for_faults(handler: Handler) -> Result<(), i32> {
     FAULTS.into_iter().try_for_each(|signal| install(signal, handler))
 }
 
-/// Hands a fault that is none of a guest's to whoever was there before. If that was nobody, the signal
-/// does what it does by default, when the instruction is executed again.
+/// Hands a fault that is none of a guest's to the handler that was installed before. If there was none,
+/// the signal does what it does by default.
 pub(super) fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let place = FAULTS.iter().position(|&fault| fault == signal);
     let before = BEFORE.get().zip(place).map(|(before, place)| &before[place]);
-    if let Some(before) = before
-        && before.sa_sigaction != libc::SIG_DFL
-        && before.sa_sigaction != libc::SIG_IGN
-        && before.sa_flags & libc::SA_SIGINFO != 0
-    {
-        let handler = ptr::with_exposed_provenance::<()>(before.sa_sigaction);
-        // SAFETY: it was installed as a handler with three arguments, and gets the kernel's.
-        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
-        return handler(signal, info, context);
+    if before.is_some_and(|before| hand_over(before, signal, info, context)) {
+        return;
     }
-    // SAFETY: the call reads no memory of ours but the action, which is all-zero: the default one.
+    // SAFETY: `info` is the kernel's. sigaction reads the action, which is all-zero: the default one.
     unsafe {
         libc::sigaction(signal, MaybeUninit::zeroed().as_ptr(), ptr::null_mut());
-        // One that was sent, and not caused by an instruction, does not come again by itself.
-        if (*info).si_code <= 0 {
+        // An instruction that failed is executed again and fails again. A breakpoint is not, and what was
+        // sent has no instruction.
+        if signal == libc::SIGTRAP || (*info).si_code <= 0 {
             libc::raise(signal);
         }
     }
+}
+
+/// Calls the handler of `before`. Returns whether there is one.
+fn hand_over(
+    before: &libc::sigaction,
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) -> bool {
+    if matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) {
+        return false;
+    }
+    let handler = ptr::with_exposed_provenance::<()>(before.sa_sigaction);
+    if before.sa_flags & libc::SA_SIGINFO != 0 {
+        // SAFETY: it was installed as a handler with three arguments, and gets the kernel's.
+        let handler = unsafe { std::mem::transmute::<*const (), Handler>(handler) };
+        handler(signal, info, context);
+    } else {
+        // SAFETY: it was installed as a handler with one argument.
+        let handler =
+            unsafe { std::mem::transmute::<*const (), extern "C" fn(libc::c_int)>(handler) };
+        handler(signal);
+    }
+    true
 }
 
 /// Keeps the signal of [`nudge`] from the calling thread while it is not in a guest: what it would say is
@@ -206,5 +226,93 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(AT_THE_END.load(Ordering::Relaxed), libc::SS_DISABLE);
+    }
+
+    /// The exit status of a child of this process that executes `f` and ends.
+    fn status_of_child(f: impl FnOnce()) -> libc::c_int {
+        let mut status = 0;
+        // SAFETY: the child is a copy of this thread alone. It calls what is async-signal-safe, and ends
+        // without a destructor. `waitpid` writes `status`.
+        unsafe {
+            let child = libc::fork();
+            assert!(child >= 0);
+            if child == 0 {
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                libc::setrlimit(libc::RLIMIT_CORE, &none);
+                f();
+                libc::_exit(0);
+            }
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        }
+        status
+    }
+
+    #[test]
+    fn a_fault_of_the_host_ends_the_process_as_it_did_before_there_were_handlers() {
+        if let Err(why) = super::super::check() {
+            eprintln!("{why}: left out");
+            return;
+        }
+        // SAFETY: touches no memory; the process that executes it is to end by it.
+        let breakpoint = status_of_child(|| unsafe { std::arch::asm!("int3") });
+        // SAFETY: as above.
+        let illegal = status_of_child(|| unsafe { std::arch::asm!("ud2") });
+        // SAFETY: as above; there is nothing at address 0.
+        let load = status_of_child(|| unsafe { std::arch::asm!("mov al, [0]", out("al") _) });
+        let signal = |status| libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+        assert_eq!(signal(breakpoint), Some(libc::SIGTRAP));
+        assert_eq!(signal(illegal), Some(libc::SIGILL));
+        assert_eq!(signal(load), Some(libc::SIGSEGV));
+    }
+
+    #[test]
+    fn a_kick_arrives_where_no_signal_may_be_queued() {
+        for signal in [nudge(), super::super::kick::signal()] {
+            let status = status_of_child(|| {
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+                let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+                // SAFETY: the calls get a limit and a set of their types.
+                let pending = unsafe {
+                    libc::setrlimit(libc::RLIMIT_SIGPENDING, &none);
+                    libc::sigfillset(set.as_mut_ptr());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+                    super::super::kick::send(libc::gettid(), signal);
+                    libc::sigpending(set.as_mut_ptr());
+                    libc::sigismember(set.as_ptr(), signal)
+                };
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(pending) };
+            });
+            assert!(libc::WIFEXITED(status), "{status:#x}");
+            assert_eq!(libc::WEXITSTATUS(status), 1, "signal {signal} was lost");
+        }
+    }
+
+    #[test]
+    fn a_handler_from_before_gets_the_arguments_that_it_was_installed_for() {
+        static SEEN: AtomicI32 = AtomicI32::new(0);
+        extern "C" fn one(signal: libc::c_int) {
+            SEEN.store(signal, Ordering::Relaxed);
+        }
+        extern "C" fn three(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+            // SAFETY: it is the test's.
+            SEEN.store(unsafe { (*info).si_code }, Ordering::Relaxed);
+        }
+        // SAFETY: all-zero bytes are valid values of both.
+        let (mut info, mut before) =
+            unsafe { MaybeUninit::<(libc::siginfo_t, libc::sigaction)>::zeroed().assume_init() };
+        info.si_code = 77;
+        let mut seen = |before: &libc::sigaction| {
+            let called = hand_over(before, libc::SIGFPE, &mut info, ptr::null_mut());
+            called.then(|| SEEN.swap(0, Ordering::Relaxed))
+        };
+        assert_eq!(seen(&before), None);
+        before.sa_sigaction = libc::SIG_IGN;
+        assert_eq!(seen(&before), None);
+        before.sa_sigaction = (one as *const ()).expose_provenance();
+        assert_eq!(seen(&before), Some(libc::SIGFPE));
+        before.sa_sigaction = (three as *const ()).expose_provenance();
+        before.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(seen(&before), Some(77));
     }
 }
