@@ -81,7 +81,8 @@ impl<const N: usize> SeqStats<N> {
         let is_whole = self.sequence.load(Ordering::Relaxed).is_multiple_of(2);
         assert!(
             pin.cpu() != cpu || is_whole,
-            "the numbers of {cpu:?} are read by what has interrupted their update on that CPU: a handler              reads them by try_snapshot"
+            "the numbers of {cpu:?} are read by what has interrupted their update on that CPU: a handler \
+             reads them by try_snapshot"
         );
     }
 
@@ -104,5 +105,51 @@ impl<const N: usize> SeqStats<N> {
 impl<const N: usize> Default for SeqStats<N> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::string::String;
+    use std::thread;
+
+    use super::*;
+    use crate::alloc::PerCpuBox;
+    use crate::host;
+
+    #[test]
+    fn what_has_interrupted_an_update_does_not_wait_for_its_end() {
+        host::boot(2).unwrap();
+        let [zero, one] = [0, 1].map(|n| CpuId::new(n).unwrap());
+        let mut stats = PerCpuBox::<SeqStats<1>>::try_new_zeroed().unwrap();
+        // In the middle of an update.
+        *stats.get_mut(zero).sequence.get_mut() = 1;
+        let cpu = host::enter_when_free(zero).unwrap();
+        let text = |read: fn(&PerCpuBox<SeqStats<1>>, CpuId) -> [u64; 1]| {
+            let panic = catch_unwind(AssertUnwindSafe(|| read(&stats, zero))).unwrap_err();
+            *panic.downcast::<String>().unwrap()
+        };
+        for panic in [text(|stats, cpu| stats.snapshot(cpu)), text(|stats, _| stats.sum())] {
+            assert!(panic.contains("a handler reads them by try_snapshot"), "{panic}");
+        }
+        assert_eq!((stats.try_snapshot(zero), stats.snapshot(one)), (None, [0]));
+        drop(cpu);
+        // Others wait: a thread that is another CPU, and one that is none.
+        let stats = &stats;
+        thread::scope(|scope| {
+            let wait = |cpu: Option<CpuId>| {
+                scope.spawn(move || {
+                    let _cpu = cpu.map(|cpu| host::enter_when_free(cpu).unwrap());
+                    stats.snapshot(zero)
+                })
+            };
+            let waiting = [wait(None), wait(Some(one))];
+            thread::sleep(std::time::Duration::from_millis(20));
+            assert!(waiting.iter().all(|thread| !thread.is_finished()));
+            // SAFETY: the copy is there, and atomics.
+            unsafe { &*stats.on(zero) }.sequence.store(2, Ordering::Release);
+            waiting.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), [0]));
+        });
     }
 }
