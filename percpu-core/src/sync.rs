@@ -152,6 +152,12 @@ impl<T, P: Platform> Mutex<T, P> {
         self.holder.store(thread, Ordering::Relaxed);
         MutexGuard { lock: self, value: PhantomData, not_send: PhantomData }
     }
+
+    /// Returns whether this thread holds the lock; false if the platform does not tell threads apart.
+    pub(crate) fn is_held_here(&self) -> bool {
+        let thread = P::thread_id();
+        thread != 0 && self.holder.load(Ordering::Relaxed) == thread
+    }
 }
 
 /// Possession of a [`Mutex`]; dropping it opens the lock.

@@ -50,6 +50,8 @@ fn panic_of<R>(f: impl FnOnce() -> R) -> String {
 }
 
 const WAITS_FOR_ITSELF: &str = "this thread waits for a lock that it holds";
+/// Said where it might wait for a thread that waits for it.
+const MAY_WAIT_FOR_ITSELF: &str = "which may wait for the lock with which it was called";
 
 /// Counts its drops; those that are told to panic.
 struct Fragile {
@@ -428,7 +430,6 @@ type Refused<'a> = (&'static str, &'static [&'static str], Box<dyn Fn() + 'a>);
 /// What takes one of those locks.
 fn refused(world: &World) -> [Refused<'_>; 8] {
     const GROWTH: &[&str] = &["chunks", "report", "roots"];
-    const SCAN: &[&str] = &["sites", "roots", "leaks"];
     const EITHER: &[&str] = &["chunks", "report", "sites", "roots", "leaks"];
     let allocator = &world.allocator;
     let tracker = allocator.leak_tracker();
@@ -447,7 +448,7 @@ fn refused(world: &World) -> [Refused<'_>; 8] {
                 unsafe { tracker.scan([], |_| ()) }.unwrap();
             }),
         ),
-        ("sites", SCAN, Box::new(move || tracker.sites(|_| ()).unwrap())),
+        ("sites", EITHER, Box::new(move || tracker.sites(|_| ()).unwrap())),
         ("stop", EITHER, Box::new(move || tracker.stop())),
     ]
 }
@@ -470,12 +471,14 @@ fn callbacks_that_would_wait_for_themselves_panic_and_leave_everything_whole() {
                 continue;
             }
             let panic = panic_of(|| call(&mut || refused()));
-            assert!(panic.contains(WAITS_FOR_ITSELF), "{caller} calls {name}: {panic}");
+            let is_refused =
+                panic.contains(WAITS_FOR_ITSELF) || panic.contains(MAY_WAIT_FOR_ITSELF);
+            assert!(is_refused, "{caller} calls {name}: {panic}");
             check_whole(&world, areas);
             tried += 1;
         }
     }
-    assert_eq!(tried, 3 * 5 + 5 + 3 + 5);
+    assert_eq!(tried, 5 * 3 + 3 * 5);
 }
 
 /// Not where the scan lock is held: there the tracker is on, and a start changes nothing.
@@ -489,7 +492,7 @@ fn a_callback_that_starts_the_tracker_is_refused_where_the_growth_lock_is_held()
         [|tracker| tracker.start().unwrap(), |tracker| tracker.log_early()];
     for start in starts {
         let panic = panic_of(|| world.allocator.for_each_chunk(|_| start(tracker)));
-        assert!(panic.contains(WAITS_FOR_ITSELF), "{panic}");
+        assert!(panic.contains(MAY_WAIT_FOR_ITSELF), "{panic}");
         assert_eq!((tracker.statistics(), world.fake.usage()), (before, usage.clone()));
     }
     tracker.start().unwrap();

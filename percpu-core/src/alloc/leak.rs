@@ -72,7 +72,7 @@ use super::Allocator;
 use super::cache::Caches;
 use super::grow::Growth;
 use crate::platform::{NoMemory, Platform};
-use crate::sync::{Mutex, SpinLock};
+use crate::sync::{Mutex, MutexGuard, SpinLock};
 use crate::unwind::AtEnd;
 use crate::var::PerCpuPtr;
 use pool::NewSlab;
@@ -243,7 +243,7 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
         if self.tracking() != Tracking::Off {
             return;
         }
-        let _alone = self.leaks().scan.lock();
+        let _alone = self.lock_scan();
         if self.tracking() == Tracking::Off {
             self.begin(Tracking::Early);
         }
@@ -251,6 +251,20 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
 
     fn tracking(self) -> Tracking {
         self.leaks().records.lock().tracking
+    }
+
+    /// Takes the scan lock, whose holder may wait for the growth lock.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds either of them: it is called back by a scan, or by what shows the chunks.
+    fn lock_scan(self) -> MutexGuard<'a, (), P> {
+        assert!(
+            !self.allocator.growth.is_held_here(),
+            "a visitor of chunks, or what gives a scan its roots, calls the leak tracker, which may wait \
+             for the lock with which it was called"
+        );
+        self.leaks().scan.lock()
     }
 
     /// Begins to record, or to log. The scan lock is held, and the tracker is off.
@@ -293,7 +307,7 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
             // Also for a scan's callback, which must not wait for the end of the scan.
             return Ok(());
         }
-        let _alone = self.leaks().scan.lock();
+        let _alone = self.lock_scan();
         let _nodes = AtEnd(|| {
             let nodes = self.leaks().records.lock().unused_nodes();
             drop(nodes);
@@ -343,7 +357,7 @@ impl<'a, P: Platform> LeakTracker<'a, P> {
     ///
     /// Costs a step for each area with interrupts masked.
     pub fn stop(self) {
-        let _alone = self.leaks().scan.lock();
+        let _alone = self.lock_scan();
         if matches!(self.tracking(), Tracking::Early | Tracking::On) {
             let nodes = self.end(Records::reset);
             drop(nodes);

@@ -200,8 +200,9 @@ impl<P: Platform> Allocator<P> {
     /// `visit` is called with the growth lock held, and no other, so that chunks stay. It must not
     /// allocate unless atomically, which leaves that lock alone, nor
     /// [`balance`](Self::balance), [`add_unit`](Self::add_unit), start or stop the
-    /// [leak tracker](super::LeakTracker) or scan for leaks, or come here again: it would wait for itself,
-    /// which [panics](crate::sync::Mutex::lock). Frees are permitted. If it panics the lock is open again.
+    /// [leak tracker](super::LeakTracker), scan for leaks or sum them up, or come here again: it would wait
+    /// for itself, which [panics](crate::sync::Mutex::lock). Nor may it wait for a thread that does one of
+    /// these, as bringing a CPU up does. Frees are permitted. If it panics the lock is open again.
     ///
     /// Costs some twenty passes over a chunk's map for each chunk, one chunk at a time with
     /// interrupts masked.

@@ -122,7 +122,7 @@ impl<P: Platform> LeakTracker<'_, P> {
         mut visit: impl FnMut(&Leak),
     ) -> Result<Scan, LeakError> {
         let leaks = self.leaks();
-        let _scan = leaks.scan.lock();
+        let _scan = self.lock_scan();
         let first = self.allocator.first.get().ok_or(LeakError::NotStarted)?;
         let words = {
             // Pages come and go under the growth lock only.
@@ -163,7 +163,7 @@ impl<P: Platform> LeakTracker<'_, P> {
     /// [`NoMemory`](LeakError::NoMemory) and [`NotStarted`](LeakError::NotStarted).
     pub fn sites(self, mut visit: impl FnMut(&LeakSite)) -> Result<(), LeakError> {
         let leaks = self.leaks();
-        let _scan = leaks.scan.lock();
+        let _scan = self.lock_scan();
         let areas = {
             let records = leaks.records.lock();
             if records.tracking != Tracking::On {
