@@ -1,7 +1,9 @@
 //! `percpu_counter` under concurrency and hotplug, through the public API.
 
 use std::cmp::Ordering;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu_core::counter::{self, PercpuCounter, v26};
@@ -117,12 +119,68 @@ fn local_adds_do_not_fold_until_32_bits_are_full() {
 }
 
 #[test]
-fn set_replaces_every_part() {
+fn set_replaces_the_sum_and_leaves_the_local_parts() {
     let _system = system();
     let counter = PercpuCounter::new(0).unwrap();
     host::on_each_cpu(|_| counter.add(9));
     counter.set(-3);
     assert_eq!((counter.sum(), counter.read_positive(), counter.sum_positive()), (-3, 0, 0));
+    assert_eq!((counter.read(), local(&counter, 1)), (-3 - 4 * 9, 9));
+    for amount in [i64::MIN, i64::MAX, 0] {
+        counter.set(amount);
+        assert_eq!(counter.sum(), amount);
+    }
+}
+
+/// An add that is under way when the counter is set is before that or after it: it does not bring
+/// back what its CPU had counted before.
+#[test]
+fn an_add_beside_a_set_comes_before_it_or_after_it() {
+    use std::sync::atomic::AtomicUsize;
+    /// Adds of a round: 1, 2, 4 and so on, and then all of them less.
+    const ADDS: usize = 12;
+
+    let _system = system();
+    let sets = if cfg!(miri) { 20 } else { 2_000_000 };
+    let counter = PercpuCounter::new(0).unwrap();
+    // The round, times 16, and how many of its adds are done.
+    let progress = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
+    let looked = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _cpu = host::enter_when_free(cpu(1)).unwrap();
+            let mut round = 0;
+            while !done.load(Relaxed) {
+                for n in 0..ADDS {
+                    counter.add_local(1 << n);
+                    progress.store(round * 16 + n + 1, Release);
+                }
+                counter.add_local(1 - (1 << ADDS));
+                round += 1;
+                progress.store(round * 16, Release);
+            }
+        });
+        let _done = Done(&done);
+        let mut looked = 0;
+        for _ in 0..sets {
+            let before = progress.load(Acquire);
+            counter.set(0);
+            let sum = counter.sum();
+            let same_round = progress.load(Acquire) / 16 == before / 16;
+            if same_round && sum >= 0 {
+                let gone = (1 << (before % 16)) - 1;
+                assert_eq!(
+                    sum & gone,
+                    0,
+                    "{} adds were done before, and {sum:#b} is there",
+                    before % 16
+                );
+                looked += 1;
+            }
+        }
+        looked
+    });
+    assert!(looked > 0 || cfg!(miri));
 }
 
 #[test]
@@ -160,7 +218,7 @@ fn a_serial_caller_never_passes_its_limit() {
             expected += if fits { step } else { 0 };
             assert_eq!(counter.sum(), expected);
         }
-        assert!(counter.limited_add(limit, 0));
+        assert!(on(0, || counter.limited_add(limit, 0)));
     }
     // Local parts that no batch bounds: the shared part alone says that there is room.
     let counter = PercpuCounter::new(0).unwrap();

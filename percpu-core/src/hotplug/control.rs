@@ -74,7 +74,7 @@ pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
         undo_prepare(cpu, prepare.start..position);
         return Err(failed(position, error));
     }
-    // Its STARTING steps may have per-CPU values to be summed, and if one fails, to be folded.
+    // Its STARTING steps may make per-CPU values, which are to be folded if one of the steps fails.
     MASKS.starting.set(cpu, true);
     if let Err(error) = kick(cpu) {
         undo_prepare(cpu, prepare);
@@ -152,6 +152,8 @@ fn kick(cpu: CpuId) -> Result<(), HotplugError> {
     preempt::reset(cpu);
     record.clear_request();
     record.set_phase(Phase::Kicked);
+    // After that: a fold that still found the CPU down is over when this returns.
+    cpu::count_again(cpu);
     if let Err(error) = ops.start(cpu) {
         record.set_phase(Phase::Abandoned);
         return Err(HotplugError::Start(error));
@@ -189,7 +191,7 @@ fn take_down(cpu: CpuId) {
     ops.reap(cpu);
     undo_prepare(cpu, steps::positions(Section::Prepare));
     // Not earlier: until here a step may have had per-CPU values to fold. Not later: a CPU that is
-    // dying for ever would be summed again after its next life.
+    // dying for ever would look so in its next life.
     MASKS.dying.set(cpu, false);
     record.set_phase(Phase::Offline);
 }
