@@ -114,5 +114,19 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
         hotplug_down(n);
     }
     assert_eq!(counter::batch(), 3);
+
+    // The largest batch that a bound reckons with, from here on.
+    for smallest in [i32::MIN, -1, 0, 1, 1000, i32::MAX - 1, i32::MAX] {
+        counter::set_smallest_batch(smallest);
+        assert_eq!(counter::batch(), smallest.max(2));
+        let counter = PercpuCounter::new(7).unwrap();
+        for amount in [1, -1, i64::MAX, i64::MIN, 1 << 31, -(1 << 31), i32::MAX.into()] {
+            counter.add(amount);
+            counter.sub(amount);
+            counter::fold_excess();
+            assert_eq!((counter.sum(), counter.compare(amount)), (7, 7.cmp(&amount)));
+        }
+        assert!(counter.read().abs_diff(7) <= counter.error_bound());
+    }
     drop(held);
 }
