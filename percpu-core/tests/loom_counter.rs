@@ -239,16 +239,16 @@ fn a_set_replaces_the_sum_at_one_moment() {
         let counter = at_once(
             counter,
             &[
-                (1, |counter| counter.add(30)),
+                (1, |counter| counter.add(1)),
                 (0, |counter| counter.set(1000)),
                 (2, |counter| {
                     let sum = counter.sum();
-                    assert!([5, 35, 1000, 1030].contains(&sum), "{sum}");
+                    assert!([5, 6, 1000, 1001].contains(&sum), "{sum}");
                 }),
             ],
         );
         let sum = counter.sum();
-        assert!([1000, 1030].contains(&sum), "{sum}");
+        assert!([1000, 1001].contains(&sum), "{sum}");
     });
 }
 
