@@ -43,7 +43,7 @@ unsafe impl View for i64 {}
 unsafe impl<T: View, const N: usize> View for [T; N] {}
 
 /// Changes whenever a view changes its layout or its meaning.
-pub const VIEW_VERSION: u32 = 3;
+pub const VIEW_VERSION: u32 = 4;
 
 /// Granule of the allocation map, in bytes. Linux: `PCPU_MIN_ALLOC_SIZE`.
 pub const GRANULE: u32 = 4;
@@ -273,15 +273,15 @@ view! {
         /// batch there can have been. Above that only after `add_batch` or `add_local`.
         pub local_bound: u32,
         /// Odd while a local is being folded: count and locals do not add up then.
-        pub sequence: u32,
+        pub sequence: u64,
         /// [`COUNTER_LIVE`] until the counter is destroyed.
         pub magic: u32,
+        /// In the first one: how many were made together.
+        pub allocated: u16,
+        /// In the first one: how many of them were not destroyed yet.
+        pub in_use: u16,
         /// Address of the first of the counters that were made together with this one.
         pub first: u64,
-        /// In the first one: how many were made together.
-        pub allocated: u32,
-        /// In the first one: how many of them were not destroyed yet.
-        pub in_use: u32,
     }
 
     /// A lazy counter.
@@ -307,7 +307,8 @@ view! {
         /// One more than the highest possible CPU.
         pub nr_cpu_ids: u32,
         /// Address of the masks: possible, present, online, active, dying, booted-once (CPUs that
-        /// have a unit), each `NR_CPUS / 64` 64-bit words.
+        /// have a unit), starting, counted (CPUs whose locals belong to a counter's sum), each
+        /// `NR_CPUS / 64` 64-bit words.
         pub masks: u64,
         /// Bytes of one mask.
         pub mask_size: u64,

@@ -57,6 +57,7 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     assert_eq!(counter::batch(), 32);
 
     // Adds that looked at the batch when it was 40, and happen now: more than 32 on each CPU.
+    host::on_each_cpu(|_| counter.sync());
     counter.set(0);
     // SAFETY: as in `local`.
     host::on_each_cpu(|_| unsafe { counter.locals().add(39) });
@@ -85,6 +86,7 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     assert_eq!(cpu::online().count(), CPUS);
 
     // A CPU that is busy holds nobody up: it folds when it next adds.
+    host::on_each_cpu(|_| counter.sync());
     counter.set(0);
     let held = host::enter_when_free(cpu(0)).unwrap();
     counter.add(39);
@@ -97,6 +99,7 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
     for n in (4..CPUS - 1).rev() {
         hotplug_down(n);
     }
+    counter.sync();
     counter.set(0);
     counter::set_smallest_batch(3);
     assert_eq!(counter::batch(), 8, "twice the CPUs that are online");
@@ -111,5 +114,19 @@ fn local_parts_do_not_exceed_a_batch_that_shrinks() {
         hotplug_down(n);
     }
     assert_eq!(counter::batch(), 3);
+
+    // The largest batch that a bound reckons with, from here on.
+    for smallest in [i32::MIN, -1, 0, 1, 1000, i32::MAX - 1, i32::MAX] {
+        counter::set_smallest_batch(smallest);
+        assert_eq!(counter::batch(), smallest.max(2));
+        let counter = PercpuCounter::new(7).unwrap();
+        for amount in [1, -1, i64::MAX, i64::MIN, 1 << 31, -(1 << 31), i32::MAX.into()] {
+            counter.add(amount);
+            counter.sub(amount);
+            counter::fold_excess();
+            assert_eq!((counter.sum(), counter.compare(amount)), (7, 7.cmp(&amount)));
+        }
+        assert!(counter.read().abs_diff(7) <= counter.error_bound());
+    }
     drop(held);
 }

@@ -1,5 +1,6 @@
 //! The lazy counter: one word until CPUs contend, exact before, beside and after.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use percpu_core::alloc::{AllocError, AllocFlags, global};
 use percpu_core::area::Config;
 use percpu_core::counter::{Count, LazyCounter};
 use percpu_core::cpu::{self, CpuId};
+use percpu_core::var::PerCpuPtr;
 use percpu_core::{host, hotplug};
 
 const CPUS: usize = 4;
@@ -72,7 +74,7 @@ fn on_one_cpu_it_stays_one_word() {
     let counter = LazyCounter::new(-7);
     let rounds = if cfg!(miri) { 10 } else { 10_000 };
     assert_eq!(count_together(&counter, 1, times(rounds)), rounds as i64 * 100);
-    counter.sub(3);
+    count_on_one(|| counter.sub(3));
     assert_eq!(counter.sum(), rounds as i64 * 100 - 10);
     assert_eq!((counter.parts(), live_areas()), (None, areas), "no per-CPU memory");
 }
@@ -141,10 +143,8 @@ fn a_sum_beside_the_upgrade_misses_nothing() {
     }
 }
 
-#[test]
-fn without_memory_it_stays_one_word_and_counts_on() {
-    let _system = system();
-    // All that an atomic allocation could use: what is populated, in chunks and in CPUs' caches.
+/// Takes all that an atomic allocation could use: what is populated, in chunks and in CPUs' caches.
+fn take_all_atomic_memory() -> Vec<PerCpuPtr<u8>> {
     global().drain_caches();
     let mut taken = Vec::new();
     for size in [4096, 256, 8, 4] {
@@ -152,16 +152,27 @@ fn without_memory_it_stays_one_word_and_counts_on() {
             taken.push(area);
         }
     }
+    taken
+}
+
+fn give_back(taken: Vec<PerCpuPtr<u8>>) {
+    for area in taken {
+        // SAFETY: `take_all_atomic_memory` allocated it, and it was not used.
+        unsafe { global().free(area).unwrap() };
+    }
+}
+
+#[test]
+fn without_memory_it_stays_one_word_and_counts_on() {
+    let _system = system();
+    let taken = take_all_atomic_memory();
     let counter = LazyCounter::new(0);
     assert_eq!(counter.make_per_cpu(), Err(AllocError::NoPopulatedRoom));
     let rounds = if cfg!(miri) { 20 } else { 20_000 };
     let added = count_together(&counter, LATE, times(rounds));
     assert_eq!(added, rounds as i64 * 100);
     assert_eq!((counter.sum(), counter.parts()), (added, None));
-    for area in taken {
-        // SAFETY: allocated above, and not used.
-        unsafe { global().free(area).unwrap() };
-    }
+    give_back(taken);
     // As soon as there is some, it becomes per-CPU after all.
     counter.make_per_cpu().unwrap();
     let more = count_together(&counter, LATE, times(10));
@@ -187,26 +198,69 @@ fn a_cpu_that_goes_or_comes_leaves_its_part_where_it_is_counted() {
     assert_eq!(counter.sum(), added + 400);
 }
 
+/// Its first CPU does `f`.
+fn count_on_one<R>(f: impl FnOnce() -> R) -> R {
+    let _cpu = host::enter_when_free(CpuId::new(0).unwrap()).unwrap();
+    f()
+}
+
+const LEAST: i64 = -(1 << 62);
+const MOST: i64 = (1 << 62) - 1;
+
 #[test]
-fn one_word_wraps_at_63_bits() {
-    let counter = LazyCounter::new(0);
-    for amount in [i64::MAX >> 1, -(i64::MAX >> 1), i64::MIN >> 1, -1, 1] {
+fn one_word_holds_63_bits_and_an_add_beyond_makes_it_per_cpu() {
+    let _system = system();
+    for amount in [MOST, LEAST, 0, -1] {
         let counter = LazyCounter::new(amount);
-        assert_eq!((counter.sum(), counter.read()), (amount, amount));
+        assert_eq!((counter.sum(), counter.read(), counter.parts()), (amount, amount, None));
     }
-    counter.add((1 << 62) - 1);
-    assert_eq!(counter.sum(), (1 << 62) - 1);
-    counter.inc();
-    assert_eq!(counter.sum(), -(1 << 62));
-    counter.dec();
-    counter.sub((1 << 62) - 1);
-    assert_eq!(counter.sum(), 0);
+    for (from, amount) in [
+        (MOST, 1),
+        (MOST, MOST),
+        (LEAST, -1),
+        (0, i64::MAX),
+        (0, i64::MIN),
+        (LEAST, i64::MIN),
+        (MOST, i64::MAX),
+        (-1, LEAST),
+    ] {
+        let counter = LazyCounter::new(from);
+        count_on_one(|| counter.add(amount));
+        assert_eq!(counter.sum(), from.wrapping_add(amount), "{from} + {amount}");
+        assert!(counter.parts().is_some(), "{from} + {amount}");
+        // From here on it is one of 64 bits.
+        count_on_one(|| counter.sub(amount));
+        assert_eq!(counter.sum(), from, "{from} + {amount} - {amount}");
+    }
+    // As large, but within the word all the time.
+    let counter = LazyCounter::new(LEAST);
+    count_on_one(|| counter.add(i64::MAX));
+    assert_eq!((counter.sum(), counter.parts()), (MOST, None));
 }
 
 #[test]
-fn it_counts_before_there_are_cpus() {
-    static EARLY: LazyCounter = LazyCounter::new(40);
-    // This thread is none, as a boot loader's code is before set-up.
-    std::thread::spawn(|| EARLY.add(2)).join().unwrap();
-    assert_eq!(EARLY.sum(), 42);
+fn a_beginning_that_one_word_does_not_hold_is_refused() {
+    for amount in [i64::MAX, i64::MIN, MOST + 1, LEAST - 1] {
+        let said = panic_of(|| LazyCounter::new(amount));
+        assert!(said.contains("from -2^62 to 2^62 - 1"), "{amount}: {said}");
+    }
+}
+
+#[test]
+fn an_add_beyond_one_word_panics_without_memory_and_changes_nothing() {
+    let _system = system();
+    let taken = take_all_atomic_memory();
+    for (from, amount) in [(MOST, 1), (LEAST, -1), (0, i64::MIN), (0, i64::MAX)] {
+        let counter = LazyCounter::new(from);
+        let said = panic_of(|| count_on_one(|| counter.add(amount)));
+        assert!(said.contains("is to leave the values that one word holds"), "{said}");
+        assert_eq!((counter.sum(), counter.parts()), (from, None));
+    }
+    give_back(taken);
+}
+
+fn panic_of<R>(f: impl FnOnce() -> R) -> String {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(f)) else { return "no panic".to_owned() };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap()
 }

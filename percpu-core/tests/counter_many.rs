@@ -188,6 +188,7 @@ fn view_links(address: usize) -> [u64; 2] {
 #[cfg_attr(not(debug_assertions), ignore = "only builds with debug assertions look")]
 fn a_counter_that_was_overwritten_is_found_out_when_a_cpu_dies() {
     let _system = system();
+    hotplug::cpu_down(cpu(1)).unwrap();
     let counter = PercpuCounter::new(0).unwrap();
     let magic = counter.address() + std::mem::offset_of!(CounterView, magic);
     let magic = std::ptr::with_exposed_provenance_mut::<u32>(magic);
@@ -196,6 +197,7 @@ fn a_counter_that_was_overwritten_is_found_out_when_a_cpu_dies() {
     let said = panic_of(|| counter::cpu_dead(cpu(1)));
     // SAFETY: as above.
     unsafe { magic.write(COUNTER_LIVE) };
+    hotplug::cpu_up(cpu(1)).unwrap();
     let address = counter.address();
     assert_eq!(
         said,

@@ -159,7 +159,7 @@ proptest! {
                 }
                 Op::Set(amount) => {
                     counter.set(amount);
-                    model = Model { count: amount, locals: [0; CPUS] };
+                    model.count = model.count.wrapping_add(amount.wrapping_sub(model.sum()));
                 }
                 Op::Sync => {
                     counter.sync();

@@ -1,8 +1,11 @@
 //! `percpu_counter` under concurrency and hotplug, through the public API.
 
 use std::cmp::Ordering;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::panic::catch_unwind;
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use percpu_core::counter::{self, PercpuCounter, v26};
 use percpu_core::cpu::{self, CpuId};
@@ -117,12 +120,68 @@ fn local_adds_do_not_fold_until_32_bits_are_full() {
 }
 
 #[test]
-fn set_replaces_every_part() {
+fn set_replaces_the_sum_and_leaves_the_local_parts() {
     let _system = system();
     let counter = PercpuCounter::new(0).unwrap();
     host::on_each_cpu(|_| counter.add(9));
     counter.set(-3);
     assert_eq!((counter.sum(), counter.read_positive(), counter.sum_positive()), (-3, 0, 0));
+    assert_eq!((counter.read(), local(&counter, 1)), (-3 - 4 * 9, 9));
+    for amount in [i64::MIN, i64::MAX, 0] {
+        counter.set(amount);
+        assert_eq!(counter.sum(), amount);
+    }
+}
+
+/// An add that is under way when the counter is set is before that or after it: it does not bring
+/// back what its CPU had counted before.
+#[test]
+fn an_add_beside_a_set_comes_before_it_or_after_it() {
+    use std::sync::atomic::AtomicUsize;
+    /// Adds of a round: 1, 2, 4 and so on, and then all of them less.
+    const ADDS: usize = 12;
+
+    let _system = system();
+    let sets = if cfg!(miri) { 20 } else { 2_000_000 };
+    let counter = PercpuCounter::new(0).unwrap();
+    // The round, times 16, and how many of its adds are done.
+    let progress = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
+    let looked = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _cpu = host::enter_when_free(cpu(1)).unwrap();
+            let mut round = 0;
+            while !done.load(Relaxed) {
+                for n in 0..ADDS {
+                    counter.add_local(1 << n);
+                    progress.store(round * 16 + n + 1, Release);
+                }
+                counter.add_local(1 - (1 << ADDS));
+                round += 1;
+                progress.store(round * 16, Release);
+            }
+        });
+        let _done = Done(&done);
+        let mut looked = 0;
+        for _ in 0..sets {
+            let before = progress.load(Acquire);
+            counter.set(0);
+            let sum = counter.sum();
+            let same_round = progress.load(Acquire) / 16 == before / 16;
+            if same_round && sum >= 0 {
+                let gone = (1 << (before % 16)) - 1;
+                assert_eq!(
+                    sum & gone,
+                    0,
+                    "{} adds were done before, and {sum:#b} is there",
+                    before % 16
+                );
+                looked += 1;
+            }
+        }
+        looked
+    });
+    assert!(looked > 0 || cfg!(miri));
 }
 
 #[test]
@@ -160,7 +219,7 @@ fn a_serial_caller_never_passes_its_limit() {
             expected += if fits { step } else { 0 };
             assert_eq!(counter.sum(), expected);
         }
-        assert!(counter.limited_add(limit, 0));
+        assert!(on(0, || counter.limited_add(limit, 0)));
     }
     // Local parts that no batch bounds: the shared part alone says that there is room.
     let counter = PercpuCounter::new(0).unwrap();
@@ -331,6 +390,87 @@ fn what_a_failed_bring_up_counted_is_folded() {
     hotplug::unregister(fails);
     hotplug::unregister(adds);
     hotplug::cpu_up(cpu(2)).unwrap();
+    *COUNTER.lock().unwrap() = None;
+}
+
+/// `cpu_dead` is safe: whenever it is called, it folds what a CPU that is down has counted or panics.
+#[test]
+fn a_cpu_that_may_execute_is_not_folded_from_outside() {
+    let _system = system();
+    let counter = PercpuCounter::new(0).unwrap();
+    let refused = |n| {
+        let said = catch_unwind(|| counter::cpu_dead(cpu(n))).unwrap_err();
+        let said = said.downcast_ref::<String>().unwrap();
+        assert!(said.starts_with(&format!("CPU {n} may be executing")), "{said}");
+    };
+    host::on_each_cpu(|_| counter.add(9));
+    (0..CPUS).for_each(refused);
+    assert_eq!((counter.read(), counter.sum()), (0, 9 * CPUS as i64));
+    // One that went down is folded already, however often it is asked for.
+    hotplug::cpu_down(cpu(1)).unwrap();
+    (0..2).for_each(|_| counter::cpu_dead(cpu(1)));
+    assert_eq!((counter.read(), counter.sum()), (9, 9 * CPUS as i64));
+    hotplug::cpu_up(cpu(1)).unwrap();
+    refused(1);
+    on(1, || counter.add(2));
+    assert_eq!(counter.sum(), 9 * CPUS as i64 + 2);
+}
+
+/// A CPU that did not arrive in time may execute something yet.
+#[test]
+fn a_cpu_that_was_given_up_stays_counted() {
+    let _system = system();
+    let counter = PercpuCounter::new(0).unwrap();
+    on(2, || counter.add(9));
+    hotplug::cpu_down(cpu(2)).unwrap();
+    assert!(!cpu::counted().any(|it| it == cpu(2)), "folded");
+    host::set_arrival_timeout(std::time::Duration::from_millis(1));
+    host::inject_start_fault(cpu(2), host::StartFault::Lost);
+    assert_eq!(hotplug::cpu_up(cpu(2)), Err(HotplugError::TimedOut));
+    host::set_arrival_timeout(std::time::Duration::from_secs(10));
+    assert!(cpu::counted().any(|it| it == cpu(2)));
+    assert!(catch_unwind(|| counter::cpu_dead(cpu(2))).is_err());
+    assert_eq!(counter.sum(), 9);
+    hotplug::cpu_up(cpu(2)).unwrap();
+    on(2, || counter.add(1));
+    hotplug::cpu_down(cpu(2)).unwrap();
+    assert_eq!((counter.read(), counter.sum()), (10, 10));
+    hotplug::cpu_up(cpu(2)).unwrap();
+}
+
+/// Calls of `cpu_dead` at any time, while CPUs go and come and count as soon as they are there.
+#[test]
+fn a_fold_from_outside_beside_hotplug_loses_nothing() {
+    static COUNTER: Mutex<Option<Arc<PercpuCounter>>> = Mutex::new(None);
+
+    let _system = system();
+    let rounds = if cfg!(miri) { 2 } else { 200 };
+    let counter = Arc::new(PercpuCounter::new(0).unwrap());
+    *COUNTER.lock().unwrap() = Some(counter.clone());
+    let count = |_: CpuId| {
+        let counter = COUNTER.lock().unwrap().clone().unwrap();
+        (0..100).for_each(|_| counter.add_local(1));
+        Ok(())
+    };
+    let step = hotplug::register(hotplug::Section::Starting, "counts", Some(count), None).unwrap();
+    let before = counter.sum();
+    let done = AtomicBool::new(false);
+    std::panic::set_hook(Box::new(|_| {}));
+    std::thread::scope(|scope| {
+        let _done = Done(&done);
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let _ = catch_unwind(|| counter::cpu_dead(cpu(3)));
+            }
+        });
+        for round in 1..=rounds {
+            hotplug::cpu_down(cpu(3)).unwrap();
+            hotplug::cpu_up(cpu(3)).unwrap();
+            assert_eq!(counter.sum(), before + 100 * round);
+        }
+    });
+    let _ = std::panic::take_hook();
+    hotplug::unregister(step);
     *COUNTER.lock().unwrap() = None;
 }
 

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use explore::{explore, spawn};
 use percpu_core::alloc::{AllocFlags, global};
 use percpu_core::counter::{self, HierarchicalCounter, LazyCounter, PercpuCounter};
-use percpu_core::cpu::{self, CpuId};
-use percpu_core::{arch, area, host, model, preempt};
+use percpu_core::cpu::CpuId;
+use percpu_core::{arch, area, host, hotplug, model, preempt};
 
 const CPUS: usize = 3;
 
@@ -126,18 +126,81 @@ fn a_sum_counts_a_dying_cpu_once() {
             counter,
             &[
                 (1, |_| {
-                    // What `hotplug::die` does, then the thread that takes the CPU down.
-                    cpu::set_masks(cpu(1), None, Some(true));
-                    cpu::set_masks(cpu(1), Some(false), None);
+                    // The CPU's last word, and what the thread that takes it down does then.
+                    hotplug::set_down(cpu(1), true);
                     counter::cpu_dead(cpu(1));
-                    cpu::set_masks(cpu(1), None, Some(false));
                 }),
                 (0, |counter| assert_eq!(counter.sum(), 107)),
             ],
         );
         assert_eq!((counter.read(), local(&counter, 1), counter.sum()), (107, 0, 107));
-        cpu::set_masks(cpu(1), Some(true), None);
+        hotplug::set_down(cpu(1), false);
     });
+}
+
+/// K1, K6: a CPU that goes, comes back and counts is in every sum, with what it had counted and what it
+/// counts.
+#[test]
+fn a_sum_counts_a_cpu_that_goes_and_comes_back() {
+    let _system = system();
+    explore(3, || {
+        let counter = PercpuCounter::new(100).unwrap();
+        on(1, || counter.add(7));
+        let counter = at_once(
+            counter,
+            &[
+                (1, |counter| {
+                    hotplug::set_down(cpu(1), true);
+                    counter::cpu_dead(cpu(1));
+                    // `cpu_up`, and the CPU's first instruction.
+                    hotplug::set_down(cpu(1), false);
+                    counter.add(1);
+                }),
+                (0, |counter| {
+                    let first = counter.sum();
+                    assert!([107, 108].contains(&first), "{first}");
+                    let second = counter.sum();
+                    assert!([first, 108].contains(&second), "{second} after {first}");
+                }),
+            ],
+        );
+        assert_eq!((counter.read(), counter.sum()), (107, 108));
+    });
+}
+
+/// K5: a fold that another thread asks for comes before the CPU's next life, or is refused.
+#[test]
+fn a_cpu_is_not_folded_after_it_was_started() {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    static FOLDED: AtomicUsize = AtomicUsize::new(0);
+    static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+    let _system = system();
+    std::panic::set_hook(Box::new(|_| {}));
+    explore(3, || {
+        let counter = PercpuCounter::new(100).unwrap();
+        on(1, || counter.add(7));
+        hotplug::set_down(cpu(1), true);
+        let counter = at_once(
+            counter,
+            &[
+                (1, |counter| {
+                    hotplug::set_down(cpu(1), false);
+                    counter.add(1);
+                }),
+                (0, |_| {
+                    let fold = std::panic::catch_unwind(|| counter::cpu_dead(cpu(1)));
+                    let result = if fold.is_ok() { &FOLDED } else { &REFUSED };
+                    result.fetch_add(1, Relaxed);
+                }),
+            ],
+        );
+        let local = local(&counter, 1);
+        assert!([1, 8].contains(&local), "{local}");
+        assert_eq!(counter.sum(), 108);
+    });
+    drop(std::panic::take_hook());
+    assert!(FOLDED.load(Relaxed) > 0 && REFUSED.load(Relaxed) > 0, "the model shows nothing");
 }
 
 /// K4 beside a death: the dying CPU's part counts, folded or not.
@@ -151,10 +214,8 @@ fn a_serial_limited_add_keeps_its_limit_beside_a_death() {
             counter,
             &[
                 (1, |_| {
-                    cpu::set_masks(cpu(1), None, Some(true));
-                    cpu::set_masks(cpu(1), Some(false), None);
+                    hotplug::set_down(cpu(1), true);
                     counter::cpu_dead(cpu(1));
-                    cpu::set_masks(cpu(1), None, Some(false));
                 }),
                 (0, |counter| {
                     // The shared part alone is far enough from the limit for two CPUs, not for three.
@@ -164,7 +225,30 @@ fn a_serial_limited_add_keeps_its_limit_beside_a_death() {
             ],
         );
         assert_eq!(counter.sum(), 1064);
-        cpu::set_masks(cpu(1), Some(true), None);
+        hotplug::set_down(cpu(1), false);
+    });
+}
+
+/// What a set replaces is what every sum had until then; the adds beside it are before it or after it.
+#[test]
+fn a_set_replaces_the_sum_at_one_moment() {
+    let _system = system();
+    explore(2, || {
+        let counter = PercpuCounter::new(0).unwrap();
+        on(1, || counter.add(5));
+        let counter = at_once(
+            counter,
+            &[
+                (1, |counter| counter.add(1)),
+                (0, |counter| counter.set(1000)),
+                (2, |counter| {
+                    let sum = counter.sum();
+                    assert!([5, 6, 1000, 1001].contains(&sum), "{sum}");
+                }),
+            ],
+        );
+        let sum = counter.sum();
+        assert!([1000, 1001].contains(&sum), "{sum}");
     });
 }
 
@@ -175,11 +259,12 @@ fn a_counter_is_destroyed_beside_a_death() {
     explore(3, || {
         let [counter, other] = PercpuCounter::new_many(3).unwrap();
         on(1, || other.add(7));
+        hotplug::set_down(cpu(1), true);
         let counter = Mutex::new(Some(counter));
         at_once(
             counter,
             &[
-                (1, |_| counter::cpu_dead(cpu(1))),
+                (2, |_| counter::cpu_dead(cpu(1))),
                 (0, |counter| {
                     let counter = counter.lock().unwrap().take().unwrap();
                     PercpuCounter::destroy_many([counter]);
@@ -187,6 +272,7 @@ fn a_counter_is_destroyed_beside_a_death() {
             ],
         );
         assert_eq!((other.read(), other.sum()), (10, 10));
+        hotplug::set_down(cpu(1), false);
     });
 }
 

@@ -66,9 +66,9 @@ const NEEDS_A_CPU: [Call; 50] = calls! {
     FLAG.xchg(false);
     FLAG.cmpxchg(true, false);
     POINTER.read();
-    POINTER.write(RawPtr::new(1 as *mut u8));
-    POINTER.xchg(RawPtr::new(1 as *mut u8));
-    POINTER.cmpxchg(RawPtr::null(), RawPtr::new(1 as *mut u8));
+    POINTER.write(RawPtr::new(std::ptr::dangling_mut()));
+    POINTER.xchg(RawPtr::new(std::ptr::dangling_mut()));
+    POINTER.cmpxchg(RawPtr::null(), RawPtr::new(std::ptr::dangling_mut()));
     WORDS.read();
     WORDS.write(DoubleWord::default());
     WORDS.xchg(DoubleWord::default());

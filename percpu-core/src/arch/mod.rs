@@ -79,6 +79,14 @@ pub(crate) use imp::{add_is_negative, dec_static_and_branch_if_zero, inc_static}
 pub(crate) use operations::operations;
 pub(crate) use word::{Number, Single, Word};
 
+/// Panics unless this thread is a CPU: before something that only a CPU may go on with. A kernel's
+/// code always runs on one.
+#[inline(always)]
+pub(crate) fn check_cpu() {
+    #[cfg(feature = "host")]
+    host::check();
+}
+
 /// Whether [`add_is_negative`] is one step for other CPUs, too, if there are others, so that they may
 /// swap the copy. Where it is not, they have the CPU itself do that.
 pub(crate) const REMOTE_SAFE: bool = cfg!(any(feature = "host", feature = "up"));

@@ -221,6 +221,8 @@ fn no_unit(cpu: CpuId) -> ! {
 unsafe fn publish(cpu: CpuId, offset: usize) {
     OFFSETS[cpu.index()].store(offset, Ordering::Release);
     cpu::MASKS.booted_once.set(cpu, true);
+    // From before its first instruction: whether the kernel starts it through hotplug is not known.
+    cpu::MASKS.counted.set(cpu, true);
 }
 
 /// Whether the areas are set up.

@@ -282,6 +282,7 @@ macro_rules! arithmetic {
 arithmetic! {
     AtomicI32, i32, fetch_add: i32::wrapping_add, fetch_sub: i32::wrapping_sub, fetch_max: Ord::max;
     AtomicI64, i64, fetch_add: i64::wrapping_add, fetch_sub: i64::wrapping_sub;
+    AtomicU16, u16, fetch_sub: u16::wrapping_sub;
     AtomicU32, u32, fetch_add: u32::wrapping_add, fetch_sub: u32::wrapping_sub, fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;
     AtomicUsize, usize, fetch_add: usize::wrapping_add, fetch_sub: usize::wrapping_sub;
     AtomicU64, u64, fetch_add: u64::wrapping_add, fetch_sub: u64::wrapping_sub, fetch_or: core::ops::BitOr::bitor, fetch_and: core::ops::BitAnd::bitand;

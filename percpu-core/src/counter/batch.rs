@@ -10,6 +10,7 @@
 use crate::atomic::AtomicI32;
 use crate::atomic::Ordering::{Acquire, Relaxed, Release};
 use crate::cpu;
+use crate::sync::SpinLock;
 
 /// The smallest batch, and the one before hotplug is known of, unless somebody wants another one.
 const MIN_BATCH: i32 = 32;
@@ -44,7 +45,7 @@ pub fn batch() -> i32 {
 /// under a larger batch until that is folded. Linux has no such choice.
 pub fn set_smallest_batch(batch: i32) {
     BATCHES.smallest.store(batch.max(1), Relaxed);
-    compute(cpu::online().count());
+    compute();
 }
 
 /// The largest batch that was ever in force: what every local part is smaller than, unless it was
@@ -53,8 +54,13 @@ pub(super) fn largest_batch() -> i32 {
     BATCHES.largest.load(Acquire)
 }
 
-/// Makes the batch that of so many online CPUs.
-pub(super) fn compute(online: usize) {
+/// Recomputes the batch for the CPUs that are online. Of several calls at the same time the last one
+/// finds what the others were called for.
+pub(super) fn compute() {
+    static ONE_AT_A_TIME: SpinLock<()> = SpinLock::new(());
+
+    let _alone = ONE_AT_A_TIME.lock();
+    let online = cpu::online().count();
     let twice = i32::try_from(online.saturating_mul(2)).unwrap_or(i32::MAX);
     let new = twice.max(BATCHES.smallest.load(Relaxed));
     BATCHES.largest.fetch_max(new, Relaxed);

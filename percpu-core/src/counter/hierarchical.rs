@@ -20,9 +20,11 @@
 //! nothing in units of the leaves.
 
 use core::alloc::Layout;
+use core::cmp::Ordering;
 use core::fmt;
 use core::ptr::NonNull;
 
+use super::bounds::Bounds;
 use super::count::Count;
 use crate::alloc::{AllocError, alloc_percpu, free_percpu};
 use crate::atomic::{AtomicI64, Ordering::Relaxed};
@@ -358,9 +360,10 @@ impl Count for HierarchicalCounter {
 
     /// By the root alone if that is clear enough. Linux:
     /// `percpu_counter_tree_precise_compare_value`.
-    fn compare(&self, rhs: i64) -> core::cmp::Ordering {
-        let read = self.read();
-        if read.abs_diff(rhs) > self.error_bound() { read.cmp(&rhs) } else { self.sum().cmp(&rhs) }
+    fn compare(&self, rhs: i64) -> Ordering {
+        let bounds = Bounds::around(self.read(), self.error_bound());
+        let by_root = bounds.and_then(|bounds| bounds.compare(rhs));
+        by_root.unwrap_or_else(|| self.sum().cmp(&rhs))
     }
 }
 

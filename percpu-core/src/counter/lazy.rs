@@ -13,6 +13,9 @@
 //! value, in the word or in the area, and each add goes to whichever holds it: one that still has the
 //! value in hand fails its compare-exchange.
 //!
+//! The word has 63 bits for the value. An add that these would not hold makes the counter per-CPU
+//! first, as contention does.
+//!
 //! Parts are never moved or zeroed: a CPU that goes down leaves its part where it is, in memory that
 //! stays, and it goes on being summed. Nothing is to be done on hotplug, and no lock is needed to sum.
 
@@ -20,6 +23,7 @@ use core::fmt;
 
 use super::count::Count;
 use crate::alloc::{AllocError, AllocFlags, free_percpu, global};
+use crate::arch;
 use crate::atomic::AtomicU64;
 use crate::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::cpu;
@@ -35,10 +39,12 @@ const CONTENDED: u32 = 2;
 /// counter; proposals for it go by "lazy percpu counters".
 ///
 /// Any number of threads and interrupt handlers may use it at the same time, NMI handlers none: an
-/// add may allocate. It may be made in a `static`, before the per-CPU areas are set up.
+/// add may allocate. It may be made in a `static`, before the per-CPU areas are set up, and a kernel's
+/// boot CPU may add to it then.
 ///
-/// While it is one word it has 63 bits and wraps there; afterwards 64. Who stays within ±2⁶² sees
-/// neither.
+/// The one word holds values from -2⁶² to 2⁶² - 1. An add that leaves this range makes the counter
+/// per-CPU, whereupon it has 64 bits as the other counters have; if there is no memory for that the
+/// add panics, and the counter stays what it was.
 ///
 /// ```
 /// use percpu_core::{counter::{Count, LazyCounter}, host};
@@ -69,10 +75,13 @@ impl State {
         }
     }
 
-    /// The word, with the lowest bit of the value lost beyond its 63.
+    /// The word with `amount` more in it, from a word that is a value. `None` if 63 bits do not hold
+    /// that.
     #[inline]
-    const fn single(value: i64) -> u64 {
-        (value as u64) << 1
+    const fn plus(word: u64, amount: i64) -> Option<u64> {
+        let Some(value) = (word as i64 >> 1).checked_add(amount) else { return None };
+        let Some(word) = value.checked_mul(2) else { return None };
+        Some(word as u64)
     }
 
     fn per_cpu(parts: PerCpuPtr<i64>) -> u64 {
@@ -82,9 +91,16 @@ impl State {
 }
 
 impl LazyCounter {
-    /// A counter that stands at `amount`, of which 63 bits count. Allocates nothing.
+    /// A counter that stands at `amount`. Allocates nothing.
+    ///
+    /// # Panics
+    ///
+    /// If `amount` is less than -2⁶² or not less than 2⁶²; in a `static` the compiler says so.
     pub const fn new(amount: i64) -> Self {
-        Self { word: AtomicU64::new(State::single(amount)) }
+        let Some(word) = State::plus(0, amount) else {
+            panic!("a lazy counter begins as one word, which holds values from -2^62 to 2^62 - 1")
+        };
+        Self { word: AtomicU64::new(word) }
     }
 
     /// Adds `amount`. One atomic compare-exchange; once the counter is per-CPU, one unlocked
@@ -92,37 +108,56 @@ impl LazyCounter {
     ///
     /// The add that makes it per-CPU allocates atomically: from populated memory, without sleeping. If
     /// there is none the counter stays as it is, and the next add that finds contention tries again.
+    ///
+    /// # Panics
+    ///
+    /// If one word does not hold the sum and there is no memory. Nothing has changed.
     #[inline]
     pub fn add(&self, amount: i64) {
-        match State::of(self.word.load(Acquire)) {
+        let word = self.word.load(Acquire);
+        match State::of(word) {
             // SAFETY: the word names the area until the counter is dropped; all accesses to it are of
             // this kind, or atomic.
             State::PerCpu(parts) => unsafe { parts.add(amount) },
-            State::Single(value) => self.add_single(value, amount),
+            State::Single(_) => self.add_single(word, amount),
         }
     }
 
-    /// Adds to the word, in which `value` was seen.
-    fn add_single(&self, mut value: i64, amount: i64) {
+    /// Adds to the word, in which the value `word` was seen.
+    fn add_single(&self, mut word: u64, amount: i64) {
+        // One word needs no CPU, but what it becomes does.
+        arch::check_cpu();
         let mut failures = 0;
         let mut may_upgrade = true;
         loop {
-            let new = State::single(value.wrapping_add(amount));
-            let exchange = self.word.compare_exchange(State::single(value), new, Relaxed, Acquire);
-            let Err(seen) = exchange else { return };
+            let Some(new) = State::plus(word, amount) else {
+                return self.upgrade_and_add(word, amount).unwrap_or_else(|error| no_room(error));
+            };
+            let Err(seen) = self.word.compare_exchange(word, new, Relaxed, Acquire) else { return };
             failures += 1;
             match State::of(seen) {
                 // SAFETY: as in `add`.
                 State::PerCpu(parts) => return unsafe { parts.add(amount) },
-                State::Single(seen) => value = seen,
+                State::Single(_) => word = seen,
             }
             if failures >= CONTENDED && may_upgrade {
-                if self.upgrade(value, amount).is_ok() {
+                if self.upgrade_and_add(word, amount).is_ok() {
                     return;
                 }
                 may_upgrade = false;
             }
         }
+    }
+
+    /// Makes the counter per-CPU and adds `amount`. An error says that neither was done.
+    #[cold]
+    #[inline(never)]
+    fn upgrade_and_add(&self, word: u64, amount: i64) -> Result<(), AllocError> {
+        if let Some(winner) = self.upgrade(word, amount)? {
+            // SAFETY: as in `add`.
+            unsafe { winner.add(amount) };
+        }
+        Ok(())
     }
 
     /// Makes the counter per-CPU now, for who knows that CPUs will contend for it. Does nothing if it is
@@ -133,41 +168,41 @@ impl LazyCounter {
     /// There is no populated memory, or the per-CPU areas are not set up yet. The counter stays one
     /// word.
     pub fn make_per_cpu(&self) -> Result<(), AllocError> {
-        match State::of(self.word.load(Acquire)) {
-            State::Single(value) => self.upgrade(value, 0),
+        let word = self.word.load(Acquire);
+        match State::of(word) {
+            State::Single(_) => self.upgrade(word, 0).map(drop),
             State::PerCpu(_) => Ok(()),
         }
     }
 
-    /// Adds `amount` to the `value` that was seen in the word, and makes the counter per-CPU. An error
-    /// says that neither was done.
+    /// Adds `amount` to the value that was seen as `word`, and makes the counter per-CPU. An error
+    /// says that neither was done. If another call made it per-CPU first nothing was added, and the
+    /// parts are returned.
     ///
     /// Keeps no guard: it does not matter whose part has the value, and nobody else knows the area.
-    #[cold]
-    #[inline(never)]
-    fn upgrade(&self, mut value: i64, amount: i64) -> Result<(), AllocError> {
+    fn upgrade(&self, mut word: u64, amount: i64) -> Result<Option<PerCpuPtr<i64>>, AllocError> {
         let area = global().alloc(size_of::<i64>(), align_of::<i64>(), AllocFlags::ATOMIC)?;
         let parts = area.cast::<i64>();
         let holder = cpu::booted_once().iter().next().expect("the boot CPU has a unit");
-        let winner = loop {
-            // SAFETY: the area is there, and this call's own until the exchange.
-            unsafe { parts.write_on(holder, value.wrapping_add(amount)) };
-            let (from, to) = (State::single(value), State::per_cpu(parts));
-            // Who finds the pointer finds what is behind it.
-            let Err(seen) = self.word.compare_exchange(from, to, AcqRel, Acquire) else {
-                return Ok(());
-            };
-            match State::of(seen) {
-                State::Single(seen) => value = seen,
-                State::PerCpu(parts) => break parts,
+        loop {
+            match State::of(word) {
+                // SAFETY: the area is there, and this call's own until the exchange.
+                State::Single(value) => unsafe {
+                    parts.write_on(holder, value.wrapping_add(amount));
+                },
+                State::PerCpu(winner) => {
+                    // SAFETY: allocated above, and nobody else has seen it.
+                    unsafe { free(parts) };
+                    return Ok(Some(winner));
+                }
             }
-        };
-        // Another add was first.
-        // SAFETY: allocated above, and nobody else has seen it.
-        unsafe { free(parts) };
-        // SAFETY: as in `add`.
-        unsafe { winner.add(amount) };
-        Ok(())
+            // Who finds the pointer finds what is behind it.
+            let to = State::per_cpu(parts);
+            match self.word.compare_exchange(word, to, AcqRel, Acquire) {
+                Ok(_) => return Ok(None),
+                Err(seen) => word = seen,
+            }
+        }
     }
 
     /// The exact value: one load, or one for each CPU that has been up. An add at the same time is in
@@ -227,6 +262,14 @@ impl Drop for LazyCounter {
             unsafe { free(parts) };
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn no_room(error: AllocError) -> ! {
+    panic!(
+        "a lazy counter is to leave the values that one word holds, from -2^62 to 2^62 - 1: {error}"
+    );
 }
 
 /// # Safety

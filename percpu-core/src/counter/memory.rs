@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 
 use super::list;
 use super::node::Node;
-use crate::alloc::{AllocError, alloc_percpu, free_percpu};
+use crate::alloc::{AllocError, MAX_ALLOC_SIZE, alloc_percpu, free_percpu};
 use crate::platform::{Global, Platform};
 use crate::var::PerCpuPtr;
 
@@ -33,9 +33,10 @@ impl Nodes {
         let nodes = Self { first: memory.cast(), count };
         for (n, node) in nodes.iter().enumerate() {
             let local = PerCpuPtr::from_raw(locals.raw() + n * size_of::<i32>());
-            // SAFETY: `alloc_meta` gave memory of `count` nodes to us alone. That they are so few
-            // that their local parts fit an area makes the number one of 32 bits.
-            unsafe { node.write(Node::new(amount, local, nodes.first, count as u32)) };
+            const { assert!(MAX_ALLOC_SIZE / size_of::<i32>() <= u16::MAX as usize) };
+            // SAFETY: `alloc_meta` gave memory of `count` nodes to us alone. Their local parts fit an
+            // area, which makes the number one of 16 bits.
+            unsafe { node.write(Node::new(amount, local, nodes.first, count as u16)) };
         }
         // Those who walk the list by its view come by number.
         nodes.first.as_ptr().expose_provenance();

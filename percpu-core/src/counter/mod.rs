@@ -51,6 +51,7 @@
 //! | `batch` | the batch, and the largest there has been |
 
 mod batch;
+mod bounds;
 mod count;
 mod hierarchical;
 mod hotplug;

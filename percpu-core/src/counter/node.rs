@@ -6,22 +6,36 @@
 //! wrong. So whoever folds makes the sequence odd before and even after, under the lock, and a sum
 //! believes what it has read only if the sequence was the same even number before and after: then
 //! nothing was folded meanwhile, local parts were changed by adds alone, and each add is in the sum or
-//! not. That goes for a CPU that comes and goes, too:
+//! not. The sequence has 64 bits and does not come round.
 //!
-//! - It is starting before it executes, and online before it is that no more.
-//! - It enters the dying mask before it leaves the online one, and leaves that after its local part
-//!   was folded. A sum that finds it in none (they are read in this order) has seen it leave,
-//!   hence sees the fold: in the sequence it reads afterwards, and so, that being the same as before,
-//!   in the shared part.
-//! - One that finds it in the dying mask although it was folded reads a zero.
+//! # CPUs that come and go
+//!
+//! A sum goes over the [counted](crate::cpu::counted) CPUs. That finds every local part that is not
+//! zero:
+//!
+//! - A CPU enters the mask before it executes: when it gets its unit, and again in `cpu_up` before it
+//!   is started. An add of its happens after that. So a sum that the add happens before cannot read
+//!   the mask as it was earlier: it finds the CPU.
+//! - A CPU leaves the mask after its local part was folded in every counter; the mask's words change
+//!   by read-modify-write operations, which release, and are read by loads that acquire. So for a
+//!   sum that does not find the CPU the fold happened before it read the mask. It sees the fold in
+//!   the sequence that it reads last; that being what it read first, the fold happened before the
+//!   first load of the sequence, too, and so before the sum read the shared part.
+//! - A sum that finds the CPU although it was folded reads a zero, or what the CPU added in its next
+//!   life.
+//! - Only a CPU that executes nothing is folded from outside, see `hotplug::cpu_dead`: nothing is
+//!   added between the fold and the moment when it leaves the mask.
+//!
+//! What a sum under the lock reads is not folded meanwhile, and the same goes for it.
 
 use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use super::batch::largest_batch;
+use super::bounds::Bounds;
 use super::list::Link;
 use crate::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::atomic::{AtomicI32, AtomicI64, AtomicU32, fence};
+use crate::atomic::{AtomicI32, AtomicI64, AtomicU16, AtomicU32, AtomicU64, fence};
 use crate::cpu::{self, CpuId};
 use crate::platform::Global;
 use crate::sync::{SpinGuard, SpinLock};
@@ -44,15 +58,15 @@ pub(super) struct Node {
     /// Every local part is smaller than this or than [`largest_batch`].
     local_bound: AtomicI32,
     /// Odd while a local part is being folded.
-    sequence: AtomicU32,
+    sequence: AtomicU64,
     /// [`COUNTER_LIVE`] until the counter is destroyed.
     magic: AtomicU32,
+    /// In the first node: how many were allocated together.
+    allocated: u16,
+    /// In the first node: how many of them are in use.
+    in_use: AtomicU16,
     /// The first of the nodes that were allocated together with this one.
     first: NonNull<Node>,
-    /// In the first node: how many were allocated together.
-    allocated: u32,
-    /// In the first node: how many of them are in use.
-    in_use: AtomicU32,
 }
 
 const _: () = {
@@ -64,9 +78,9 @@ const _: () = {
     assert!(offset_of!(Node, local_bound) == offset_of!(CounterView, local_bound));
     assert!(offset_of!(Node, sequence) == offset_of!(CounterView, sequence));
     assert!(offset_of!(Node, magic) == offset_of!(CounterView, magic));
-    assert!(offset_of!(Node, first) == offset_of!(CounterView, first));
     assert!(offset_of!(Node, allocated) == offset_of!(CounterView, allocated));
     assert!(offset_of!(Node, in_use) == offset_of!(CounterView, in_use));
+    assert!(offset_of!(Node, first) == offset_of!(CounterView, first));
 };
 
 impl Node {
@@ -77,7 +91,7 @@ impl Node {
         amount: i64,
         locals: PerCpuPtr<i32>,
         first: NonNull<Node>,
-        allocated: u32,
+        allocated: u16,
     ) -> Self {
         Self {
             link: Link::new(),
@@ -85,11 +99,11 @@ impl Node {
             locals,
             lock: SpinLock::new(()),
             local_bound: AtomicI32::new(0),
-            sequence: AtomicU32::new(0),
+            sequence: AtomicU64::new(0),
             magic: AtomicU32::new(COUNTER_LIVE),
-            first,
             allocated,
-            in_use: AtomicU32::new(allocated),
+            in_use: AtomicU16::new(allocated),
+            first,
         }
     }
 
@@ -134,7 +148,7 @@ impl Node {
 
     /// How many nodes were allocated together, this being the first.
     pub(super) fn allocated(&self) -> usize {
-        self.allocated as usize
+        self.allocated.into()
     }
 
     /// Takes one off the nodes in use, this being the first. Whether it was the last: then no other
@@ -156,14 +170,14 @@ impl Node {
 
     /// As [`fold`](Self::fold), by the holder of the lock.
     pub(super) fn fold_locked(&self, lock: &SpinGuard<'_, (), Global>, amount: i64) {
-        self.change(lock, || {
-            // The lock masks interrupts: the local part stands still.
-            // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
-            let local = unsafe { self.locals.read() };
-            self.add_to_count(i64::from(local).wrapping_add(amount));
-            // SAFETY: as above.
-            unsafe { self.locals.sub(local) };
-        });
+        // The lock masks interrupts: the local part stands still. It is read before anything changes,
+        // because a thread that is no CPU panics here.
+        // SAFETY: the local parts live as long as the node, and all accesses are of this kind.
+        let local = unsafe { self.locals.read() };
+        let _changing = Changing::begin(self, lock);
+        self.add_to_count(i64::from(local).wrapping_add(amount));
+        // SAFETY: as above.
+        unsafe { self.locals.sub(local) };
     }
 
     /// Folds this CPU's local part if no add would leave it as large as it is.
@@ -175,44 +189,32 @@ impl Node {
         }
     }
 
-    /// Adds the local part of a CPU that does not run to the shared part.
+    /// Adds the local part of a CPU that executes nothing to the shared part.
     pub(super) fn fold_of(&self, cpu: CpuId) {
         let lock = self.lock();
         // SAFETY: as in `fold_locked`.
         let local = unsafe { self.locals.read_on(cpu) };
         if local != 0 {
-            self.change(&lock, || {
-                self.add_to_count(i64::from(local));
-                // SAFETY: as above.
-                unsafe { self.locals.write_on(cpu, 0) };
-            });
+            let _changing = Changing::begin(self, &lock);
+            self.add_to_count(i64::from(local));
+            // SAFETY: as above.
+            unsafe { self.locals.write_on(cpu, 0) };
         }
     }
 
-    /// Makes the shared part `amount` and all local parts zero.
+    /// Makes the sum `amount`, by the shared part alone: other CPUs' local parts are not to be
+    /// written. An add that the sum here has is one before this, and any other is one after it.
     pub(super) fn set(&self, amount: i64) {
         let lock = self.lock();
-        self.change(&lock, || {
-            for cpu in cpu::booted_once().iter() {
-                // SAFETY: as in `fold_locked`.
-                unsafe { self.locals.write_on(cpu, 0) };
-            }
-            self.count.store(amount, Relaxed);
-        });
+        let change = amount.wrapping_sub(self.sum_locked(&lock));
+        // A sum that reads the new shared part is to read local parts that are no older than those
+        // read here.
+        let _changing = Changing::begin(self, &lock);
+        self.add_to_count(change);
     }
 
     fn add_to_count(&self, amount: i64) {
         self.count.store(self.count().wrapping_add(amount), Relaxed);
-    }
-
-    /// Does what nobody may see half-way.
-    fn change(&self, _lock: &SpinGuard<'_, (), Global>, f: impl FnOnce()) {
-        let sequence = self.sequence.load(Relaxed);
-        self.sequence.store(sequence.wrapping_add(1), Relaxed);
-        // Who reads a word that `f` writes, and then fences, finds the sequence odd or larger.
-        fence(Release);
-        f();
-        self.sequence.store(sequence.wrapping_add(2), Release);
     }
 
     /// The exact value.
@@ -252,7 +254,7 @@ impl Node {
         self.parts()
     }
 
-    /// The shared part and the local parts of all CPUs that are starting, online or dying.
+    /// The shared part and the local parts of all CPUs that are counted.
     fn parts(&self) -> i64 {
         let locals = self.locals;
         cpu::counted().fold(self.count(), |sum, cpu| {
@@ -269,11 +271,44 @@ impl Node {
         }
     }
 
-    /// What the local parts can make up together, at most: to be asked before the shared part is
-    /// read, so that a CPU that dies in between is in the one or in the other.
-    pub(super) fn slack(&self) -> i64 {
-        let cpus = cpu::counted().count() as i64;
-        cpus * i64::from(self.local_bound.load(Acquire).max(largest_batch()))
+    /// What the local parts can make up together, at most.
+    pub(super) fn error_bound(&self) -> u64 {
+        let below = self.local_bound.load(Acquire).max(largest_batch());
+        cpu::MASKS.counted.count() as u64 * u64::from(below.unsigned_abs() - 1)
+    }
+
+    /// Returns the least and the most that the sum can be, by the shared part alone, or `None` if
+    /// that wraps.
+    pub(super) fn bounds(&self) -> Option<Bounds> {
+        // Before the shared part is read: what a CPU that leaves in between has counted is in the
+        // one or in the other.
+        let error = self.error_bound();
+        Bounds::around(self.count(), error)
+    }
+}
+
+/// Two words of a node are being changed, between which their sum is wrong: the sequence is odd until
+/// this is dropped.
+#[must_use]
+struct Changing<'a> {
+    node: &'a Node,
+    before: u64,
+}
+
+impl<'a> Changing<'a> {
+    fn begin(node: &'a Node, _lock: &SpinGuard<'_, (), Global>) -> Self {
+        let before = node.sequence.load(Relaxed);
+        node.sequence.store(before + 1, Relaxed);
+        // Who reads a word that is written from here on, and then fences, finds the sequence odd or
+        // larger.
+        fence(Release);
+        Self { node, before }
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.node.sequence.store(self.before + 2, Release);
     }
 }
 

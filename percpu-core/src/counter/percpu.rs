@@ -10,6 +10,7 @@ use super::count::Count;
 use super::memory::{self, Nodes};
 use super::node::{Node, add_below};
 use crate::alloc::AllocError;
+use crate::arch;
 use crate::irq;
 use crate::var::PerCpuPtr;
 
@@ -146,6 +147,8 @@ impl PercpuCounter {
     /// [`limited_add`](Self::limited_add) reckon with local parts as large, from then on.
     #[inline]
     pub fn add_batch(&self, amount: i64, batch: i32) {
+        // Before the batch is announced.
+        arch::check_cpu();
         let batch = batch.max(1);
         self.node().allow_locals_below(batch);
         self.add_or_fold(amount, batch);
@@ -165,13 +168,30 @@ impl PercpuCounter {
         self.add_local(amount.wrapping_neg());
     }
 
-    /// The shared part: one load, off by the sum of the local parts. Linux: `percpu_counter_read`.
-    ///
-    /// Each local part is smaller than the largest [batch](batch()) there has been, or the largest
-    /// that [`add_batch`](Self::add_batch) was called with.
+    /// The shared part: one load, off by the sum of the local parts, which is at most
+    /// [`error_bound`](Self::error_bound). Linux: `percpu_counter_read`.
     #[inline]
     pub fn read(&self) -> i64 {
         self.node().count()
+    }
+
+    /// Returns how far off a [`read`](Self::read) is at most.
+    ///
+    /// Each local part is smaller than the largest [batch](batch()) there has been, or the largest
+    /// that [`add_batch`](Self::add_batch) was called with; the current batch does not say, because
+    /// it shrinks when CPUs go down. There is a local part on each CPU that is
+    /// [counted](crate::cpu::counted).
+    ///
+    /// ```
+    /// use percpu_core::{counter::PercpuCounter, host};
+    ///
+    /// host::boot(2).unwrap();
+    /// let counter = PercpuCounter::new(0).unwrap();
+    /// host::on_each_cpu(|_| counter.add(31));
+    /// assert_eq!((counter.read(), counter.sum(), counter.error_bound()), (0, 62, 62));
+    /// ```
+    pub fn error_bound(&self) -> u64 {
+        self.node().error_bound()
     }
 
     /// As [`read`](Self::read), but 0 instead of a negative number. Linux:
@@ -181,9 +201,9 @@ impl PercpuCounter {
         self.read().max(0)
     }
 
-    /// The exact value: reads the part of every CPU that is starting, online or dying, and none of
-    /// them twice unless somebody folds meanwhile. Takes no lock, but after a few such tries. An add at
-    /// the same time is in the sum or not. Linux: `percpu_counter_sum`.
+    /// The exact value: reads the part of every CPU that is [counted](crate::cpu::counted), and none
+    /// of them twice unless one is folded meanwhile. Takes no lock, but after a few such tries. An
+    /// add at the same time is in the sum or not. Linux: `percpu_counter_sum`.
     pub fn sum(&self) -> i64 {
         self.node().sum()
     }
@@ -194,9 +214,10 @@ impl PercpuCounter {
         self.sum().max(0)
     }
 
-    /// Makes the counter stand at `amount`; for when nobody adds. An add at the same time may be
-    /// lost, or survive together with what its CPU had counted before. Takes the lock, visits every
-    /// CPU that has been up. Linux: `percpu_counter_set`.
+    /// Makes the [`sum`](Self::sum) `amount`. An add at the same time comes before that, and is gone
+    /// with what was counted until then, or after it, and counts. The local parts stay as they are: a
+    /// [`read`](Self::read) is off as before. Takes the lock and sums. Linux: `percpu_counter_set`,
+    /// which loses adds at the same time.
     pub fn set(&self, amount: i64) {
         self.node().set(amount);
     }
@@ -209,56 +230,46 @@ impl PercpuCounter {
     /// Compares the exact value with `rhs`, by the shared part alone if that is clear enough.
     /// Linux: `percpu_counter_compare`.
     pub fn compare(&self, rhs: i64) -> Ordering {
-        let node = self.node();
-        let slack = node.slack();
-        let count = node.count();
-        if count.abs_diff(rhs) > slack.unsigned_abs() {
-            count.cmp(&rhs)
-        } else {
-            self.sum().cmp(&rhs)
-        }
+        let by_count = self.node().bounds().and_then(|bounds| bounds.compare(rhs));
+        by_count.unwrap_or_else(|| self.sum().cmp(&rhs))
     }
 
-    /// Adds `amount` if that takes the counter not past `limit`: not above it for a positive
-    /// amount, not below it for a negative one. Whether it added; an amount of 0 always fits. Linux:
+    /// Adds `amount` unless that takes the counter past `limit`: above it for a positive amount, below
+    /// it for a negative one. Returns whether it added; an amount of 0 always fits. Decided as in
+    /// numbers that do not wrap: what does not fit 64 bits is past every limit. Linux:
     /// `percpu_counter_limited_add`.
     ///
     /// Far from the limit it costs an [`add`](Self::add) with interrupts masked, near it takes the
     /// lock and sums. Callers that add at the same time may together pass the limit by what they have
     /// in flight.
     pub fn limited_add(&self, limit: i64, amount: i64) -> bool {
+        arch::check_cpu();
         if amount == 0 {
             return true;
         }
         let within = |value: i64| if amount > 0 { value <= limit } else { value >= limit };
         let node = self.node();
-        // The most and the least, towards the limit, that the local parts can make up.
-        let (most, least) = match (node.slack(), amount > 0) {
-            (slack, true) => (slack, -slack),
-            (slack, false) => (-slack, slack),
-        };
 
-        // Far from the limit: all local parts, the new one included, cannot reach it.
+        // Far from the limit: whatever the local parts are, the new one included, they do not reach it.
         {
             let _irq = irq::disable();
-            let far = || within(node.count().saturating_add(most));
+            let far = || node.bounds().is_some_and(|it| within(it.least) && within(it.most));
             // SAFETY: the handle's local parts.
             if unsafe { add_below(self.locals, amount, batch(), far) } {
                 return true;
             }
         }
         let lock = node.lock();
-        let count = node.count().saturating_add(amount);
-        if !within(count.saturating_add(least)) {
-            return false;
+        // What wraps is past the limit, on whichever side that lies.
+        let fits = |value: i64| value.checked_add(amount).is_some_and(within);
+        let fits = match node.bounds() {
+            Some(it) if fits(it.least) == fits(it.most) => fits(it.most),
+            _ => fits(node.sum_locked(&lock)),
+        };
+        if fits {
+            node.fold_locked(&lock, amount);
         }
-        if !within(count.saturating_add(most))
-            && !within(node.sum_locked(&lock).saturating_add(amount))
-        {
-            return false;
-        }
-        node.fold_locked(&lock, amount);
-        true
+        fits
     }
 
     /// Address of the counter: that of its [`CounterView`](crate::view::CounterView).

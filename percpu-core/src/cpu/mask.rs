@@ -5,9 +5,13 @@
 //! about to enter it. The possible
 //! mask is frozen when per-CPU areas are set up, the others change under hotplug. A CPU that was
 //! ever online has a unit and is booted-once: possible ⊇ booted-once ⊇ starting ∪ online ∪ dying.
+//! Every CPU that has a unit is counted, unless it went down and its counts were folded:
+//! booted-once ⊇ counted ⊇ online.
 
 use super::id::{CpuId, NR_CPUS};
 use crate::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::platform::Global;
+use crate::sync::{SpinGuard, SpinLock};
 
 const WORDS: usize = NR_CPUS / 64;
 
@@ -117,6 +121,7 @@ pub(crate) struct Masks {
     pub(crate) dying: CpuMask,
     pub(crate) booted_once: CpuMask,
     pub(crate) starting: CpuMask,
+    pub(crate) counted: CpuMask,
 }
 
 pub(crate) static MASKS: Masks = Masks {
@@ -127,7 +132,23 @@ pub(crate) static MASKS: Masks = Masks {
     dying: CpuMask::new(),
     booted_once: CpuMask::new(),
     starting: CpuMask::new(),
+    counted: CpuMask::new(),
 };
+
+/// Held while a CPU's counts are folded, and taken when a CPU becomes counted again: a CPU that was
+/// found to execute nothing is not started before its counts are folded.
+static COUNTED: SpinLock<()> = SpinLock::new(());
+
+/// Keeps every CPU that is down from being [counted again](count_again) until the guard is dropped.
+pub(crate) fn hold_counted() -> SpinGuard<'static, (), Global> {
+    COUNTED.lock()
+}
+
+/// Makes a CPU that is about to be started one of the [counted](counted()).
+pub(crate) fn count_again(cpu: CpuId) {
+    let _lock = COUNTED.lock();
+    MASKS.counted.set(cpu, true);
+}
 
 /// CPUs that can ever be brought up; frozen at set-up. Linux: `cpu_possible_mask`.
 #[inline]
@@ -175,17 +196,17 @@ pub fn starting() -> &'static CpuMask {
     &MASKS.starting
 }
 
-/// The CPUs that may hold per-CPU counts which are folded when a CPU dies: those that are starting,
-/// online or dying, in ascending order.
+/// The CPUs that may hold per-CPU counts which are folded when a CPU dies, in ascending order: every
+/// CPU that has a unit, but for those that went down and whose counts [were
+/// folded](crate::counter::cpu_dead).
 ///
-/// A CPU is found at whatever moment of its life: the masks are read in the order in which it goes
-/// through them, and it enters the next before it leaves one.
+/// A CPU is in this set before it executes its first instruction, whether hotplug starts it or the
+/// kernel does. Only the fold takes it out, and [`cpu_up`](crate::hotplug::cpu_up) puts it back. So
+/// this is true as well in a kernel that never uses hotplug, or that forgot to [register the
+/// counters' steps](crate::counter::register_hotplug_steps).
 #[inline]
 pub fn counted() -> impl Iterator<Item = CpuId> {
-    bits(
-        (0..live_words())
-            .map(|i| MASKS.starting.word(i) | MASKS.online.word(i) | MASKS.dying.word(i)),
-    )
+    MASKS.counted.iter()
 }
 
 /// Whether [`hotplug::init`](crate::hotplug::init) was called.

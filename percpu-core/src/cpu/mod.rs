@@ -7,7 +7,7 @@ pub use id::{CpuId, NR_CPUS, nr_cpu_ids};
 pub use mask::{CpuMask, active, booted_once, counted, dying, online, possible, present, starting};
 
 pub(crate) use id::set_nr_cpu_ids;
-pub(crate) use mask::{MASKS, set_hotplug_has_begun, takes_calls};
+pub(crate) use mask::{MASKS, count_again, hold_counted, set_hotplug_has_begun, takes_calls};
 
 use crate::percpu;
 
@@ -19,15 +19,6 @@ percpu! {
     static CPU_NUMBER: PerCpu<u32> = NOT_SET_UP;
     /// Where the CPU's unit lies, less the template's address. Linux: `this_cpu_off`.
     static THIS_CPU_OFFSET: PerCpu<usize> = 0;
-}
-
-/// The masks through which a CPU goes when it comes or goes, for models that do hotplug's steps one by
-/// one.
-#[cfg(loom)]
-#[doc(hidden)]
-pub fn set_masks(cpu: CpuId, online: Option<bool>, dying: Option<bool>) {
-    online.into_iter().for_each(|member| MASKS.online.set(cpu, member));
-    dying.into_iter().for_each(|member| MASKS.dying.set(cpu, member));
 }
 
 /// The number of the CPU that runs this; 0 before the areas are set up. Linux:

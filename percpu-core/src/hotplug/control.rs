@@ -231,7 +231,7 @@ pub fn cpu_up(cpu: CpuId) -> Result<(), HotplugError> {
         start_up(cpu, position)?;
         way.prepared.end = position + 1;
     }
-    // Its STARTING steps may have per-CPU values to be summed, and if one fails, to be folded.
+    // Its STARTING steps may make per-CPU values, which are to be folded if one of the steps fails.
     MASKS.starting.set(cpu, true);
     way.announced = true;
     kick(cpu)?;
@@ -355,6 +355,8 @@ fn kick(cpu: CpuId) -> Result<(), HotplugError> {
     preempt::reset(cpu);
     record.clear_request();
     record.set_phase(Phase::Kicked);
+    // After that: a fold that still found the CPU down is over when this returns.
+    cpu::count_again(cpu);
     let abandon = AtEnd(|| record.set_phase(Phase::Abandoned));
     ops.start(cpu).map_err(HotplugError::Start)?;
     mem::forget(abandon);
@@ -399,7 +401,7 @@ impl Drop for Dying {
             }
         }
         // Not earlier: until here a step may have had per-CPU values to fold. Not later: a CPU that is
-        // dying for ever would be summed again after its next life.
+        // dying for ever would look so in its next life.
         let _end = AtEnd(|| {
             MASKS.dying.set(cpu, false);
             record.set_phase(Phase::Offline);

@@ -33,8 +33,8 @@
 //!
 //! A CPU is online from the end of its last STARTING step until [`die`], and active while no step
 //! is pending. It is starting from before it is started until it is online, and dying from before it
-//! leaves the online mask until its last PREPARE tear-down: a reader who goes over
-//! [`counted`](crate::cpu::counted) misses no CPU whose per-CPU values were not folded yet.
+//! leaves the online mask until its last PREPARE tear-down. It is [counted](crate::cpu::counted) from
+//! before it is started until the counters' tear-down has folded what it counted.
 
 mod callback;
 mod control;
@@ -56,6 +56,10 @@ pub use instances::{InstanceStartup, InstanceTeardown};
 pub use multi::{AddError, Instance, MultiStep, register_multi};
 pub use newcomer::{ArriveError, Serve, arrive, dead, die, has_work, serve};
 pub use readers::{CpusReadGuard, cpus_read_lock};
+pub(crate) use record::is_down;
+#[cfg(loom)]
+#[doc(hidden)]
+pub use record::set_down;
 pub(crate) use registration::register_own;
 pub use registration::{register, register_nocalls, unregister, unregister_nocalls};
 pub use standing::{CpuState, state};

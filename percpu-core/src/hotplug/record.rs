@@ -16,6 +16,8 @@ use crate::{area, irq, percpu};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Phase {
+    /// Hotplug has not started it. The kernel may have.
+    Unknown,
     /// Down: executes nothing.
     Offline,
     /// The kernel is about to start it; it waits if it arrives already.
@@ -69,7 +71,7 @@ macro_rules! decode {
     };
 }
 
-decode!(Phase: Offline Kicked Go Starting Failed Abandoned Online Dying Dead);
+decode!(Phase: Unknown Offline Kicked Go Starting Failed Abandoned Online Dying Dead);
 decode!(Request: None StartUp TearDown Undo Redo Die Running Done);
 
 impl Request {
@@ -128,7 +130,7 @@ impl Structured for Record {}
 percpu! {
     #[shared_aligned]
     static RECORD: PerCpu<Record> = Record {
-        phase: AtomicU32::new(Phase::Offline as u32),
+        phase: AtomicU32::new(Phase::Unknown as u32),
         request: AtomicU32::new(Request::None as u32),
         step: AtomicU32::new(0),
         instance: AtomicPtr::new(null_mut()),
@@ -212,6 +214,23 @@ impl Claimed {
 impl Drop for Claimed {
     fn drop(&mut self) {
         self.record.answer(self.answer);
+    }
+}
+
+/// Returns whether `cpu`, which has a unit, executes nothing: it went down or was sent away, and was
+/// not started since.
+pub(crate) fn is_down(cpu: CpuId) -> bool {
+    matches!(record(cpu).phase(), Phase::Offline | Phase::Dead)
+}
+
+/// Makes `cpu` one that is down, or one that is online and [counted](crate::cpu::counted) again: for
+/// models that do hotplug's steps one by one.
+#[cfg(loom)]
+#[doc(hidden)]
+pub fn set_down(cpu: CpuId, down: bool) {
+    record(cpu).set_phase(if down { Phase::Dead } else { Phase::Online });
+    if !down {
+        crate::cpu::count_again(cpu);
     }
 }
 

@@ -166,7 +166,7 @@ pub(crate) fn locals(
 
 /// K3: nobody is in the middle of a fold, and nobody wrote over the counter.
 fn check_whole(counter: &Counter, view: &CounterView, findings: &mut Findings) {
-    let mut broken = |detail: String, seen: u32, expected: u32| {
+    let mut broken = |detail: String, seen: u64, expected: u64| {
         let place = format!("counter {:#x}", counter.address);
         findings.report(Violation::new("K3", place, detail).values(seen, expected));
     };
@@ -182,7 +182,7 @@ fn check_whole(counter: &Counter, view: &CounterView, findings: &mut Findings) {
             "live counter {:#x} has {:#x} for its magic number, expected {COUNTER_LIVE:#x}",
             counter.address, view.magic
         );
-        broken(detail, view.magic, COUNTER_LIVE);
+        broken(detail, view.magic.into(), COUNTER_LIVE.into());
     }
     findings.checked("K3", 1);
 }
@@ -325,7 +325,7 @@ fn onlines_if_offline(mem: &GuestMem, cpu: u32, masks: Masks) -> Result<Option<u
     let block = control_block(cpu);
     let onlines = mem.load_u64(block + offset_of!(ControlBlock, onlines) as u64)?;
     let state = mem.load_u32(block + offset_of!(ControlBlock, state) as u64)?;
-    let offline = state == CpuState::Offline as u32 && !masks.may_count(cpu);
+    let offline = state == CpuState::Offline as u32 && !masks.is_in_service(cpu);
     Ok(offline.then_some(onlines))
 }
 

@@ -28,11 +28,19 @@ pub(crate) struct Layout {
 pub(crate) struct Masks {
     pub(crate) online: u64,
     pub(crate) dying: u64,
+    /// CPUs over which the guest sums.
+    pub(crate) counted: u64,
 }
 
 impl Masks {
-    /// Whether per-CPU values of `cpu` may be other than folded.
-    pub(crate) fn may_count(&self, cpu: u32) -> bool {
+    /// Whether a sum of the guest's has the local of `cpu`.
+    pub(crate) fn is_counted(&self, cpu: u32) -> bool {
+        self.counted >> cpu & 1 != 0
+    }
+
+    /// Whether `cpu` is up, or was not torn down yet. Not asked of the mask over which the guest sums:
+    /// a CPU that is not folded stays in that, and would never be looked at.
+    pub(crate) fn is_in_service(&self, cpu: u32) -> bool {
         (self.online | self.dying) >> cpu & 1 != 0
     }
 }
@@ -134,7 +142,7 @@ impl Layout {
             let address = self.roots.masks.wrapping_add(n * self.roots.mask_size);
             space.read::<u64>(address).following(|| "the CPU masks")
         };
-        Ok(Masks { online: mask(2)?, dying: mask(4)? })
+        Ok(Masks { online: mask(2)?, dying: mask(4)?, counted: mask(7)? })
     }
 
     /// The batch that belongs to a number of online CPUs.

@@ -46,7 +46,7 @@ impl Judge {
             let mem = judge.mem.clone();
             let space = mem.address_space();
             judge.still.after(&space, &layout, change, result, findings);
-            still::check_nobody_dying(&space, &layout, findings);
+            still::check_masks(&space, &layout, change, result, findings);
             judge.note_batch(&space, &layout);
             let batch = counters::check_batch(&space, &layout, findings);
             batch.unwrap_or_else(|violation| findings.report(violation));

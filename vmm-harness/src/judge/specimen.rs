@@ -320,8 +320,10 @@ impl Guest {
             let head = self.slots + slot * size_of::<ListView>() as u64;
             self.poke(head, ListView { next: head, prev: head });
         }
-        self.masks = self.grab(5 * 128);
-        for (mask, cpus) in [0b1111u64, 0b1111, 0b0011, 0b0011, 0].into_iter().enumerate() {
+        self.masks = self.grab(8 * 128);
+        // As `Roots::masks` names them.
+        let masks = [0b1111u64, 0b1111, 0b0011, 0b0011, 0, 0b1111, 0, 0b0011];
+        for (mask, cpus) in masks.into_iter().enumerate() {
             self.poke(self.masks + 128 * mask as u64, cpus);
         }
         self.batch = self.grab(8);
@@ -484,9 +486,9 @@ impl Guest {
             local_bound: 0,
             sequence: 0,
             magic: COUNTER_LIVE,
-            first: address,
             allocated: 1,
             in_use: 1,
+            first: address,
         };
         self.poke(address, view);
         self.poke(last.prev, address);

@@ -150,8 +150,8 @@ fn lost(
     Violation::new("K3", object, detail).on(cpu).values(after.sum(), expected.sum())
 }
 
-/// K6 at any moment of an unplug: what the count and the locals of the CPUs that are online or dying
-/// make up together is the counter's value.
+/// K6 at any moment of an unplug: what the count and the locals of the CPUs that the guest counts make
+/// up together is the counter's value.
 pub(crate) fn check_dying(
     mem: &GuestMem,
     layout: &Layout,
@@ -174,8 +174,8 @@ pub(crate) fn check_dying(
                 let object = format!("counter {:#x}", counter.address);
                 let cpu = dying.trailing_zeros();
                 let detail = format!(
-                    "while CPU {cpu} goes down a sum of {object} over the CPUs that are online or dying \
-                     is {sum}, expected {expected}: it is not counted, or counted twice"
+                    "while CPU {cpu} goes down a sum of {object} over the counted CPUs is {sum}, \
+                     expected {expected}: it is not counted, or counted twice"
                 );
                 findings.report(Violation::new("K6", object, detail).on(cpu).values(sum, expected));
             }
@@ -202,16 +202,18 @@ fn sum_now(
     if moved(&before) || moved(&after) || layout.masks(&space).ok()? != masks {
         return None;
     }
-    let counted = (0u32..).zip(locals).filter(|(cpu, _)| masks.may_count(*cpu));
+    let counted = (0u32..).zip(locals).filter(|(cpu, _)| masks.is_counted(*cpu));
     let sum = counted.fold(before.count, |sum, (_, local)| sum.wrapping_add(i64::from(local)));
     Some((sum, masks.dying))
 }
 
-/// K6 at rest: nobody is dying. A CPU that stays so is counted after its death, with whatever it
-/// has by then.
-pub(crate) fn check_nobody_dying(
+/// K6 after an order: no CPU is dying, each one that is online is counted, and one that went down is
+/// not.
+pub(crate) fn check_masks(
     space: &AddressSpace<'_>,
     layout: &Layout,
+    (change, cpu): (Change, u32),
+    result: Result<(), PlugError>,
     findings: &mut Findings,
 ) {
     let Some(masks) = findings.sound(layout.masks(space)) else { return };
@@ -224,5 +226,24 @@ pub(crate) fn check_nobody_dying(
         );
         findings
             .report(Violation::new("K6", "the dying mask", detail).on(cpu).values(masks.dying, 0));
+    }
+    let mut wrong = |cpu: u32, detail: String, expected: u64| {
+        let violation = Violation::new("K6", "the counted mask", detail).on(cpu);
+        let hex = |mask: u64| format!("{mask:#x}");
+        findings.report(violation.values(hex(masks.counted), hex(expected)));
+    };
+    let missed = masks.online & !masks.counted;
+    if missed != 0 {
+        let online = missed.trailing_zeros();
+        let detail = format!(
+            "CPU {online} is online but not in the counted mask ({:#x}): sums miss what it counts",
+            masks.counted
+        );
+        wrong(online, detail, masks.counted | masks.online);
+    }
+    if (change, result) == (Change::Down, Ok(())) && masks.is_counted(cpu) {
+        let detail =
+            format!("CPU {cpu} went down but is still in the counted mask ({:#x})", masks.counted);
+        wrong(cpu, detail, masks.counted & !(1 << cpu));
     }
 }

@@ -250,7 +250,7 @@ const CORRUPTIONS: &[(&str, &str, Spoil)] = &[
         g.change(count, |count: i64| count + 31 + 32);
     }),
     ("a fold was begun and not ended", "K3", |g| {
-        g.poke(g.counters[1] + offset_of!(CounterView, sequence) as u64, 7u32);
+        g.poke(g.counters[1] + offset_of!(CounterView, sequence) as u64, 7u64);
     }),
     ("a live counter says that it was destroyed", "K3", |g| {
         g.poke(g.counters[0] + offset_of!(CounterView, magic) as u64, 0xdead_c047u32);

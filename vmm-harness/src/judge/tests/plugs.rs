@@ -35,6 +35,11 @@ fn guest() -> (Guest, Judge, u64) {
 fn set_masks(guest: &Guest, online: u64, dying: u64) {
     guest.poke(guest.masks + 2 * 128, online);
     guest.poke(guest.masks + 4 * 128, dying);
+    set_counted(guest, online | dying);
+}
+
+fn set_counted(guest: &Guest, counted: u64) {
+    guest.poke(guest.masks + 7 * 128, counted);
 }
 
 fn go_down(guest: &Guest) {
@@ -110,10 +115,46 @@ fn a_sum_is_not_judged_while_a_fold_is_under_way() {
     let (guest, mut judge, _) = guest();
     set_masks(&guest, 0b0001, 0b1000);
     let sequence = guest.counters[0] + offset_of!(CounterView, sequence) as u64;
-    guest.poke(sequence, 1u32);
+    guest.poke(sequence, 1u64);
     judge.during_unplug();
     assert_eq!(judge.violations(), []);
     assert_eq!(judge.checks().get("K6"), None);
+}
+
+#[test]
+fn a_cpu_that_leaves_the_counted_before_it_is_folded_is_found() {
+    let (guest, mut judge, locals) = guest();
+    set_masks(&guest, 0b0001, 0b0010);
+    set_counted(&guest, 0b0001);
+    judge.during_unplug();
+    assert_eq!(broken(&judge), ["K6"]);
+    fold(&guest, locals, 0);
+    judge.during_unplug();
+    assert_eq!(judge.violations().len(), 1, "folded: what is left is right");
+}
+
+#[test]
+fn a_cpu_that_is_counted_after_its_death_is_found() {
+    let (guest, mut judge, locals) = guest();
+    fold(&guest, locals, 0);
+    go_down(&guest);
+    set_counted(&guest, 0b0011);
+    judge.after_unplug(CPU, Ok(()));
+    assert_eq!(broken(&judge), ["K6"]);
+    assert_eq!(
+        judge.violations()[0].detail,
+        "CPU 1 went down but is still in the counted mask (0x3)"
+    );
+}
+
+#[test]
+fn a_cpu_that_is_online_and_not_counted_is_found() {
+    let (guest, mut judge, _) = guest();
+    set_masks(&guest, 0b0111, 0);
+    set_counted(&guest, 0b0011);
+    judge.after_plug(2, Ok(()));
+    assert_eq!(broken(&judge), ["K6"]);
+    assert_eq!(judge.violations()[0].cpu, Some(2));
 }
 
 #[test]
