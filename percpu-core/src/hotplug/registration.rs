@@ -16,7 +16,7 @@ use crate::unwind::{AtEnd, for_each_to_the_end};
 ///
 /// # Errors
 ///
-/// There is no room; or the start-up failed on a CPU, and was undone on those before it.
+/// There is no room; or the start-up failed on a CPU, and was undone on those before it, the latest first.
 ///
 /// # Panics
 ///

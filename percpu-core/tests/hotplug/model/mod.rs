@@ -230,7 +230,8 @@ impl World {
         match caught_up {
             Ok(()) => self.push(result.unwrap(), section, Kind::Single(n, callbacks)),
             Err((failed, error)) => {
-                for cpu in self.reference.cpus_up().into_iter().filter(|&cpu| cpu < failed) {
+                let before = |cpu: &usize| *cpu < failed;
+                for cpu in self.reference.cpus_up().into_iter().filter(before).rev() {
                     self.reference.saw("down", &callbacks, cpu);
                 }
                 assert_eq!(result, Err(RegisterError::Step { cpu: cpu(failed), error }));
