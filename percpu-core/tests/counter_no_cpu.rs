@@ -114,13 +114,13 @@ fn a_percpu_counter_is_made_read_set_and_dropped_by_a_thread_that_is_no_cpu() {
 }
 
 /// An operation on a counter.
-type Op<C> = fn(&C);
+type On<C> = fn(&C);
 
 #[test]
 fn a_lazy_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
     let _system = system();
     let counter = LazyCounter::new(3);
-    let ops: [(&str, Op<LazyCounter>); 6] = [
+    let ops: [(&str, On<LazyCounter>); 6] = [
         ("add 0", |c| c.add(0)),
         ("add", |c| c.add(1)),
         ("add beyond one word", |c| c.add(i64::MAX)),
@@ -154,7 +154,7 @@ fn a_lazy_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
 fn a_hierarchical_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
     let _system = system();
     let counter = HierarchicalCounter::new(3, 100).unwrap();
-    let ops: [(&str, Op<HierarchicalCounter>); 6] = [
+    let ops: [(&str, On<HierarchicalCounter>); 6] = [
         ("add 0", |c| c.add(0)),
         ("add", |c| c.add(1)),
         ("add much", |c| c.add(i64::MAX)),
