@@ -28,20 +28,20 @@ pub(crate) struct Taken {
 
 impl Taken {
     /// Hands out the first of the `count` areas from `first` on, which nobody holds and which have left
-    /// their shelf. The lock that counts it is held, and `era` was read under it.
+    /// their shelf.
     #[inline]
-    fn hand_out(first: Cached, count: u32, era: u64) -> Self {
+    fn hand_out(first: Cached, count: u32) -> Self {
         first.ledger().hand_out(first.start());
-        Self { first, count, era }
+        Self { first, count, era: 0 }
     }
 
     /// Takes the area at `place`, which was found under this hold of the short lock, and up to
     /// `count - 1` behind it.
-    fn out_of<P: Platform>(state: &mut State<P>, place: Place, count: u32, era: u64) -> Self {
+    fn out_of<P: Platform>(state: &mut State<P>, place: Place, count: u32) -> Self {
         let run = state.take(place, count);
         // SAFETY: the chunk is the state's, and lives as long as it has the areas.
         let ledger = unsafe { state.ledger(place.chunk).as_ref() };
-        Self::hand_out(Cached::new(ledger, run.start), run.len() / place.area.len(), era)
+        Self::hand_out(Cached::new(ledger, run.start), run.len() / place.area.len())
     }
 }
 
@@ -147,16 +147,15 @@ impl<P: Platform> Allocator<P> {
         match self.cache() {
             Some(cache) if Shelves::takes(request.len) && !flags.contains(AllocFlags::RESERVED) => {
                 let mut shelves = cache.lock();
-                let era = self.leaks.era_if(shelves.tracked);
                 let taken = match shelves.pop(request, zeroes_together(first)) {
-                    Some(area) => Taken::hand_out(area, 1, era),
-                    None => match self.refill(&shelves, request, flags, era) {
+                    Some(area) => Taken::hand_out(area, 1),
+                    None => match self.refill(&shelves, request, flags) {
                         Some(taken) => taken,
-                        None => Taken::hand_out(shelves.pop(request, false)?, 1, era),
+                        None => Taken::hand_out(shelves.pop(request, false)?, 1),
                     },
                 };
                 shelves.allocs += 1;
-                Some(taken)
+                Some(Taken { era: self.leaks.era_if(shelves.tracked), ..taken })
             }
             _ => self.take_populated(request, flags),
         }
@@ -164,19 +163,13 @@ impl<P: Platform> Allocator<P> {
 
     /// Takes areas on populated pages, one for `request` and some for its shelf. These come later:
     /// all of them are made zero first, which is quicker together and too long for a lock.
-    fn refill(
-        &self,
-        shelves: &Shelves,
-        request: Request,
-        flags: AllocFlags,
-        era: u64,
-    ) -> Option<Taken> {
+    fn refill(&self, shelves: &Shelves, request: Request, flags: AllocFlags) -> Option<Taken> {
         let mut state = self.state.lock();
         let place = self.find_populated(&mut state, request, flags)?;
         // Areas behind the first one are as well aligned if their length allows it.
         let many = request.len.is_multiple_of(request.align);
         let count = if many { shelves.refill(request.len) } else { 1 };
-        let taken = Taken::out_of(&mut state, place, count, era);
+        let taken = Taken::out_of(&mut state, place, count);
         self.want_empty_pages(&state);
         Some(taken)
     }
@@ -227,8 +220,7 @@ impl<P: Platform> Allocator<P> {
     /// counts it.
     pub(super) fn take_uncached(&self, state: &mut State<P>, place: Place) -> Taken {
         state.statistics.allocs += 1;
-        let era = self.leaks.era_if(state.tracked);
-        Taken::out_of(state, place, 1, era)
+        Taken { era: self.leaks.era_if(state.tracked), ..Taken::out_of(state, place, 1) }
     }
 
     #[inline]
