@@ -132,8 +132,11 @@ fn run_in_seat(cpu: CpuId, f: fn(usize), arg: usize) {
 /// Makes the boot CPU, which was never started, one that is up and has a hotplug thread.
 pub(super) fn adopt_boot_cpu(cpu: CpuId) {
     seat(cpu).set_holder(Holder::Free);
-    // The first look into its mailbox.
-    work(cpu);
+    // The first look into its mailbox: by another thread, because this one may be a CPU of another
+    // copy of the crate.
+    thread::scope(|scope| {
+        scope.spawn(|| work(cpu));
+    });
 }
 
 /// Spawns a thread of `cpu`'s. A panic in it ends the process: somebody waits for it for ever.
