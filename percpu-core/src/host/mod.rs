@@ -45,6 +45,24 @@
 //!
 //! With the feature `host` this module is the program's
 //! [platform](crate::set_platform): a program that has one of its own is built without the feature.
+//!
+//! # Several copies in a process
+//!
+//! A plugin that is loaded with `dlopen` and was linked with this crate (a `cdylib`) has a copy of its
+//! own: other areas, other CPUs, other statics than the program's, which do not know of each other.
+//! [`boot`] and all that needs no CPU work on any thread. On x86-64 a thread has one GS base, so it is a
+//! CPU of one copy at a time: where it is one already, [`enter`] of another copy says
+//! [`OtherCopy`](EnterError::OtherCopy). A thread that a CPU has started is none.
+//!
+//! Two copies in one executable or library, say of two versions, do not link: both define the symbols
+//! `PERCPU_CORE_PLATFORM` and `__percpu_anchor`.
+//!
+//! # Rust dylibs
+//!
+//! The template is the per-CPU statics of the executable, `cdylib` or `staticlib` of which this crate
+//! is a part. In a `dylib`, or with `-C prefer-dynamic` a library that is one, the crate would be
+//! apart from the statics of the crates that use the library: an operation on such a static would go
+//! to a stray address. Set-up refuses that: [`SetupError::RustDylib`].
 
 mod memory;
 mod ops;

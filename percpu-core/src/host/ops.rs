@@ -240,7 +240,7 @@ fn restore_preemption(cpu: CpuId) {
 pub(super) fn adopt_boot_cpu(cpu: CpuId) {
     seat(cpu).set_holder(Holder::Free);
     // The first look into its mailbox: on a thread of the CPU's own, where a callback that another thread
-    // has just registered may run.
+    // has just registered may run. This thread may be a CPU of another copy of the crate.
     thread::scope(|scope| scope.spawn(|| work(cpu)).join())
         .expect("panics of callbacks are caught");
 }

@@ -120,6 +120,8 @@ pub enum EnterError {
     Taken,
     /// This thread is a CPU already.
     Nested,
+    /// This thread is a CPU of [another copy](crate::host#several-copies-in-a-process) of this crate.
+    OtherCopy,
 }
 
 impl fmt::Display for EnterError {
@@ -128,6 +130,10 @@ impl fmt::Display for EnterError {
             Self::Offline => "the CPU is down",
             Self::Taken => "another thread is this CPU",
             Self::Nested => "this thread is a CPU already",
+            Self::OtherCopy => {
+                "this thread is a CPU of another copy of percpu-core in this process: let it leave \
+                 that CPU first, or use another thread"
+            }
         })
     }
 }
@@ -177,7 +183,7 @@ impl Drop for CpuThread {
 ///
 /// # Errors
 ///
-/// The CPU is down or taken, or this thread is a CPU already.
+/// The CPU is down or taken, or this thread is a CPU already, of this copy of the crate or another.
 pub fn enter(cpu: CpuId) -> Result<CpuThread, EnterError> {
     take(cpu, false)
 }
@@ -191,7 +197,7 @@ pub fn enter_when_free(cpu: CpuId) -> Result<CpuThread, EnterError> {
 ///
 /// # Errors
 ///
-/// No CPU is up, or this thread is a CPU already.
+/// No CPU is up, or this thread is a CPU already, of this copy of the crate or another.
 pub fn enter_any() -> Result<CpuThread, EnterError> {
     loop {
         let mut all_down = true;
@@ -212,6 +218,9 @@ pub fn enter_any() -> Result<CpuThread, EnterError> {
 fn take(cpu: CpuId, wait: bool) -> Result<CpuThread, EnterError> {
     if arch::host::offset_of_thread().is_some() {
         return Err(EnterError::Nested);
+    }
+    if arch::host::is_cpu_of_another_copy() {
+        return Err(EnterError::OtherCopy);
     }
     // A guard from before would go on to hold when the thread leaves again.
     assert!(irq_depth() == 0, "a thread enters {cpu:?} while it holds an irq guard");
