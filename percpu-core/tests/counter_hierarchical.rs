@@ -1,5 +1,8 @@
 //! The hierarchical counter: the error its maker chose, at every level, and exact sums.
 
+#[path = "common/scale.rs"]
+mod scale;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu_core::area::Config;
@@ -7,6 +10,7 @@ use percpu_core::counter::{Count, HierarchicalCounter, HierarchicalError};
 use percpu_core::cpu::CpuId;
 use percpu_core::{host, hotplug};
 use proptest::prelude::*;
+use scale::scaled;
 
 /// Three levels above the leaves: 80, 10, 2, 1.
 const CPUS: usize = 80;
@@ -143,7 +147,7 @@ fn adds() -> impl Strategy<Value = Vec<(usize, i64)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 60 }))]
+    #![proptest_config(ProptestConfig::with_cases(scaled(60) as u32))]
 
     #[test]
     fn no_level_is_further_off_than_it_says(

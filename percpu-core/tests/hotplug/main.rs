@@ -3,6 +3,8 @@
 mod arrival;
 mod instances;
 mod model;
+#[path = "../common/scale.rs"]
+mod scale;
 mod steps;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

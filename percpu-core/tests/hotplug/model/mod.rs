@@ -13,6 +13,7 @@ use percpu_core::hotplug::{
 };
 use proptest::prelude::*;
 
+use super::scale::scaled;
 use super::{CPUS, cpu, log, system, take_log};
 use reference::{Callbacks, Kind, Reference, Step};
 
@@ -344,7 +345,7 @@ impl Drop for World {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 100 },
+        cases: scaled(100) as u32,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -1,0 +1,12 @@
+//! How often a test does something: all tests that do it again and again ask here.
+
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
+/// Whether Miri interprets the test.
+pub const INTERPRETED: bool = cfg!(miri);
+
+/// `full`; under Miri, which takes some hundred times as long for everything, the square root of it.
+pub const fn scaled(full: usize) -> usize {
+    if INTERPRETED { full.isqrt() } else { full }
+}
