@@ -34,7 +34,7 @@ fn not_a_cpu() -> ! {
 /// If it is none.
 #[inline(always)]
 #[cfg_attr(
-    all(target_arch = "x86_64", not(any(miri, loom, shuttle))),
+    all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable))),
     expect(dead_code, reason = "instructions add it by themselves")
 )]
 pub(crate) fn offset() -> usize {
@@ -63,8 +63,11 @@ fn raw_offset() -> usize {
 /// `offset` is that of a unit that no other thread uses as its own; the caller holds no guard and
 /// no reference that was made under another offset.
 pub unsafe fn set_offset(offset: usize) {
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(miri, loom, shuttle, percpu_portable, feature = "up"))
+    ))]
     // SAFETY: the caller's duty is passed on as it is.
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
     unsafe {
         set_gs_base(offset)
     };
@@ -88,7 +91,7 @@ pub(crate) unsafe fn leave() {
 /// # Safety
 ///
 /// As [`set_offset`].
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable, feature = "up"))))]
 unsafe fn set_gs_base(base: usize) {
     const ARCH_SET_GS: libc::c_int = 0x1001;
     const HWCAP2_FSGSBASE: libc::c_ulong = 1 << 1;
