@@ -36,7 +36,7 @@ pub struct World {
 
 #[derive(Clone)]
 #[repr(align(4096))]
-struct Page(#[expect(dead_code, reason = "read through its address")] [u8; 4096]);
+struct Page(#[allow(dead_code, reason = "read through its address")] [u8; 4096]);
 
 /// What the model knows of an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
