@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use common::fake::{self, Call};
-use common::scale::scaled;
+use common::scale::{cases, scaled};
 use common::{Shape, World, checker};
 use percpu_core::alloc::{Accounting, AllocError, AllocFlags, Group, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
@@ -263,7 +263,7 @@ fn tables_go_with_their_chunks() {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: scaled(48) as u32, failure_persistence: None, ..Default::default()
+        cases: cases(48), failure_persistence: None, ..Default::default()
     })]
 
     #[test]

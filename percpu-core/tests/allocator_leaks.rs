@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::scale::scaled;
+use common::scale::{cases, scaled};
 use common::threads::Done;
 use common::{Shape, World, checker};
 use percpu_core::alloc::{
@@ -691,7 +691,7 @@ mod random {
 
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: scaled(48) as u32, failure_persistence: None, ..Default::default()
+            cases: cases(48), failure_persistence: None, ..Default::default()
         })]
 
         #[test]

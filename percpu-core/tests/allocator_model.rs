@@ -7,7 +7,7 @@ mod common;
 
 use proptest::prelude::*;
 
-use common::scale::{INTERPRETED, scaled};
+use common::scale::{INTERPRETED, cases, scaled};
 use common::{Shape, World, checker, no_room, two_groups};
 use percpu_core::alloc::AllocFlags;
 use percpu_core::area::Config;
@@ -119,7 +119,7 @@ fn apply(world: &mut World, op: Op) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: scaled(48) as u32, failure_persistence: None, ..ProptestConfig::default()
+        cases: cases(48), failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
@@ -142,7 +142,7 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: scaled(24) as u32, failure_persistence: None, ..ProptestConfig::default()
+        cases: cases(24), failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]

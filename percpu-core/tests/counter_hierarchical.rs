@@ -10,7 +10,7 @@ use percpu_core::counter::{Count, HierarchicalCounter, HierarchicalError};
 use percpu_core::cpu::CpuId;
 use percpu_core::{host, hotplug};
 use proptest::prelude::*;
-use scale::scaled;
+use scale::cases;
 
 /// Three levels above the leaves: 80, 10, 2, 1.
 const CPUS: usize = 80;
@@ -147,7 +147,7 @@ fn adds() -> impl Strategy<Value = Vec<(usize, i64)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(scaled(60) as u32))]
+    #![proptest_config(ProptestConfig::with_cases(cases(60)))]
 
     #[test]
     fn no_level_is_further_off_than_it_says(

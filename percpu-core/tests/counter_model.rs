@@ -13,7 +13,7 @@ use percpu_core::counter::{self, Count, HierarchicalCounter, LazyCounter, Percpu
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::{host, hotplug};
 use proptest::prelude::*;
-use scale::scaled;
+use scale::{cases, scaled};
 use threads::Done;
 
 const CPUS: usize = 4;
@@ -96,12 +96,12 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(scaled(150) as u32))]
+    #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     /// K1, K2, K4, K5: every part is what the model says after every call.
     #[test]
     fn a_single_caller_finds_every_part_as_the_model_has_it(
-        initial in -1000_i64..1000, ops in proptest::collection::vec((0..CPUS, op()), 1..80),
+        initial in -1000_i64..1000, ops in proptest::collection::vec((0..CPUS, op()), 1..scaled(80)),
     ) {
         let _system = system();
         let counter = PercpuCounter::new(initial).unwrap();
@@ -233,7 +233,7 @@ impl Counters {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(scaled(25) as u32))]
+    #![proptest_config(ProptestConfig::with_cases(cases(25)))]
 
     /// K1, K3, K5, K6 with many callers, for every kind of counter.
     #[test]

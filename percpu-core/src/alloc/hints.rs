@@ -176,7 +176,7 @@ mod tests {
 
     use super::super::bitmap;
     use super::*;
-    use crate::scale::{INTERPRETED, scaled};
+    use crate::scale::{INTERPRETED, cases, scaled};
 
     const BITS: u32 = 256;
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: scaled(512) as u32, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(512), ..Default::default() })]
 
         #[test]
         fn hints_stay_exact(

@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::host::Host;
-    use crate::scale::scaled;
+    use crate::scale::{cases, scaled};
 
     const SHIFT: u32 = 15;
 
@@ -224,7 +224,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: scaled(64) as u32, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(64), ..Default::default() })]
 
         #[test]
         fn chunks_are_found_until_they_are_removed(

@@ -10,3 +10,8 @@ pub const INTERPRETED: bool = cfg!(miri);
 pub const fn scaled(full: usize) -> usize {
     if INTERPRETED { full.isqrt() } else { full }
 }
+
+/// As [`scaled`], for random cases, each of which is a test by itself: under Miri twice the square root.
+pub const fn cases(full: usize) -> u32 {
+    scaled(scaled(full)) as u32
+}

@@ -215,7 +215,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::scale::scaled;
+    use crate::scale::{cases, scaled};
 
     fn node(key: usize) -> NodeRef {
         // SAFETY: zero bytes are a valid node.
@@ -241,7 +241,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: scaled(64) as u32, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(64), ..Default::default() })]
 
         #[test]
         fn it_answers_as_an_ordered_set(
