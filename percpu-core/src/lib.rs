@@ -64,6 +64,9 @@ pub mod local;
 pub mod platform;
 pub mod preempt;
 pub mod refcount;
+#[cfg(test)]
+#[path = "../tests/common/scale.rs"]
+mod scale;
 #[cfg(percpu_steps)]
 mod steps;
 pub mod sync;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use common::fake::{self, Call};
+use common::scale::{cases, scaled};
 use common::{Shape, World, checker};
 use percpu_core::alloc::{Accounting, AllocError, AllocFlags, Group, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
@@ -262,14 +263,14 @@ fn tables_go_with_their_chunks() {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 48 }, failure_persistence: None, ..Default::default()
+        cases: cases(48), failure_persistence: None, ..Default::default()
     })]
 
     #[test]
     fn the_accounts_are_exact_at_any_time(
         ops in prop::collection::vec(
             (0u32..4, 1usize..3000, any::<prop::sample::Index>(), 0u8..12),
-            1..if cfg!(miri) { 20 } else { 200 },
+            1..scaled(200),
         ),
     ) {
         let limit = 20_000 * CPUS;

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::fake::{NO_CACHE, use_cache_of};
+use common::scale::{cases, scaled};
+use common::threads::Done;
 use common::{Shape, World, checker};
 use percpu_core::alloc::{
     AllocFlags, EARLY_CALLS, Leak, LeakError, LeakSite, LeakStatistics, Scan, Tracking,
@@ -620,7 +622,7 @@ fn atomic_allocations_ask_for_records_before_they_run_out() {
 fn a_panic_ends_a_scan() {
     let world = tracked_world();
     let pairs = || {
-        for _ in 0..if cfg!(miri) { 200 } else { 10_000 } {
+        for _ in 0..scaled(10_000) {
             let ptr = alloc(&world, 8);
             world.free_raw(ptr).unwrap();
         }
@@ -792,15 +794,15 @@ fn scans_and_calls_at_the_same_time_agree_in_the_end() {
         write(&world, pair[0], 1, 0, pair[1]);
     }
     let roots: Vec<usize> = kept.iter().copied().step_by(2).collect();
-    let (done, scans) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let scanned = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for thread in 0..2 {
-            let (world, done, scans) = (&world, &done, &scans);
+        let callers = [0, 1].map(|thread| {
+            let (world, scanned) = (&world, &scanned);
             scope.spawn(move || {
                 world.fake.adopt();
                 let mut live = Vec::new();
                 let mut n = 0;
-                while n < 4000 || scans.load(Ordering::Relaxed) == 0 {
+                while n < 4000 || !scanned.load(Ordering::Relaxed) {
                     if n % 3 == 2 || live.len() > 2000 {
                         let ptr = live.swap_remove(n * 7 % live.len());
                         world.free_raw(ptr).unwrap();
@@ -813,14 +815,15 @@ fn scans_and_calls_at_the_same_time_agree_in_the_end() {
                     n += 1;
                 }
                 live.into_iter().for_each(|ptr| world.free_raw(ptr).unwrap());
-                done.fetch_add(1, Ordering::Relaxed);
-            });
-        }
-        while done.load(Ordering::Relaxed) < 2 {
+            })
+        });
+        let _ending = Done(&scanned);
+        // A caller that has failed is finished, too.
+        while !callers.iter().all(|caller| caller.is_finished()) {
             let (found, leaks) = scan(&world, &roots);
             assert!(found.areas >= 50 && found.complete);
             assert!(leaks.iter().all(|leak| !kept.contains(&leak.pointer)), "{leaks:?}");
-            scans.fetch_add(1, Ordering::Relaxed);
+            scanned.store(true, Ordering::Relaxed);
         }
     });
     let LeakStatistics { areas, missed, .. } = statistics(&world);
@@ -876,12 +879,12 @@ mod random {
 
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: if cfg!(miri) { 2 } else { 48 }, failure_persistence: None, ..Default::default()
+            cases: cases(48), failure_persistence: None, ..Default::default()
         })]
 
         #[test]
         fn a_scan_reports_exactly_what_cannot_be_reached(
-            ops in prop::collection::vec(ops(), 1..if cfg!(miri) { 20 } else { 100 }),
+            ops in prop::collection::vec(ops(), 1..scaled(100)),
         ) {
             let world = tracked_world();
             let mut areas = Areas::new();

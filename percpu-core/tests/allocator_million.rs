@@ -8,13 +8,14 @@ mod common;
 
 use common::fake;
 use common::random::Random;
+use common::scale::{INTERPRETED, scaled};
 use common::{Shape, World, checker, no_room, two_groups};
 use percpu_core::alloc::{AllocError, AllocFlags, FreeError, MAX_ALLOC_SIZE};
 use percpu_core::area::Config;
 
 /// Operations on each shape, all checked or most of them not.
-const ALL_CHECKED: usize = if cfg!(miri) { 6 } else { 4_000 };
-const MANY: usize = if cfg!(miri) { 40 } else { 200_000 };
+const ALL_CHECKED: usize = scaled(4_000);
+const MANY: usize = scaled(200_000);
 
 fn shapes() -> Vec<Shape> {
     let config = Config::default();
@@ -35,7 +36,7 @@ fn shapes() -> Vec<Shape> {
         // Units of 128 KiB: larger than the largest area.
         Shape { config: Config { atom_size: 128 << 10, ..config }, ..Shape::default() },
     ];
-    if cfg!(miri) { shapes[..1].to_vec() } else { shapes }
+    if INTERPRETED { shapes[..1].to_vec() } else { shapes }
 }
 
 /// A world under random operations.

@@ -7,6 +7,7 @@ mod common;
 
 use proptest::prelude::*;
 
+use common::scale::{INTERPRETED, cases, scaled};
 use common::{Shape, World, checker, no_room, two_groups};
 use percpu_core::alloc::AllocFlags;
 use percpu_core::area::Config;
@@ -58,11 +59,8 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What an interpreter can do in time is less.
-const SLOW: bool = cfg!(miri);
-
 fn shapes() -> impl Strategy<Value = Shape> {
-    let all = |values: &[usize]| if SLOW { values[..1].to_vec() } else { values.to_vec() };
+    let all = |values: &[usize]| if INTERPRETED { values[..1].to_vec() } else { values.to_vec() };
     let cpus = prop::sample::select(vec![vec![0, 3], vec![0], vec![0, 1, 2], vec![1, 4, 6, 7]]);
     let static_size = prop::sample::select(all(&[100, 0, 4096, 9001]));
     let reserved = prop::sample::select(all(&[1024, 0, 8192]));
@@ -121,13 +119,13 @@ fn apply(world: &mut World, op: Op) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if SLOW { 2 } else { 48 }, failure_persistence: None, ..ProptestConfig::default()
+        cases: cases(48), failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
     fn every_invariant_holds_after_each_operation(
         shape in shapes(),
-        ops in prop::collection::vec(ops(), 1..if SLOW { 6 } else { 60 }),
+        ops in prop::collection::vec(ops(), 1..scaled(60)),
     ) {
         let mut world = World::new(&shape);
         world.check();
@@ -144,13 +142,13 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if SLOW { 1 } else { 24 }, failure_persistence: None, ..ProptestConfig::default()
+        cases: cases(24), failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
     fn long_runs_end_with_every_invariant_and_no_area_lost(
         shape in shapes(),
-        ops in prop::collection::vec(ops(), if SLOW { 20..21 } else { 200..600 }),
+        ops in prop::collection::vec(ops(), scaled(200)..scaled(600)),
     ) {
         let mut world = World::new(&shape);
         for op in ops {

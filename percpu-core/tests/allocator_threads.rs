@@ -1,17 +1,18 @@
 //! The allocator under true concurrency: threads that allocate, free each other's areas, balance.
 
 mod common;
-
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use common::scale::scaled;
+use common::threads::Meeting;
 use common::{Shape, World, checker};
 use percpu_core::alloc::AllocFlags;
 use percpu_core::var::PerCpuPtr;
 
 const THREADS: usize = 3;
-const ROUNDS: usize = if cfg!(miri) { 30 } else { 1500 };
+const ROUNDS: usize = scaled(1500);
 
 /// A xorshift generator; enough for sizes.
 struct Random(u64);
@@ -54,28 +55,16 @@ fn free(world: &World, (ptr, size): (usize, usize)) {
     unsafe { world.allocator.free(PerCpuPtr::from_raw(ptr)) }.unwrap();
 }
 
-/// Counts a thread out.
-struct Done<'a>(&'a AtomicUsize);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
     let world = World::new(&Shape::default());
     // Areas that any thread may free.
     let pool: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
-    let working = AtomicUsize::new(THREADS);
     thread::scope(|scope| {
-        for n in 0..THREADS {
-            let (world, pool, working) = (&world, &pool, &working);
+        let callers: [_; THREADS] = std::array::from_fn(|n| {
+            let (world, pool) = (&world, &pool);
             scope.spawn(move || {
                 world.fake.adopt();
-                // Also when a check fails, or the balancing thread would wait for ever.
-                let _done = Done(working);
                 let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ n as u64);
                 for _ in 0..ROUNDS {
                     if random.below(20) < 11 {
@@ -100,18 +89,15 @@ fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
                         }
                     }
                 }
-            });
-        }
-        let (world, working) = (&world, &working);
-        scope.spawn(move || {
-            world.fake.adopt();
-            while working.load(Ordering::Relaxed) != 0 {
-                if world.allocator.balance_wanted() {
-                    world.allocator.balance();
-                }
-                thread::yield_now();
-            }
+            })
         });
+        // A thread in which a check has failed is finished, too.
+        while !callers.iter().all(|caller| caller.is_finished()) {
+            if world.allocator.balance_wanted() {
+                world.allocator.balance();
+            }
+            thread::yield_now();
+        }
     });
     let statistics = world.allocator.statistics();
     let left = pool.into_inner().unwrap();
@@ -125,9 +111,9 @@ fn areas_stay_disjoint_while_threads_allocate_free_and_balance() {
 #[test]
 fn one_of_two_frees_of_an_area_is_refused_whoever_is_first() {
     let world = World::new(&Shape::default());
-    for _ in 0..if cfg!(miri) { 3 } else { 200 } {
+    for _ in 0..scaled(200) {
         let ptr = world.allocator.alloc(64, 4, AllocFlags::NONE).unwrap();
-        let (refused, barrier) = (AtomicBool::new(false), Barrier::new(2));
+        let (refused, barrier) = (AtomicBool::new(false), Meeting::new(2));
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {

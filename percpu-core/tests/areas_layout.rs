@@ -7,6 +7,7 @@ use std::ptr::with_exposed_provenance;
 use proptest::prelude::*;
 
 use common::fake::{self, Page};
+use common::scale::cases;
 use common::two_groups;
 use percpu_core::area::{
     AllocInfo, Config, CpuSet, FirstChunk, MIN_DYN_SIZE, MIN_UNIT_SIZE, NO_CPU, SetupError,
@@ -194,7 +195,7 @@ fn second_opinion(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(256), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn layouts_agree_with_a_second_implementation(

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::fake::{Call, Fake, FakeHandle, Page, Usage};
+use common::scale::scaled;
+use common::threads::Done;
 use common::{Shape, World, checker, fake, two_groups};
 use percpu_core::alloc::{AllocFlags, Allocator};
 use percpu_core::area::{AllocInfo, Config, CpuSet, FirstChunk, Method, SetupError};
@@ -156,7 +158,7 @@ fn a_failure_at_any_step_of_adding_a_unit_changes_nothing() {
 
 #[test]
 fn units_appear_while_threads_allocate_and_balance() {
-    const ROUNDS: usize = if cfg!(miri) { 40 } else { 4000 };
+    const ROUNDS: usize = scaled(4000);
     let config = Config { units_on_demand: true, ..Config::default() };
     let world = World::new(&Shape { cpus: (0..8).collect(), config, ..Shape::default() });
     let (added, stop) = (AtomicUsize::new(1), AtomicBool::new(false));
@@ -201,24 +203,15 @@ fn units_appear_while_threads_allocate_and_balance() {
             });
         }
         // Also when adding panics, or the threads would go on for ever.
-        let _stop = Stop(&stop);
+        let _stop = Done(&stop);
         for cpu in 1..8 {
-            for _ in 0..if cfg!(miri) { 3 } else { 300 } {
+            for _ in 0..scaled(300) {
                 thread::yield_now();
             }
             world.allocator.add_unit(cpu).unwrap();
             added.store(cpu as usize + 1, Ordering::Release);
         }
     });
-}
-
-/// Tells threads to stop when it goes.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 /// Makes a first chunk by pages for the CPUs 0 to 3 with units for `with_unit`.

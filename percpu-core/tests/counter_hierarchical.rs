@@ -1,5 +1,8 @@
 //! The hierarchical counter: the error its maker chose, at every level, and exact sums.
 
+#[path = "common/scale.rs"]
+mod scale;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use percpu_core::area::Config;
@@ -7,6 +10,7 @@ use percpu_core::counter::{Count, HierarchicalCounter, HierarchicalError};
 use percpu_core::cpu::CpuId;
 use percpu_core::{host, hotplug};
 use proptest::prelude::*;
+use scale::{cases, scaled};
 
 /// Three levels above the leaves: 80, 10, 2, 1.
 const CPUS: usize = 80;
@@ -48,7 +52,8 @@ fn an_impossible_error_is_refused_with_the_smallest_possible_one() {
 #[test]
 fn as_much_of_the_error_is_used_as_batches_of_a_power_of_two_can() {
     let _system = system();
-    for max in (SMALLEST..3000).chain([1 << 20, 1 << 40, u64::MAX]) {
+    let step = 3000 / scaled(3000);
+    for max in (SMALLEST..3000).step_by(step).chain([1 << 20, 1 << 40, u64::MAX]) {
         let bound = HierarchicalCounter::new(0, max).unwrap().error_bound();
         assert!(bound <= max);
         let enough = if max < 1 << 40 { max / 3 } else { 1 << 38 };
@@ -143,7 +148,7 @@ fn adds() -> impl Strategy<Value = Vec<(usize, i64)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 60 }))]
+    #![proptest_config(ProptestConfig::with_cases(cases(60)))]
 
     #[test]
     fn no_level_is_further_off_than_it_says(

@@ -1,8 +1,13 @@
 //! The lazy counter: one word until CPUs contend, exact before, beside and after.
 
+#[path = "common/scale.rs"]
+mod scale;
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use percpu_core::alloc::{AllocError, AllocFlags, global};
@@ -11,6 +16,8 @@ use percpu_core::counter::{Count, LazyCounter};
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::var::PerCpuPtr;
 use percpu_core::{host, hotplug};
+use scale::scaled;
+use threads::{Done, Meeting};
 
 const CPUS: usize = 4;
 /// Brought up by a test, and never before.
@@ -29,19 +36,10 @@ fn live_areas() -> u64 {
     global().statistics().live
 }
 
-/// Ends the loops that wait for it, also when an assertion fails before.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 /// Has CPUs add one at the same time, again and again, until `enough`; what was added.
 fn count_together(counter: &LazyCounter, cpus: usize, enough: impl Fn() -> bool + Sync) -> i64 {
     let added = AtomicI64::new(0);
-    let start = Barrier::new(cpus);
+    let start = Meeting::new(cpus);
     std::thread::scope(|scope| {
         for n in 0..cpus {
             let (added, start, enough) = (&added, &start, &enough);
@@ -72,7 +70,7 @@ fn on_one_cpu_it_stays_one_word() {
     let areas = live_areas();
     assert_eq!(size_of::<LazyCounter>(), 8);
     let counter = LazyCounter::new(-7);
-    let rounds = if cfg!(miri) { 10 } else { 10_000 };
+    let rounds = scaled(10_000);
     assert_eq!(count_together(&counter, 1, times(rounds)), rounds as i64 * 100);
     count_on_one(|| counter.sub(3));
     assert_eq!(counter.sum(), rounds as i64 * 100 - 10);
@@ -115,7 +113,7 @@ fn it_becomes_per_cpu_once_whoever_wants_that() {
 #[test]
 fn a_sum_beside_the_upgrade_misses_nothing() {
     let _system = system();
-    for round in 0..if cfg!(miri) { 1 } else { 100 } {
+    for round in 0..scaled(100) as i64 {
         let counter = LazyCounter::new(1_000_000);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -168,7 +166,7 @@ fn without_memory_it_stays_one_word_and_counts_on() {
     let taken = take_all_atomic_memory();
     let counter = LazyCounter::new(0);
     assert_eq!(counter.make_per_cpu(), Err(AllocError::NoPopulatedRoom));
-    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let rounds = scaled(20_000);
     let added = count_together(&counter, LATE, times(rounds));
     assert_eq!(added, rounds as i64 * 100);
     assert_eq!((counter.sum(), counter.parts()), (added, None));

@@ -1,5 +1,8 @@
 //! Counters that are made together, and counters that are used after their end.
 
+#[path = "common/scale.rs"]
+mod scale;
+
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +12,7 @@ use percpu_core::counter::{PercpuCounter, PercpuCounters};
 use percpu_core::cpu::CpuId;
 use percpu_core::view::{COUNTER_LIVE, CounterView, ListView};
 use percpu_core::{counter, host, hotplug};
+use scale::scaled;
 
 const CPUS: usize = 3;
 
@@ -103,7 +107,7 @@ fn counters_made_together_can_be_dropped_one_by_one_in_any_order() {
 fn a_number_of_counters_known_at_run_time_is_a_slice() {
     let _system = system();
     let (before, areas) = (listed(), live_areas());
-    for count in [0, 1, 1000] {
+    for count in [0, 1, scaled(1000)] {
         let many = PercpuCounters::new(count, -1).unwrap();
         assert_eq!((many.len(), live_areas()), (count, areas + (count > 0) as u64));
         let addresses: Vec<_> = many.iter().map(PercpuCounter::address).collect();

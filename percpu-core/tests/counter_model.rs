@@ -1,6 +1,11 @@
 //! Counters against models in numbers that do not wrap: one that knows every part, for a single
 //! caller, and one that knows the sum only, for many callers and CPUs that come and go.
 
+#[path = "common/scale.rs"]
+mod scale;
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,6 +13,8 @@ use percpu_core::counter::{self, Count, HierarchicalCounter, LazyCounter, Percpu
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::{host, hotplug};
 use proptest::prelude::*;
+use scale::{cases, scaled};
+use threads::Done;
 
 const CPUS: usize = 4;
 
@@ -29,15 +36,6 @@ fn cpu(n: usize) -> CpuId {
 fn local(counter: &PercpuCounter, n: usize) -> i32 {
     // SAFETY: the counter lives, and local parts are only accessed atomically.
     unsafe { counter.locals().read_on(cpu(n)) }
-}
-
-/// Ends the loops that wait for it, also when an assertion fails before.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 /// What a single caller does.
@@ -98,12 +96,12 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 150 }))]
+    #![proptest_config(ProptestConfig::with_cases(cases(150)))]
 
     /// K1, K2, K4, K5: every part is what the model says after every call.
     #[test]
     fn a_single_caller_finds_every_part_as_the_model_has_it(
-        initial in -1000_i64..1000, ops in proptest::collection::vec((0..CPUS, op()), 1..80),
+        initial in -1000_i64..1000, ops in proptest::collection::vec((0..CPUS, op()), 1..scaled(80)),
     ) {
         let _system = system();
         let counter = PercpuCounter::new(initial).unwrap();
@@ -235,7 +233,7 @@ impl Counters {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 25 }))]
+    #![proptest_config(ProptestConfig::with_cases(cases(25)))]
 
     /// K1, K3, K5, K6 with many callers, for every kind of counter.
     #[test]
@@ -244,7 +242,7 @@ proptest! {
         callers in callers(),
         plugs in proptest::collection::vec(1..CPUS, 0..12),
     ) {
-        const ROUNDS: usize = if cfg!(miri) { 5 } else { 300 };
+        const ROUNDS: usize = scaled(300);
 
         let _system = system();
         let counters = Counters::new(initial);

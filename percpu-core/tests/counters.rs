@@ -1,5 +1,10 @@
 //! `percpu_counter` under concurrency and hotplug, through the public API.
 
+#[path = "common/scale.rs"]
+mod scale;
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::cmp::Ordering;
 use std::panic::catch_unwind;
 use std::sync::atomic::{
@@ -12,6 +17,8 @@ use percpu_core::cpu::{self, CpuId};
 use percpu_core::host;
 use percpu_core::hotplug::{self, HotplugError};
 use percpu_core::view::ListView;
+use scale::scaled;
+use threads::Done;
 
 const CPUS: usize = 4;
 
@@ -40,15 +47,6 @@ fn on<R: Send>(n: usize, f: impl FnOnce() -> R + Send) -> R {
 fn local(counter: &PercpuCounter, n: usize) -> i32 {
     // SAFETY: the counter lives, and local parts are only accessed atomically.
     unsafe { counter.locals().read_on(cpu(n)) }
-}
-
-/// Ends the loops that wait for it, also when an assertion fails before.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 #[test]
@@ -248,7 +246,7 @@ fn the_end_of_the_number_line_is_a_limit_like_any_other() {
 #[test]
 fn nothing_is_lost_while_cpus_go_up_and_down() {
     let _system = system();
-    let rounds = if cfg!(miri) { 2 } else { 60 };
+    let rounds = scaled(60);
     let counters: Vec<_> = (0..3).map(|n| PercpuCounter::new(n * 1000).unwrap()).collect();
     let added: Vec<_> = (0..3).map(|_| AtomicI64::new(0)).collect();
     let done = AtomicBool::new(false);
@@ -292,13 +290,15 @@ fn nothing_is_lost_while_cpus_go_up_and_down() {
 #[test]
 fn a_sum_counts_a_cpu_that_is_going_down_exactly_once() {
     let _system = system();
-    let rounds = if cfg!(miri) { 2 } else { 60 };
+    let rounds = scaled(60);
     let counter = PercpuCounter::new(0).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let (mut sums, mut last) = (0, 0);
-            while !done.load(Relaxed) {
+            // One sum at least, also if this thread runs first when all is over.
+            loop {
+                let ended = done.load(Relaxed);
                 let sum = counter.sum();
                 assert_eq!(sum % 17, 0, "K6: a fold was seen half-way");
                 assert!(sum >= last, "K6: a CPU was missed, or counted twice before");
@@ -308,8 +308,10 @@ fn a_sum_counts_a_cpu_that_is_going_down_exactly_once() {
                     // Do not keep the counter's lock from the one that folds.
                     std::thread::sleep(std::time::Duration::from_micros(10));
                 }
+                if ended {
+                    break sums;
+                }
             }
-            sums
         });
         let ending = Done(&done);
         for round in 0..rounds {

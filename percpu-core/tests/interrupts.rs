@@ -2,9 +2,13 @@
 //! interrupt is to a CPU.
 #![cfg(not(miri))]
 
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use percpu_core::{cpu, host, percpu, preempt};
+use threads::Done;
 
 percpu! {
     static ADDED: PerCpu<u64> = 0;
@@ -37,14 +41,16 @@ fn no_operation_is_torn_by_an_interrupt() {
     let this_thread = unsafe { libc::pthread_self() };
     let mut rounds = 0_u64;
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let signals = scope.spawn(|| {
             while !done.load(Relaxed) {
                 // SAFETY: the thread waits for this one, so it lives.
                 assert_eq!(unsafe { libc::pthread_kill(this_thread, libc::SIGUSR1) }, 0);
                 std::thread::sleep(std::time::Duration::from_micros(5));
             }
         });
+        let _ending = Done(&done);
         while rounds < 1_000_000 || HANDLED.load(Relaxed) < 1000 {
+            assert!(!signals.is_finished(), "no signals come any more");
             rounds += 1;
             ADDED.inc();
             let was = RETURNED.add_return(1);
@@ -59,7 +65,6 @@ fn no_operation_is_torn_by_an_interrupt() {
             assert_eq!(preempt::count(), 1, "a wish for a reschedule is no guard");
             drop(pin);
         }
-        done.store(true, Relaxed);
     });
     // SAFETY: the handler was the default before.
     unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };

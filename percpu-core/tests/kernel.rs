@@ -1,6 +1,9 @@
 //! Set-up and hotplug as a kernel does them, call by call: a kernel of three CPUs, numbered with
 //! gaps, of which one is never plugged in.
 
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -11,6 +14,7 @@ use percpu_core::counter::PercpuCounter;
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::hotplug::{self, ArriveError, CpuOps, HotplugError, Section, Serve, StartError};
 use percpu_core::{arch, counter, irq, percpu, preempt, var, view};
+use threads::abort_on_panic;
 
 percpu! {
     static LIVES: PerCpu<u32> = 0;
@@ -38,10 +42,15 @@ fn run(cpu: CpuId) {
     unsafe { hotplug::arrive(cpu) }.unwrap();
     drop(masked);
     loop {
+        // The next request may come at any time. One that is there stays: only this thread serves it.
+        let has_work = hotplug::has_work(cpu);
         match hotplug::serve(cpu) {
             Serve::Die => break,
-            Serve::Worked => assert!(!hotplug::has_work(cpu)),
-            Serve::Idle => thread::yield_now(),
+            Serve::Worked => {}
+            Serve::Idle => {
+                assert!(!has_work, "a request was not served");
+                thread::yield_now();
+            }
         }
     }
     let masked = irq::disable();
@@ -58,7 +67,7 @@ static MACHINE: Machine = Machine(Mutex::new(None));
 
 impl CpuOps for Machine {
     fn start(&self, cpu: CpuId) -> Result<(), StartError> {
-        *self.0.lock().unwrap() = Some(thread::spawn(move || run(cpu)));
+        *self.0.lock().unwrap() = Some(thread::spawn(move || abort_on_panic(|| run(cpu))));
         // The CPU is faster than the one that starts it.
         thread::sleep(Duration::from_millis(5));
         Ok(())

@@ -1,6 +1,11 @@
 //! Cells, locks and statistics of one CPU, with interrupt handlers that come in the middle: called
 //! by hand where it matters, and as signals wherever they happen to strike.
 
+#[path = "common/scale.rs"]
+mod scale;
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(not(miri))]
 use std::sync::atomic::AtomicU64;
@@ -11,6 +16,8 @@ use percpu_core::alloc::PerCpuBox;
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::local::{IrqCell, LocalLock, Reentered, SeqStats};
 use percpu_core::{host, irq, percpu, preempt};
+use scale::scaled;
+use threads::{Done, wait_until};
 
 percpu! {
     static CELL: PerCpu<IrqCell<[u64; 2]>> = IrqCell::new([0; 2]);
@@ -132,7 +139,7 @@ fn a_panic_opens_the_lock() {
 
 #[test]
 fn statistics_are_of_one_moment() {
-    const LOOKS: u64 = if cfg!(miri) { 20 } else { 100_000 };
+    const LOOKS: usize = scaled(100_000);
     let _system = system();
     let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let rounds = std::thread::scope(|scope| {
@@ -147,9 +154,8 @@ fn statistics_are_of_one_moment() {
             }
             rounds
         });
-        while !begun.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        let ending = Done(&done);
+        wait_until(|| begun.load(SeqCst));
         let mut last = 0;
         for _ in 0..LOOKS {
             let [a, b, c] = STATS.snapshot(cpu(1));
@@ -157,7 +163,7 @@ fn statistics_are_of_one_moment() {
             assert!(a >= last && a > 0, "an older moment than the one before");
             last = a;
         }
-        done.store(true, Relaxed);
+        drop(ending);
         writer.join().unwrap()
     });
     assert_eq!(STATS.sum(), [1, 3, 5].map(|n| n * rounds));
@@ -224,6 +230,7 @@ fn an_interrupt_anywhere_finds_a_cell_whole_or_in_use() {
                 std::thread::sleep(std::time::Duration::from_micros(5));
             }
         });
+        let _ending = Done(&done);
         while (HANDLED.load(Relaxed) < 500 || REFUSED.load(Relaxed) < 500) && rounds < 1 << 27 {
             rounds += 1;
             let pin = preempt::disable();
@@ -236,7 +243,6 @@ fn an_interrupt_anywhere_finds_a_cell_whole_or_in_use() {
             assert_eq!(used, Ok(()), "a handler left the cell in use");
             PAIR.update_pinned(&pin, [1, 2]);
         }
-        done.store(true, Relaxed);
     });
     // SAFETY: the handler was the default before.
     unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };

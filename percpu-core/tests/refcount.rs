@@ -1,12 +1,17 @@
 //! `PercpuRef`, with threads as CPUs: the release comes once and last, `tryget_live` ends with the
 //! confirmation, modes, further lives, and CPUs that come and go.
 
+#[path = "common/scale.rs"]
+mod scale;
+#[path = "common/threads.rs"]
+mod threads;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use percpu_core::alloc::{self, AllocError};
 use percpu_core::cpu::{self, CpuId};
@@ -15,9 +20,11 @@ use percpu_core::refcount::{PercpuRef, RefError, RefFlags, RefGuard, Release};
 use percpu_core::var::PerCpuPtr;
 use percpu_core::view::{REF_BIAS, REF_DEAD, REF_ONE, REF_OPEN, REF_PERCPU, RefView, ref_count};
 use percpu_core::{host, hotplug, preempt};
+use scale::scaled;
+use threads::{Done, Meeting, wait_until};
 
 const CPUS: usize = 4;
-const ROUNDS: usize = if cfg!(miri) { 3 } else { 300 };
+const ROUNDS: usize = scaled(300);
 
 fn system() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -33,15 +40,6 @@ fn cpu(n: usize) -> CpuId {
 fn on_cpu<R>(n: usize, f: impl FnOnce() -> R) -> R {
     let _cpu = host::enter_when_free(cpu(n)).unwrap();
     f()
-}
-
-/// Waits for what is bound to come soon.
-fn wait_until(it_has_come: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !it_has_come() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "it does not come");
-        std::thread::yield_now();
-    }
 }
 
 /// What a test sees of an object from outside.
@@ -162,14 +160,16 @@ fn the_release_comes_once_and_last_whenever_the_ref_is_killed() {
     let _system = system();
     for round in 0..ROUNDS {
         let (object, state) = new(RefFlags::NONE);
-        let begin = Barrier::new(CPUS);
+        let (begin, over) = (Meeting::new(CPUS), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for n in 1..CPUS {
-                let (object, begin) = (&object, &begin);
+                let (object, begin, over) = (&object, &begin, &over);
                 scope.spawn(move || {
                     on_cpu(n, || {
                         begin.wait();
-                        while let Some(guard) = object.tryget_live() {
+                        while !over.load(SeqCst)
+                            && let Some(guard) = object.tryget_live()
+                        {
                             guard.in_use();
                             drop(guard.clone());
                             if let Some(other) = object.tryget() {
@@ -179,6 +179,7 @@ fn the_release_comes_once_and_last_whenever_the_ref_is_killed() {
                     });
                 });
             }
+            let _ending = Done(&over);
             begin.wait();
             for _ in 0..round * 7 % 500 {
                 std::hint::spin_loop();
@@ -195,7 +196,7 @@ fn no_reference_to_a_live_ref_is_had_after_the_confirmation() {
     let _system = system();
     for _ in 0..ROUNDS {
         let (object, state) = new(RefFlags::ALLOW_REINIT);
-        let (begin, confirmed) = (Barrier::new(CPUS), AtomicBool::new(false));
+        let (begin, confirmed) = (Meeting::new(CPUS), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for n in 1..CPUS {
                 let (object, begin, confirmed) = (&object, &begin, &confirmed);
@@ -214,11 +215,12 @@ fn no_reference_to_a_live_ref_is_had_after_the_confirmation() {
                     });
                 });
             }
+            let confirming = Done(&confirmed);
             begin.wait();
             let killed = object.kill_and_confirm(|| {
                 assert_eq!(state.releases(), 0, "released before the confirmation");
                 assert!(object.is_dying() && !object.is_zero());
-                confirmed.store(true, SeqCst);
+                drop(confirming);
                 std::thread::sleep(Duration::from_micros(20));
             });
             killed.unwrap();
@@ -320,11 +322,10 @@ fn kills_and_resurrections_at_once_lose_no_reference() {
                 });
             });
         }
+        let _ending = Done(&done);
         let kills = scope.spawn(|| (0..ROUNDS * 2).filter(|_| object.kill().is_ok()).count());
         let revivals = (0..ROUNDS * 2).filter(|_| object.resurrect().is_ok()).count();
-        let kills = kills.join().unwrap();
-        done.store(true, SeqCst);
-        (kills, revivals)
+        (kills.join().unwrap(), revivals)
     });
     assert!(kills == revivals + 1 || kills == revivals, "{kills} kills, {revivals} revivals");
     assert_eq!(total(&object), i64::from(kills == revivals));
@@ -414,12 +415,12 @@ fn switching_to_and_fro_loses_no_reference() {
                 });
             });
         }
+        let _ending = Done(&done);
         for _ in 0..ROUNDS {
             object.switch_to_atomic();
             assert!(!object.is_zero());
             object.switch_to_percpu();
         }
-        done.store(true, SeqCst);
     });
     assert_eq!((total(&object), state.releases()), (1, 0));
     object.kill().unwrap();
@@ -465,13 +466,13 @@ fn refs_are_killed_and_revived_while_cpus_come_and_go() {
     let done = AtomicBool::new(false);
     let lives = std::thread::scope(|scope| {
         scope.spawn(|| {
+            let _ending = Done(&done);
             for _ in 0..ROUNDS / 30 + 1 {
                 for n in [2, 3] {
                     hotplug::cpu_down(cpu(n)).unwrap();
                     hotplug::cpu_up(cpu(n)).unwrap();
                 }
             }
-            done.store(true, SeqCst);
         });
         for _ in 0..2 {
             scope.spawn(|| {
@@ -985,7 +986,7 @@ fn a_function_runs_on_the_cpu_that_is_named() {
         Global::run_on_cpu(3, look, 9);
         assert_eq!(preempt::disable().cpu(), cpu(1));
     });
-    let (taken, left) = (Barrier::new(2), AtomicBool::new(false));
+    let (taken, left) = (Meeting::new(2), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             on_cpu(0, || {

@@ -1,9 +1,11 @@
 //! Refs, locks and statistics on CPUs that first come up later. One test, in the order in which a
 //! machine lives: CPU 0 is up, the others have never been.
 
+#[path = "common/threads.rs"]
+mod threads;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
 
 use percpu_core::alloc::PerCpuBox;
 use percpu_core::area::Config;
@@ -13,6 +15,7 @@ use percpu_core::refcount::{PercpuRef, RefFlags, Release};
 use percpu_core::var::PerCpuPtr;
 use percpu_core::view::RefView;
 use percpu_core::{host, hotplug, irq, preempt};
+use threads::{Meeting, wait_until};
 
 fn cpu(n: usize) -> CpuId {
     CpuId::new(n).unwrap()
@@ -80,7 +83,7 @@ fn a_cpu_that_first_comes_up_later_finds_what_the_others_left() {
 fn first_arrivals_while_refs_are_killed() {
     for n in 2..6 {
         let (object, releases) = new(RefFlags::ALLOW_REINIT);
-        let begin = Barrier::new(2);
+        let begin = Meeting::new(2);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 begin.wait();
@@ -95,11 +98,7 @@ fn first_arrivals_while_refs_are_killed() {
             begin.wait();
             for life in 1..20 {
                 object.kill().unwrap();
-                let begin = Instant::now();
-                while releases.load(SeqCst) < life {
-                    assert!(begin.elapsed() < Duration::from_secs(60), "it is not released");
-                    std::thread::yield_now();
-                }
+                wait_until(|| releases.load(SeqCst) >= life);
                 object.reinit().unwrap();
             }
         });

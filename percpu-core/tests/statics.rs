@@ -1,11 +1,15 @@
 //! Static per-CPU variables, the `this_cpu` operations and the guards, through the public API.
 
+#[path = "common/scale.rs"]
+mod scale;
+
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use percpu_core::cpu::{self, CpuId};
 use percpu_core::var::{DoubleWord, RawPtr};
 use percpu_core::{area, host, irq, percpu, preempt};
+use scale::scaled;
 
 const CPUS: usize = 4;
 
@@ -295,7 +299,7 @@ fn a_variable_is_declared_by_its_symbol() {
 #[test]
 fn concurrent_cpus_do_not_disturb_each_other() {
     percpu! { static COUNT: PerCpu<u64> = 0; }
-    let rounds = if cfg!(miri) { 50 } else { 200_000 };
+    let rounds = scaled(200_000) as u64;
     cpu(0);
     host::on_each_cpu(|_| (0..rounds).for_each(|_| COUNT.inc()));
     for n in 0..CPUS {

@@ -8,7 +8,8 @@ use xshell::cmd;
 
 use crate::parts::Parts;
 use crate::{
-    builds, cargo, dependencies, fuzz, guest, kvm, loom, mutants, run, shuttle, standalone, test,
+    builds, cargo, dependencies, fuzz, guest, kvm, loom, miri, mutants, run, shuttle, standalone,
+    test,
 };
 
 #[derive(clap::Args)]
@@ -22,8 +23,8 @@ pub struct Args {
 /// long here.
 const REGRESSIONS: [&str; 2] = ["A1", "C1"];
 
-/// Checks form, lints, documentation, builds for other machines, the locks' models, short runs on both
-/// machines, a few regressions, tests.
+/// Checks form, lints, documentation, builds for other machines, the locks' models, a part of the tests
+/// under Miri, short runs on both machines, a few regressions, tests.
 pub fn ci(args: &Args) -> Result<ExitCode> {
     let no_vm = kvm::warn_if_missing();
     let (sh, cargo) = (cargo::shell()?, cargo::cargo());
@@ -55,6 +56,7 @@ pub fn ci(args: &Args) -> Result<ExitCode> {
     let ahead = std::thread::spawn(build_ahead);
     parts.part("models of the locks", || cargo::run(loom::models(None)?));
     parts.part("larger models", || cargo::run(shuttle::models(None)?));
+    parts.part("a part of the tests under Miri", miri::quick);
     // What went wrong there goes wrong again below, and is said then.
     let _ = ahead.join();
     parts.part("a short run", || succeed(run::command(&["--seconds".into(), "10".into()])?));

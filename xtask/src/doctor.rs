@@ -9,7 +9,7 @@ use percpu_guest_build::BARE;
 use xshell::{Shell, cmd};
 
 use crate::toolchain::{self, INSTALL_FUZZ};
-use crate::{cargo, miri};
+use crate::{cargo, miri, tsan};
 
 /// A tool, and what to do where it is missing.
 struct Tool {
@@ -48,9 +48,10 @@ fn tools(sh: &Shell) -> Vec<Tool> {
             .and_then(|text| Some(text.lines().next()?.to_owned()))
     };
     let nightlies = toolchain::nightlies(sh).unwrap_or_default();
-    let miri_parts = ["miri", "rust-src"];
-    let has_miri =
-        |name: &&String| toolchain::has_components(sh, name, &miri_parts).unwrap_or(false);
+    let has = |components: &[&str]| {
+        let has = |name: &&String| toolchain::has_components(sh, name, components).unwrap_or(false);
+        nightlies.iter().find(has).cloned()
+    };
     let installed = percpu_guest_build::is_installed(BARE).unwrap_or(false);
     vec![
         Tool {
@@ -73,9 +74,15 @@ fn tools(sh: &Shell) -> Vec<Tool> {
         },
         Tool {
             name: "Miri",
-            found: nightlies.iter().find(has_miri).cloned(),
-            needed_for: "miri",
+            found: has(miri::COMPONENTS),
+            needed_for: "miri and ci",
             mend: miri::INSTALL.into(),
+        },
+        Tool {
+            name: "library source",
+            found: has(tsan::COMPONENTS),
+            needed_for: "tsan",
+            mend: tsan::INSTALL.into(),
         },
         Tool {
             name: "cargo-fuzz",

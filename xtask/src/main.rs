@@ -17,11 +17,13 @@ mod loom;
 mod miri;
 mod mutants;
 mod parts;
+mod programs;
 mod run;
 mod shuttle;
 mod standalone;
 mod test;
 mod toolchain;
+mod tsan;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -86,6 +88,8 @@ enum Command {
     Shuttle(shuttle::Args),
     /// Run percpu-core's host tests under Miri
     Miri(miri::Args),
+    /// Run percpu-core's host tests under ThreadSanitizer, which finds data races
+    Tsan(tsan::Args),
     /// Fuzz the VMM: hostile guests, images and files
     FuzzVmm(fuzz_vmm::Args),
     /// Write a script that completes commands and options in a shell
@@ -111,6 +115,7 @@ fn main() -> ExitCode {
         Command::Loom(args) => loom::loom(&args),
         Command::Shuttle(args) => shuttle::shuttle(&args),
         Command::Miri(args) => miri::miri(&args),
+        Command::Tsan(args) => tsan::tsan(&args),
         Command::FuzzVmm(args) => fuzz_vmm::fuzz_vmm(&args),
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Doctor => doctor::doctor(),

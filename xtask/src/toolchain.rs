@@ -25,6 +25,17 @@ pub fn has_components(sh: &Shell, toolchain: &str, components: &[&str]) -> Resul
     Ok(components.iter().all(|part| list.lines().any(|line| line.starts_with(part))))
 }
 
+/// The first nightly toolchain that has all of these components, which `install` installs.
+pub fn nightly_with(sh: &Shell, components: &[&str], install: &str) -> Result<String> {
+    let nightlies = nightlies(sh).with_context(|| format!("with rustup: {install}"))?;
+    for nightly in nightlies {
+        if has_components(sh, &nightly, components)? {
+            return Ok(nightly);
+        }
+    }
+    bail!("no nightly toolchain has {}; run\n    {install}", components.join(" and "))
+}
+
 /// A nightly toolchain with which cargo-fuzz can be run.
 pub fn for_fuzzing(sh: &Shell) -> Result<String> {
     match nightlies(sh)?.into_iter().next() {

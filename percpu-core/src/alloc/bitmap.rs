@@ -224,13 +224,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::scale::cases;
 
     fn bit(words: &[u64], i: u32) -> bool {
         words[i as usize / 64] >> (i % 64) & 1 != 0
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(256), ..Default::default() })]
 
         #[test]
         fn ranges_change_their_bits_only(

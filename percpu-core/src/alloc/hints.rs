@@ -176,6 +176,7 @@ mod tests {
 
     use super::super::bitmap;
     use super::*;
+    use crate::scale::{INTERPRETED, cases, scaled};
 
     const BITS: u32 = 256;
 
@@ -220,11 +221,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 512 }, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(512), ..Default::default() })]
 
         #[test]
         fn hints_stay_exact(
-            ops in prop::collection::vec((any::<bool>(), 0u32..BITS, 1u32..40), 1..if cfg!(miri) { 20 } else { 80 }),
+            ops in prop::collection::vec((any::<bool>(), 0u32..BITS, 1u32..40), 1..scaled(80)),
         ) {
             let mut words = [0; BITS as usize / 64];
             let mut md = BlockView::all_free(BITS);
@@ -249,7 +250,7 @@ mod tests {
     /// Every state that can be reached with few granules, and every operation from each of them.
     #[test]
     fn hints_are_exact_in_every_reachable_state() {
-        let bits = if cfg!(miri) { 4 } else { 8 };
+        let bits = if INTERPRETED { 4 } else { 8 };
         let start = (0, BlockView::all_free(bits));
         let mut states = vec![start];
         let mut seen = std::collections::HashSet::from([(0, format!("{:?}", start.1))]);

@@ -214,6 +214,7 @@ mod tests {
 
     use super::*;
     use crate::host::Host;
+    use crate::scale::{cases, scaled};
 
     const SHIFT: u32 = 15;
 
@@ -223,12 +224,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 64 }, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(64), ..Default::default() })]
 
         #[test]
         fn chunks_are_found_until_they_are_removed(
             // Neighbours, and keys far apart that share a place.
-            ops in prop::collection::vec((any::<bool>(), 0usize..40, 0usize..3), 1..if cfg!(miri) { 12 } else { 200 }),
+            ops in prop::collection::vec((any::<bool>(), 0usize..40, 0usize..3), 1..scaled(200)),
         ) {
             let mut growth = Growth::new();
             let index = Index::<Host>::new();

@@ -34,7 +34,7 @@ fn not_a_cpu() -> ! {
 /// If it is none.
 #[inline(always)]
 #[cfg_attr(
-    all(target_arch = "x86_64", not(any(miri, loom, shuttle))),
+    all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable))),
     expect(dead_code, reason = "instructions add it by themselves")
 )]
 pub(crate) fn offset() -> usize {
@@ -68,8 +68,11 @@ pub unsafe fn set_offset(offset: usize) {
     if crate::atomic::model::set_offset(offset) {
         return;
     }
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(miri, loom, shuttle, percpu_portable, feature = "up"))
+    ))]
     // SAFETY: the thread is no CPU, or one of this copy; the rest is the caller's duty.
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
     unsafe {
         gs::set(offset, offset_of_thread().is_some());
     }
@@ -87,8 +90,11 @@ pub(crate) unsafe fn leave() {
         return;
     }
     OFFSET.set(NO_CPU);
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(miri, loom, shuttle, percpu_portable, feature = "up"))
+    ))]
     // SAFETY: an operation looks at `OFFSET` first; otherwise the caller's duty.
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
     unsafe {
         gs::restore();
     }
@@ -96,10 +102,16 @@ pub(crate) unsafe fn leave() {
 
 /// Returns whether this thread, which is no CPU of this copy of the crate, is one of another copy.
 pub(crate) fn is_cpu_of_another_copy() -> bool {
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
+    #[cfg(all(
+        target_arch = "x86_64",
+        not(any(miri, loom, shuttle, percpu_portable, feature = "up"))
+    ))]
     return gs::is_taken();
     // What says so is a thread-local of each copy, and there is no register that they share.
-    #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up")))))]
+    #[cfg(not(all(
+        target_arch = "x86_64",
+        not(any(miri, loom, shuttle, percpu_portable, feature = "up"))
+    )))]
     return false;
 }
 
@@ -109,7 +121,7 @@ pub(crate) fn is_cpu_of_another_copy() -> bool {
 /// the thread that started it. So a thread that is a CPU says so by a value that all copies find and
 /// that is not inherited: a thread-specific value of the C library. Each copy has a key of its own;
 /// the value is made of the base, and other copies look for it under all keys there are.
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, feature = "up"))))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable, feature = "up"))))]
 mod gs {
     use core::arch::asm;
     use core::cell::Cell;

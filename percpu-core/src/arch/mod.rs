@@ -12,7 +12,7 @@
 //! | kernel, RISC-V | `tp` | the same |
 //! | feature `up` | nowhere: it is 0 | the same, on x86-64 one instruction |
 //! | feature `host`, x86-64 | the thread's GS base | the kernel's instruction, after a check that the thread is a CPU |
-//! | feature `host` under Miri or on another machine | a thread-local | an atomic operation; on two words, a load and a store |
+//! | feature `host` under Miri, with `--cfg percpu_portable`, or on another machine | a thread-local | an atomic operation; on two words, a load and a store |
 //!
 //! A kernel's CPU without an offset works on the template: before set-up that is what the boot CPU
 //! does, later it is a fault of the kernel (a CPU was started without its offset, or its GS base was
@@ -34,14 +34,14 @@ pub(crate) mod host;
 mod operations;
 mod word;
 
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle))))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable))))]
 pub(crate) mod x86_64;
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle))))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable))))]
 use x86_64 as imp;
 
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle)))))]
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable)))))]
 mod portable;
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle)))))]
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable)))))]
 use portable as imp;
 
 // Where the offset lives.
@@ -71,7 +71,7 @@ compile_error!(
      `arch/`, or enable the feature `host` or `up`"
 );
 
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle)))))]
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom, shuttle, percpu_portable)))))]
 use register::offset;
 pub use register::set_offset;
 

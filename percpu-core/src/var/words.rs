@@ -55,14 +55,20 @@ impl<T> RawPtr<T> {
 
     /// The pointer whose address an instruction has brought from where [`expose`](Self::expose) had
     /// it put.
-    #[cfg_attr(any(miri, loom, shuttle, not(target_arch = "x86_64")), expect(dead_code))]
+    #[cfg_attr(
+        any(miri, loom, shuttle, percpu_portable, not(target_arch = "x86_64")),
+        expect(dead_code)
+    )]
     #[inline]
     pub(crate) fn from_exposed(address: usize) -> Self {
         Self(with_exposed_provenance_mut(address))
     }
 
     /// The address, for an instruction.
-    #[cfg_attr(any(miri, loom, shuttle, not(target_arch = "x86_64")), expect(dead_code))]
+    #[cfg_attr(
+        any(miri, loom, shuttle, percpu_portable, not(target_arch = "x86_64")),
+        expect(dead_code)
+    )]
     #[inline]
     pub(crate) fn expose(self) -> usize {
         self.0.expose_provenance()

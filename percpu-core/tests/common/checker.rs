@@ -12,6 +12,7 @@ use percpu_core::view::{
 };
 
 use super::World;
+use super::scale::INTERPRETED;
 
 /// A chunk as it lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -338,7 +339,7 @@ fn check_chunk(world: &World, chunk: &Chunk, areas: &[Area], unit_offset: impl F
 
 /// Asserts what holds after balance work (I15); not under Miri.
 pub fn check_balanced(world: &World) {
-    if cfg!(miri) {
+    if INTERPRETED {
         return;
     }
     let picture = picture(world.allocator.view_address());

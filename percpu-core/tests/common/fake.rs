@@ -16,12 +16,14 @@ use std::thread::yield_now;
 
 use percpu_core::platform::{IrqState, NoMemory, Platform};
 
+use super::scale::INTERPRETED;
+
 const PAGE: usize = 4096;
 /// Bytes of pages that are not populated.
 const POISON: u8 = 0xdd;
 /// Bytes of pages that have just been populated.
 const GARBAGE: u8 = 0xa5;
-const ARENA: usize = if cfg!(miri) || cfg!(loom) { 2 << 20 } else { 32 << 20 };
+const ARENA: usize = if INTERPRETED || cfg!(loom) { 2 << 20 } else { 32 << 20 };
 const ARENA_ALIGN: usize = 1 << 20;
 
 /// A CPU without a cache of freed areas: what the calling thread is unless it says otherwise, so

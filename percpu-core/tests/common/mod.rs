@@ -7,6 +7,8 @@
 pub mod checker;
 pub mod fake;
 pub mod random;
+pub mod scale;
+pub mod threads;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,7 @@ use percpu_core::platform::NoMemory;
 use percpu_core::var::PerCpuPtr;
 
 use fake::{Fake, FakeHandle};
+use scale::INTERPRETED;
 
 /// An allocator over a fake platform, and the model of what is allocated: intervals only.
 pub struct World {
@@ -33,7 +36,7 @@ pub struct World {
 
 #[derive(Clone)]
 #[repr(align(4096))]
-struct Page(#[expect(dead_code, reason = "read through its address")] [u8; 4096]);
+struct Page(#[allow(dead_code, reason = "read through its address")] [u8; 4096]);
 
 /// What the model knows of an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,7 +210,7 @@ impl World {
 
     /// Evaluates the invariants; not under Miri, which looks for something else and would take hours.
     pub fn check(&self) {
-        if !cfg!(miri) {
+        if !INTERPRETED {
             checker::check(self);
         }
     }

@@ -8,6 +8,7 @@ use percpu_core::hotplug::{
     self, AddError, HotplugError, MultiStep, RegisterError, Section, StepError,
 };
 
+use super::scale::scaled;
 use super::{CPUS, VICTIM, assert_down, assert_up, cpu, log, system, take_log, victim};
 
 const SECTIONS: [Section; 3] = [Section::Prepare, Section::Starting, Section::Online];
@@ -282,7 +283,7 @@ fn instances_come_and_go_while_cpus_do() {
         assert_ne!(before & 1 << cpu.index(), 0, "stopped twice on {cpu:?}");
     };
     let _system = system();
-    let rounds = if cfg!(miri) { 3 } else { 40 };
+    let rounds = scaled(40);
     let steps = SECTIONS
         .map(|section| hotplug::register_multi(section, "storm", Some(start), Some(stop)).unwrap());
     std::thread::scope(|scope| {

@@ -5,6 +5,8 @@ mod ids;
 mod instances;
 mod model;
 mod panics;
+#[path = "../common/scale.rs"]
+mod scale;
 mod steps;
 mod waits;
 

@@ -217,6 +217,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::scale::{cases, scaled};
 
     fn node(key: usize) -> NodeRef {
         // SAFETY: zero bytes are a valid node.
@@ -242,11 +243,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 64 }, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: cases(64), ..Default::default() })]
 
         #[test]
         fn it_answers_as_an_ordered_set(
-            ops in prop::collection::vec((any::<bool>(), 0usize..64), 1..if cfg!(miri) { 20 } else { 150 }),
+            ops in prop::collection::vec((any::<bool>(), 0usize..64), 1..scaled(150)),
         ) {
             let mut tree = Tree::new();
             let mut model = BTreeSet::new();

@@ -13,6 +13,7 @@ use percpu_core::hotplug::{
 };
 use proptest::prelude::*;
 
+use super::scale::{cases, scaled};
 use super::{CPUS, cpu, log, system, take_log};
 use reference::{Callbacks, Kind, Reference, Step};
 
@@ -345,13 +346,13 @@ impl Drop for World {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 2 } else { 100 },
+        cases: cases(100),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn callbacks_run_as_the_reference_says(ops in prop::collection::vec(op(), 1..60)) {
+    fn callbacks_run_as_the_reference_says(ops in prop::collection::vec(op(), 1..scaled(60))) {
         let _system = system();
         let mut world = World::new();
         take_log();
