@@ -292,6 +292,10 @@ unsafe fn set_up(possible: impl Iterator<Item = u32>, config: &Config) -> Result
     if cfg!(feature = "up") && possible.count() != 1 {
         return Err(SetupError::OneCpu(possible.count()));
     }
+    #[cfg(feature = "host")]
+    if crate::host::is_in_rust_dylib() {
+        return Err(SetupError::RustDylib);
+    }
     // What the linker adds for alignment is less than that.
     let foreign = var::foreign_bytes();
     if foreign > MAX_FOREIGN_BYTES {

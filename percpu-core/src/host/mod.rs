@@ -50,6 +50,7 @@
 //! to a stray address. Set-up refuses that: [`SetupError::RustDylib`].
 
 mod memory;
+mod object;
 mod ops;
 mod platform;
 mod seat;
@@ -58,6 +59,7 @@ use core::fmt;
 use core::time::Duration;
 use std::sync::{Mutex, PoisonError};
 
+pub(crate) use object::is_in_rust_dylib;
 pub use ops::{StartFault, inject_start_fault, set_arrival_timeout};
 pub use platform::Host;
 pub use seat::{CpuThread, EnterError, enter, enter_any, enter_when_free};
