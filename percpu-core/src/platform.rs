@@ -270,6 +270,7 @@ macro_rules! set_platform {
     };
 }
 
+#[cfg(not(feature = "host"))]
 unsafe extern "Rust" {
     /// Defined by [`set_platform!`](crate::set_platform).
     #[cfg(not(miri))]
@@ -279,6 +280,16 @@ unsafe extern "Rust" {
     safe fn percpu_core_platform() -> &'static Table;
 }
 
+/// Not by the symbol, for which a plugin's copy of the crate would get the table of a program that
+/// exports its own (`-rdynamic`).
+#[cfg(feature = "host")]
+#[inline(always)]
+fn table() -> &'static Table {
+    const TABLE: &Table = &Table::of::<crate::host::Host>();
+    TABLE
+}
+
+#[cfg(not(feature = "host"))]
 #[inline(always)]
 fn table() -> &'static Table {
     #[cfg(not(miri))]

@@ -14,6 +14,8 @@ pub enum SetupError {
     BootCpu(u32),
     /// So many CPUs are possible, and this is an `up` build.
     OneCpu(usize),
+    /// The crate is part of a Rust `dylib`, apart from the statics of the program that uses it.
+    RustDylib,
     /// The linker has put so many bytes of something else between the per-CPU sections.
     Scattered(usize),
     /// A possible CPU has a number that is too large.
@@ -74,6 +76,11 @@ impl fmt::Display for SetupError {
                     "{cpus} CPUs are possible, but percpu-core is built with the feature `up`"
                 )
             }
+            Self::RustDylib => f.write_str(
+                "percpu-core is part of a Rust dylib, and cannot reach the per-CPU statics of the \
+                 program: link it statically (without `-C prefer-dynamic`, from an rlib), or make the \
+                 library a cdylib",
+            ),
             Self::Scattered(bytes) => write!(
                 f,
                 "the linker has put {bytes} bytes between the per-CPU sections: place `percpu*` \

@@ -317,6 +317,10 @@ unsafe fn set_up(possible: &CpuSet, config: &Config) -> Result<(), SetupError> {
     if cfg!(feature = "up") && possible.count() != 1 {
         return Err(SetupError::OneCpu(possible.count()));
     }
+    #[cfg(feature = "host")]
+    if crate::host::is_in_rust_dylib() {
+        return Err(SetupError::RustDylib);
+    }
     // What the linker adds for alignment is less than that.
     let foreign = var::foreign_bytes();
     if foreign > MAX_FOREIGN_BYTES {

@@ -65,6 +65,7 @@
 //! to a stray address. Set-up refuses that: [`SetupError::RustDylib`].
 
 mod memory;
+mod object;
 mod ops;
 mod platform;
 mod seat;
@@ -72,6 +73,7 @@ mod seat;
 use core::fmt;
 use core::time::Duration;
 
+pub(crate) use object::is_in_rust_dylib;
 pub use ops::{StartFault, inject_start_fault, set_answer_timeout, set_arrival_timeout};
 pub use platform::Host;
 pub use seat::{CpuThread, EnterError, enter, enter_any, enter_when_free};
