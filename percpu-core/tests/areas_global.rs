@@ -1,5 +1,6 @@
 //! The program's own areas, with holes among the possible CPUs: set up once, by this program only.
 
+use std::panic::catch_unwind;
 use std::sync::Once;
 
 use percpu_core::alloc::{self, AllocFlags, FreeError};
@@ -53,8 +54,34 @@ fn once() {
             }
             assert!(!area::is_set_up() && cpu::possible().is_empty());
         }
+        for panicking in [panic_in_distance, panic_in_possible] {
+            assert!(catch_unwind(panicking).is_err());
+            assert!(!area::is_set_up() && cpu::possible().is_empty());
+        }
+        let config = Config { distance: set_up_again, reserved_size: 6, ..Config::default() };
+        // SAFETY: as in `set_up`.
+        let refused = unsafe { area::setup_per_cpu_areas(0..2, &config) };
+        assert_eq!(refused, Err(SetupError::ReservedUnaligned(6)));
         set_up().unwrap();
     });
+}
+
+fn panic_in_distance() {
+    let config = Config { distance: |_, _| panic!("no table yet"), ..Config::default() };
+    // SAFETY: as in `set_up`.
+    let _ = unsafe { area::setup_per_cpu_areas(0..2, &config) };
+}
+
+fn panic_in_possible() {
+    let possible = (0..4).inspect(|&cpu| assert!(cpu < 3, "no table yet"));
+    // SAFETY: as in `set_up`.
+    let _ = unsafe { area::setup_per_cpu_areas(possible, &Config::default()) };
+}
+
+/// A distance function that wants the areas before they are there.
+fn set_up_again(_: u32, _: u32) -> u32 {
+    assert_eq!(set_up(), Err(SetupError::AlreadySetUp));
+    10
 }
 
 #[test]

@@ -214,8 +214,9 @@ proptest! {
 fn every_function_takes_every_number() {
     boot();
     let _cpu = host::enter_when_free(CpuId::new(0).unwrap()).unwrap();
-    for a in ENDS {
-        for b in ENDS {
+    let ends = &ENDS[..if cfg!(miri) { 8 } else { ENDS.len() }];
+    for &a in ends {
+        for &b in ends {
             let sum = a.wrapping_add(b);
             let counter = PercpuCounter::new(a).unwrap();
             counter.add(b);

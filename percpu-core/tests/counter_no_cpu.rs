@@ -46,10 +46,10 @@ fn locals(counter: &PercpuCounter) -> Vec<i32> {
     cpu::possible().iter().map(|cpu| unsafe { counter.locals().read_on(cpu) }).collect()
 }
 
-type Op = (&'static str, fn(&PercpuCounter));
+type Op<C> = (&'static str, fn(&C));
 
 /// What changes this CPU's local part, or may.
-const PERCPU_OPS: [Op; 16] = [
+const PERCPU_OPS: [Op<PercpuCounter>; 16] = [
     ("add 0", |c| c.add(0)),
     ("add", |c| c.add(1)),
     ("add much", |c| c.add(i64::MAX)),
@@ -113,14 +113,11 @@ fn a_percpu_counter_is_made_read_set_and_dropped_by_a_thread_that_is_no_cpu() {
     drop(counters);
 }
 
-/// An operation on a counter.
-type On<C> = fn(&C);
-
 #[test]
 fn a_lazy_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
     let _system = system();
     let counter = LazyCounter::new(3);
-    let ops: [(&str, On<LazyCounter>); 6] = [
+    let ops: [Op<LazyCounter>; 6] = [
         ("add 0", |c| c.add(0)),
         ("add", |c| c.add(1)),
         ("add beyond one word", |c| c.add(i64::MAX)),
@@ -154,7 +151,7 @@ fn a_lazy_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
 fn a_hierarchical_counter_is_not_changed_by_a_thread_that_is_no_cpu() {
     let _system = system();
     let counter = HierarchicalCounter::new(3, 100).unwrap();
-    let ops: [(&str, On<HierarchicalCounter>); 6] = [
+    let ops: [Op<HierarchicalCounter>; 6] = [
         ("add 0", |c| c.add(0)),
         ("add", |c| c.add(1)),
         ("add much", |c| c.add(i64::MAX)),

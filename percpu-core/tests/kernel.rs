@@ -12,7 +12,9 @@ use std::time::Duration;
 use percpu_core::area::{self, Config};
 use percpu_core::counter::PercpuCounter;
 use percpu_core::cpu::{self, CpuId};
-use percpu_core::hotplug::{self, ArriveError, CpuOps, HotplugError, Section, Serve, StartError};
+use percpu_core::hotplug::{
+    self, ArriveError, CpuOps, HotplugError, RegisterError, Section, Serve, StartError,
+};
 use percpu_core::{arch, counter, irq, percpu, preempt, var, view};
 use threads::abort_on_panic;
 
@@ -158,4 +160,21 @@ fn a_kernel_boots_and_plugs_cpus() {
     let offset = unsafe { std::ptr::with_exposed_provenance::<u64>(offset).read() };
     assert_eq!(offset as usize, area::offset(cpu(SECOND)));
     assert_eq!(areas.template as usize, var::template().start);
+
+    // The counters' two steps where there is room for one: a later call registers the other.
+    let mut others = Vec::new();
+    while let Ok(id) = hotplug::register(Section::Prepare, "other", None, None) {
+        others.push(id);
+    }
+    hotplug::unregister(others.pop().unwrap());
+    assert_eq!(counter::register_hotplug_steps(), Err(RegisterError::Full));
+    others.drain(..2).for_each(hotplug::unregister);
+    (0..2).for_each(|_| counter::register_hotplug_steps().unwrap());
+    let names: Vec<_> = hotplug::steps().map(|step| step.2).collect();
+    for name in ["counter:dead", "counter:online"] {
+        assert_eq!(names.iter().filter(|it| **it == name).count(), 1, "{name} in {names:?}");
+    }
+    hotplug::cpu_up(cpu(SECOND)).unwrap();
+    hotplug::cpu_down(cpu(SECOND)).unwrap();
+    assert_eq!((unfolded.read(), unfolded.sum()), (128, 128), "folded once");
 }

@@ -28,5 +28,9 @@ pub fn builds() -> Result<()> {
         }
     }
     cargo::run(cmd!(sh, "{cargo} clippy {kernel...} --features up -- {lints...}").into())?;
+    // A kernel whose CPUs are threads, with a platform of its own.
+    if cfg!(target_arch = "x86_64") {
+        cargo::run(cmd!(sh, "{cargo} test {kernel...} --test counter_no_hotplug").into())?;
+    }
     cargo::run(cmd!(sh, "{cargo} test --package percpu-core --features up --test up").into())
 }

@@ -41,8 +41,8 @@ pub fn batch() -> i32 {
 }
 
 /// Makes `batch`, at least 1, the smallest that is ever in force, in place of 32. Smaller ones fold more
-/// often, and [`read`](super::PercpuCounter::read) is off by less from then on: by what was added
-/// under a larger batch until that is folded. Linux has no such choice.
+/// often. [Bounds](super::PercpuCounter::error_bound) reckon with the largest batch there has been,
+/// which is at least 32. May be called at any time, from any thread. Linux has no such choice.
 pub fn set_smallest_batch(batch: i32) {
     BATCHES.smallest.store(batch.max(1), Relaxed);
     compute();

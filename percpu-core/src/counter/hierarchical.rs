@@ -15,16 +15,16 @@
 //! is the sum of the leaves, without a lock.
 //!
 //! With rounding to nearest, halves up, each node keeps from `-2^s/2` to `2^s/2 - 1` of its own units
-//! for itself. Those keepings are all that the root does not know, once no add is under way. Counts
+//! for itself. Those keepings are all that the root does not know, once no add is under way. While
+//! some are, each may have as much as a batch in hand, of which others may have carried the opposite
+//! already: what the root says decides nothing then, so a comparison is one of the exact sum. Counts
 //! wrap at 64 bits; a carry that is off by the wrap is off by a multiple of `2^64 / 2^s`, which is
 //! nothing in units of the leaves.
 
 use core::alloc::Layout;
-use core::cmp::Ordering;
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::bounds::Bounds;
 use super::count::Count;
 use crate::alloc::{AllocError, alloc_percpu, free_percpu};
 use crate::atomic::{AtomicI64, Ordering::Relaxed};
@@ -317,8 +317,9 @@ impl HierarchicalCounter {
         self.shape.error_bound()
     }
 
-    /// The value, off by at most `max_error`, from the level with the fewest nodes that are this
-    /// good: one load a node, and with a `max_error` of 0 one a CPU.
+    /// The value, off by at most `max_error`, and by what adds under way have in hand, from the level
+    /// with the fewest nodes that are this good: one load a node, and with a `max_error` of 0 one a
+    /// CPU.
     pub fn read_within(&self, max_error: u64) -> i64 {
         let good_enough = |&level: &usize| self.shape.error_below(level) <= max_error;
         match (1..=self.shape.root).rev().find(good_enough) {
@@ -356,14 +357,6 @@ impl Count for HierarchicalCounter {
 
     fn sum(&self) -> i64 {
         self.sum()
-    }
-
-    /// By the root alone if that is clear enough. Linux:
-    /// `percpu_counter_tree_precise_compare_value`.
-    fn compare(&self, rhs: i64) -> Ordering {
-        let bounds = Bounds::around(self.read(), self.error_bound());
-        let by_root = bounds.and_then(|bounds| bounds.compare(rhs));
-        by_root.unwrap_or_else(|| self.sum().cmp(&rhs))
     }
 }
 

@@ -1,5 +1,5 @@
-//! CPU masks: which CPUs can exist, are plugged, run, take threads, are on their way out, or have
-//! per-CPU memory.
+//! CPU masks: which CPUs can exist, are plugged, run, take threads, are on their way out, have per-CPU
+//! memory, or have counts in it.
 //!
 //! possible ⊇ present ⊇ online ⊇ active; a dying CPU has left online or is about to, a starting one is
 //! about to enter it. The possible
@@ -174,7 +174,7 @@ pub fn active() -> &'static CpuMask {
     &MASKS.active
 }
 
-/// CPUs that are going down and whose per-CPU counts are not folded yet. Linux: `cpu_dying_mask`.
+/// CPUs that are going down: until their last PREPARE tear-down. Linux: `cpu_dying_mask`.
 #[inline]
 pub fn dying() -> &'static CpuMask {
     &MASKS.dying
@@ -190,7 +190,7 @@ pub fn booted_once() -> &'static CpuMask {
 }
 
 /// CPUs that run their [STARTING](crate::hotplug::Section::Starting) steps: from before they are
-/// started until they are online, or until what they left is folded.
+/// started until they are online, or until their PREPARE tear-downs when a step fails.
 #[inline]
 pub fn starting() -> &'static CpuMask {
     &MASKS.starting
