@@ -217,3 +217,79 @@ fn a_late_free_takes_one_area_in_and_no_neighbour() {
         world.check();
     });
 }
+
+/// What the tracker knows, and what is live.
+fn tracked(world: &World) -> (u64, u64, u64) {
+    let known = world.allocator.leak_tracker().statistics();
+    (known.areas, known.missed, world.allocator.statistics().live)
+}
+
+fn start(world: &World) -> usize {
+    world.allocator.leak_tracker().start().unwrap();
+    0
+}
+
+fn an_area_comes_while_tracking_starts<const CACHE: u32>() {
+    let new = work(CACHE, |world| alloc(world, 32, AllocFlags::ATOMIC).unwrap());
+    let (mut world, areas) = at_once(new_world(), vec![new, work(1, start)]);
+    let (known, missed, live) = tracked(&world);
+    assert_eq!((known + missed, live), (1, 1), "{known} tracked, {missed} missed");
+    enter(&mut world, areas[0], 32);
+    world.free_raw(areas[0]).unwrap();
+    world.live.clear();
+    assert_eq!(tracked(&world).0, 0);
+    world.check();
+}
+
+#[test]
+fn an_area_that_comes_while_tracking_starts_is_either_tracked_or_missed() {
+    explore(2, an_area_comes_while_tracking_starts::<0>);
+    explore(2, an_area_comes_while_tracking_starts::<NO_CACHE>);
+}
+
+fn an_area_comes_and_goes_while_tracking_starts<const FROM: u32, const TO: u32>() {
+    let mut world = new_world();
+    let kept = world.alloc(64, 4, AllocFlags::NONE).unwrap();
+    let come_and_go = work(FROM, |world: &World| {
+        let ptr = alloc(world, 32, AllocFlags::ATOMIC).unwrap();
+        use_cache_of(TO);
+        world.free_raw(ptr).unwrap();
+        ptr
+    });
+    let (mut world, _) = at_once(world, vec![come_and_go, work(1, start)]);
+    let (known, missed, live) = tracked(&world);
+    // Missed are the one that stays, and the other one if it was live when its lock's turn came.
+    assert!((known, live) == (0, 1) && [1, 2].contains(&missed), "{known}, {missed} missed");
+    world.free(kept);
+    world.check();
+}
+
+/// The caches' flags are set in the order of the CPUs, and the short lock's last: the area may be handed
+/// out to be tracked, and taken in under a lock whose counts are looked at later.
+#[test]
+fn an_area_that_goes_while_tracking_starts_takes_no_other_ones_place() {
+    explore(2, an_area_comes_and_goes_while_tracking_starts::<0, 1>);
+    explore(2, an_area_comes_and_goes_while_tracking_starts::<1, 0>);
+    explore(2, an_area_comes_and_goes_while_tracking_starts::<0, NO_CACHE>);
+}
+
+#[test]
+fn a_stop_and_a_start_leave_no_record_of_what_came_in_between() {
+    explore(2, || {
+        let world = new_world();
+        world.allocator.leak_tracker().start().unwrap();
+        let new = work(0, |world: &World| alloc(world, 32, AllocFlags::ATOMIC).unwrap());
+        let again = work(1, |world: &World| {
+            world.allocator.leak_tracker().stop();
+            start(world)
+        });
+        let (mut world, areas) = at_once(world, vec![new, again]);
+        let (known, missed, live) = tracked(&world);
+        assert_eq!((known + missed, live), (1, 1), "{known} tracked, {missed} missed");
+        enter(&mut world, areas[0], 32);
+        world.free_raw(areas[0]).unwrap();
+        world.live.clear();
+        assert_eq!(tracked(&world).0, 0);
+        world.check();
+    });
+}

@@ -63,7 +63,6 @@ mod tree;
 
 use core::fmt;
 use core::panic::Location;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 pub use records::{EARLY_CALLS, Tracking};
 pub use scan::{Leak, LeakSite, Scan};
@@ -71,6 +70,7 @@ pub use scan::{Leak, LeakSite, Scan};
 use super::Allocator;
 use super::cache::Caches;
 use super::grow::Growth;
+use crate::atomic::{AtomicU64, Ordering};
 use crate::platform::{NoMemory, Platform};
 use crate::sync::{Mutex, MutexGuard, SpinLock};
 use crate::unwind::AtEnd;
