@@ -134,6 +134,9 @@ fn a_description_with_any_fields_is_made_or_refused() {
     assert!(!use_all(&fake, &good, &CpuSet::new(0..NR_CPUS as u32).unwrap()));
 }
 
+/// A change to a description, the rule that it breaks, and the units of an allocation then.
+type Row = (fn(&mut AllocInfo), SetupError, usize);
+
 #[test]
 fn a_description_out_of_range_is_named() {
     let cpus = CpuSet::new(0..4).unwrap();
@@ -145,7 +148,7 @@ fn a_description_out_of_range_is_named() {
         (info.verify(&cpus).unwrap_err(), info.units_per_alloc())
     };
     let sum = SetupError::UnitBelowSum { unit_size: unit, size_sum: usize::MAX };
-    let rows: [(fn(&mut AllocInfo), SetupError, usize); 13] = [
+    let rows: [Row; 13] = [
         (|i| i.nr_groups = 5000, SetupError::TooManyGroups(5000), 1),
         (|i| i.nr_groups = usize::MAX, SetupError::TooManyGroups(usize::MAX), 1),
         (|i| i.nr_groups = 0, SetupError::CpuWithoutUnit(0), 1),
