@@ -55,8 +55,8 @@ impl<P: Platform> Allocator<P> {
     ///
     /// # Errors
     ///
-    /// [`Size`](AllocError::Size) unless the size is from 1 to [`MAX_ALLOC_SIZE`],
-    /// [`Align`](AllocError::Align) unless the alignment is a power of two up to [`MAX_ALIGN`], and
+    /// [`Size`](AllocError::Size) unless the size is from 1 to [`MAX_ALLOC_SIZE`](super::MAX_ALLOC_SIZE),
+    /// [`Align`](AllocError::Align) unless the alignment is a power of two up to [`MAX_ALIGN`](super::MAX_ALIGN), and
     /// one for each way to have no room. The first ten failures are logged, those of atomic
     /// allocations for want of room excepted.
     #[track_caller]

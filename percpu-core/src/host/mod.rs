@@ -37,7 +37,7 @@
 //! What reads, changes or lends *this CPU's* copy needs a CPU, and panics on a thread that is none, before
 //! it has changed anything: the operations on variables, [`with`](crate::var::PerCpu::with) and its
 //! like, [`preempt::disable`](crate::preempt::disable), local locks, and each add to a
-//! [counter](crate::counter). Everything else works on any thread: to make and to drop, to read and to sum,
+//! [counter]. Everything else works on any thread: to make and to drop, to read and to sum,
 //! to allocate, CPU hotplug, and to take and give back [references](crate::refcount). A drop never needs a
 //! CPU.
 //!
