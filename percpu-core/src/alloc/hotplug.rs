@@ -3,10 +3,6 @@
 
 use crate::cpu::CpuId;
 use crate::hotplug::{RegisterError, Section, register_own};
-use crate::sync::Mutex;
-
-/// Whether the step is registered.
-static REGISTERED: Mutex<bool> = Mutex::new(false);
 
 /// Has what waits in a CPU's cache given back to the chunks when the CPU is dead.
 ///
@@ -18,12 +14,7 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 ///
 /// There is no room for a further step.
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
-    let mut registered = REGISTERED.lock();
-    if !*registered {
-        register_own(Section::Prepare, "alloc:dead", None, Some(cpu_dead))?;
-        *registered = true;
-    }
-    Ok(())
+    register_own(Section::Prepare, "alloc:dead", None, Some(cpu_dead))
 }
 
 fn cpu_dead(cpu: CpuId) {

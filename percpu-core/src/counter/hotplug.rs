@@ -5,15 +5,6 @@ use crate::arch;
 use crate::cpu::{self, CpuId};
 use crate::hotplug::{self, RegisterError, Section, StepError};
 use crate::platform::{Global, Platform};
-use crate::sync::Mutex;
-
-/// The steps that are registered.
-struct Registered {
-    dead: bool,
-    online: bool,
-}
-
-static REGISTERED: Mutex<Registered> = Mutex::new(Registered { dead: false, online: false });
 
 /// Registers what folds a CPU's local parts when it goes down, and what keeps the batch that of the
 /// online CPUs. Linux: `percpu_counter_startup`.
@@ -27,15 +18,8 @@ static REGISTERED: Mutex<Registered> = Mutex::new(Registered { dead: false, onli
 ///
 /// There is no room for two more steps. A later call registers what is missing.
 pub fn register_hotplug_steps() -> Result<(), RegisterError> {
-    let mut registered = REGISTERED.lock();
-    if !registered.dead {
-        hotplug::register_own(Section::Prepare, "counter:dead", None, Some(dead))?;
-        registered.dead = true;
-    }
-    if !registered.online {
-        hotplug::register_own(Section::Online, "counter:online", Some(cpu_online), None)?;
-        registered.online = true;
-    }
+    hotplug::register_own(Section::Prepare, "counter:dead", None, Some(dead))?;
+    hotplug::register_own(Section::Online, "counter:online", Some(cpu_online), None)?;
     Ok(())
 }
 

@@ -58,8 +58,8 @@ unsafe impl Platform for Host {
     }
 
     unsafe fn irq_restore(_state: IrqState) {
-        // A guard that outlives `forget_irq_guards`, in a thread-local say, finds 0.
-        MASKED.set(MASKED.get().saturating_sub(1));
+        // It wraps where a guard outlives `forget_irq_guards`, in a thread-local say: as the thread ends.
+        MASKED.set(MASKED.get().wrapping_sub(1));
     }
 
     fn preempt_schedule() {

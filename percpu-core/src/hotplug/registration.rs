@@ -30,27 +30,33 @@ pub fn register(
     startup: Option<Startup>,
     teardown: Option<Teardown>,
 ) -> Result<StepId, RegisterError> {
-    register_for(section, name, startup, teardown, Owner::User)
+    let _control = control::lock();
+    register_locked(section, name, startup, teardown, Owner::User)
 }
 
-/// As [`register`], for a step of the crate's own, which no user's [`unregister`] takes out.
+/// As [`register`], for a step of the crate's own, which no user's [`unregister`] takes out. Does nothing
+/// if the crate has a step of this name already.
 pub(crate) fn register_own(
     section: Section,
     name: &'static str,
     startup: Option<Startup>,
     teardown: Option<Teardown>,
-) -> Result<StepId, RegisterError> {
-    register_for(section, name, startup, teardown, Owner::Crate)
+) -> Result<(), RegisterError> {
+    let _control = control::lock();
+    if !steps::has_own(name) {
+        register_locked(section, name, startup, teardown, Owner::Crate)?;
+    }
+    Ok(())
 }
 
-fn register_for(
+/// As [`register`]. The caller holds the control lock.
+fn register_locked(
     section: Section,
     name: &'static str,
     startup: Option<Startup>,
     teardown: Option<Teardown>,
     owner: Owner,
 ) -> Result<StepId, RegisterError> {
-    let _control = control::lock();
     let callbacks = Callbacks::Single(startup, teardown);
     let step = steps::insert(section, name, callbacks, owner).ok_or(RegisterError::Full)?;
     let remove = AtEnd(|| steps::remove(step.id));

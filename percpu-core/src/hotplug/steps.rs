@@ -276,6 +276,12 @@ pub(super) fn get(id: StepId) -> Option<Step> {
     TABLE.lock().get(id)
 }
 
+/// Returns whether the crate has a step of its own with this name.
+pub(super) fn has_own(name: &str) -> bool {
+    let is_it = |step: &Step| step.owner == Owner::Crate && step.name == name;
+    TABLE.lock().slots.iter().flatten().any(is_it)
+}
+
 /// Calls `f` if there is a step with this id, which stays meanwhile.
 pub(super) fn if_registered(id: StepId, f: impl FnOnce()) {
     let table = TABLE.lock();
