@@ -111,6 +111,40 @@ impl AllocFlags {
     pub const ATOMIC: Self = Self(1 << 0);
     /// From the reserved part of the first chunk, where modules' variables live. Linux:
     /// `__alloc_reserved_percpu`.
+    ///
+    /// As all dynamic memory it is zero, also on a CPU that gets its unit later. A module whose variables
+    /// have initial values writes them in a PREPARE step: it runs for the CPUs that are up when it is
+    /// registered, and for each other one behind the making of its unit and before the CPU starts.
+    ///
+    /// ```
+    /// use std::sync::OnceLock;
+    ///
+    /// use percpu_core::alloc::{self, AllocFlags};
+    /// use percpu_core::area::Config;
+    /// use percpu_core::cpu::CpuId;
+    /// use percpu_core::host;
+    /// use percpu_core::hotplug::{self, Section};
+    /// use percpu_core::var::PerCpuPtr;
+    ///
+    /// /// A variable of the module, which begins as 7.
+    /// static LIMIT: OnceLock<PerCpuPtr<u64>> = OnceLock::new();
+    ///
+    /// let config = Config { reserved_size: 64, units_on_demand: true, ..Config::default() };
+    /// host::boot_with(2, 1, &config).unwrap();
+    /// let limit = alloc::global().alloc(8, 8, AllocFlags::RESERVED)?.cast::<u64>();
+    /// LIMIT.set(limit).unwrap();
+    /// let initialise = |cpu| {
+    ///     // SAFETY: the variable is live, and the CPU does not run or uses it by atomic accesses only.
+    ///     unsafe { LIMIT.get().unwrap().write_on(cpu, 7) };
+    ///     Ok(())
+    /// };
+    /// hotplug::register(Section::Prepare, "module:limit", Some(initialise), None).unwrap();
+    /// let later = CpuId::new(1).unwrap();
+    /// hotplug::cpu_up(later).unwrap();
+    /// // SAFETY: as above.
+    /// assert_eq!(unsafe { limit.read_on(later) }, 7);
+    /// # Ok::<(), alloc::AllocError>(())
+    /// ```
     pub const RESERVED: Self = Self(1 << 1);
 
     /// Whether all of `flags` are set.
