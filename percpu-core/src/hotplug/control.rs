@@ -10,7 +10,7 @@ use super::instances::InstanceRef;
 use super::readers;
 use super::record::{Phase, Request, record};
 use super::standing::{CpuState, set_state};
-use super::steps::{self, Callbacks, Section, Step, StepError};
+use super::steps::{self, Callbacks, Owner, Section, Step, StepError};
 use super::{CpuOps, HotplugError, RegisterError, callback, has_work};
 use crate::area;
 use crate::cpu::{self, CpuId, MASKS};
@@ -474,7 +474,11 @@ fn is_for_hotplug_thread(step: &Step, cpu: CpuId, request: Request, instance: bo
         },
         Callbacks::Multi(list) => instance || !list.is_empty(),
     };
-    has_callback && step.section != Section::Prepare && !record(cpu).is_early()
+    // The crate's own callbacks do not mind where they run: no trip to the CPU for them.
+    has_callback
+        && step.owner == Owner::User
+        && step.section != Section::Prepare
+        && !record(cpu).is_early()
 }
 
 /// Runs a start-up or tear-down where the step's section says: of all the step, or of one instance.
